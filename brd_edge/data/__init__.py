@@ -1,0 +1,1 @@
+"""Data sets: layouts, preparation, drawn scenes and the training loader."""

@@ -1,0 +1,1 @@
+"""ONNX export and one engine builder per runtime."""

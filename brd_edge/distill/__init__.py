@@ -1,0 +1,1 @@
+"""Boundary and relation distillation, and the trainer."""

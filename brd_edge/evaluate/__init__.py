@@ -1,0 +1,1 @@
+"""Accuracy per engine, the zero-cost proof and the report."""

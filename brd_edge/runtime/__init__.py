@@ -1,0 +1,1 @@
+"""What runs on the device: engine runners, latency, metrics, and the contract; numpy only."""

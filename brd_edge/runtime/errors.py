@@ -1,0 +1,73 @@
+"""The exception tree of the product.
+
+Every error that a user can cause or must act on is a `BrdEdgeError`; the command line prints its
+message without a traceback and exits with its `exit_code`.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BrdEdgeError",
+    "ContractError",
+    "DataError",
+    "EngineError",
+    "GateError",
+    "InterruptedRunError",
+    "ModelError",
+    "RecipeError",
+    "RunError",
+    "RuntimeMissingError",
+    "TrainingError",
+]
+
+
+class BrdEdgeError(Exception):
+    """Base of all errors with a message for people: what was expected, what came, what to do."""
+
+    exit_code = 1
+
+
+class RecipeError(BrdEdgeError):
+    """The recipe or the command line is wrong."""
+
+    exit_code = 2
+
+
+class RunError(BrdEdgeError):
+    """The run directory cannot be used: locked, damaged, or written by another recipe."""
+
+
+class DataError(BrdEdgeError):
+    """A data set is missing, incomplete, or holds files that cannot be used."""
+
+
+class ModelError(BrdEdgeError):
+    """A model cannot be built, loaded, or matched with another one."""
+
+
+class TrainingError(BrdEdgeError):
+    """Training cannot go on, for example because a loss term is not finite."""
+
+
+class ContractError(BrdEdgeError):
+    """Two parts disagree about the input contract (size, normalisation, layout)."""
+
+
+class EngineError(BrdEdgeError):
+    """An engine cannot be built, loaded, or run."""
+
+
+class RuntimeMissingError(EngineError):
+    """The engine's runtime is not installed, or its hardware is not here."""
+
+
+class GateError(BrdEdgeError):
+    """An engine, or the zero-cost proof, did not hold its gate."""
+
+    exit_code = 3
+
+
+class InterruptedRunError(BrdEdgeError):
+    """The user or the system asked the run to stop; what was done so far is saved."""
+
+    exit_code = 130

@@ -1,0 +1,81 @@
+"""Writing files so that an interruption leaves the old content or the new one, never a part.
+
+Each function writes to a temporary name in the same directory, flushes it to the disk and renames
+it over the final name, which POSIX makes atomic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["atomic_path", "sha256_file", "write_bytes_atomic", "write_json_atomic", "write_text_atomic"]
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it and rename it to `path`.
+
+    For writers that want a file name of their own. On an exception the temporary file is removed
+    and `path` stays as it was.
+
+    Example:
+        >>> with atomic_path(Path("model.onnx")) as temporary:
+        ...     onnx.save(model, temporary)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes the file private; give it the mode that open() would have given
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        _flush_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text_atomic(path: Path, content: str) -> None:
+    """Write `content` to `path` atomically, as UTF-8."""
+    write_bytes_atomic(path, content.encode())
+
+
+def write_json_atomic(path: Path, content: Any) -> None:
+    """Write `content` to `path` atomically as indented JSON; NaN and infinity are refused."""
+    write_text_atomic(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The stages of a run: each takes its recipe section and the artifacts before it."""
