@@ -1,0 +1,207 @@
+"""The DALI backend of the training loader: a CPU pipeline fed with file names and explicit draws.
+
+The pipeline holds no random operator. Each iteration is told which files to read and where to cut,
+by numbers from `Plan.draws`, so prefetched batches are simply dropped and made again when the loader
+moves to another position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from brd_edge.data.dataset import IGNORE_ID
+from brd_edge.data.loader import Batch, Draw, Plan, decode_state, encode_state, require_label_format, require_size
+from brd_edge.runtime.errors import DataError
+
+__all__ = ["DaliLoader"]
+
+# for each input of the pipeline, one array a sample
+_Columns = tuple[list[npt.NDArray[Any]], ...]
+
+
+class DaliLoader:
+    """A `TrainLoader` on a DALI CPU pipeline; see `brd_edge.data.loader.open_train_loader`."""
+
+    def __init__(self, plan: Plan, *, threads: int) -> None:
+        """Keep the settings; the pipeline is built with the first batch."""
+        self._plan = plan
+        self._threads = threads
+        self._batches = 0
+        self._pipeline: Any = None
+        self._checked: set[int] = set()
+        self._closed = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one epoch; the incomplete last one is dropped."""
+        return self._plan.steps_per_epoch
+
+    def next_batch(self) -> Batch:
+        """Return the next batch.
+
+        Raises:
+            DataError: A file cannot be read, or the loader is closed; the message names every bad file.
+        """
+        if self._closed:
+            raise DataError("loader: it is closed: open another one")
+        try:
+            if self._pipeline is None:
+                self._pipeline = _build_pipeline(self._plan, first=self._batches, threads=self._threads)
+            batch = self._read_outputs(self._run())
+        except BaseException:
+            # a failed or interrupted pipeline is out of step with the position: make a new one next time
+            self._pipeline = None
+            raise
+        self._batches += 1
+        return batch
+
+    def state(self) -> bytes:
+        """Return the position as bytes; batches that are only prefetched do not count."""
+        return encode_state(self._plan, self._batches)
+
+    def restore(self, state: bytes) -> None:
+        """Go to a saved position.
+
+        Raises:
+            DataError: The state is damaged, or was saved by a loader with other settings.
+        """
+        self._batches = decode_state(self._plan, state)
+        self._pipeline = None
+
+    def close(self) -> None:
+        """Drop the pipeline, which ends its threads; the loader cannot be used afterwards."""
+        self._pipeline = None
+        self._closed = True
+
+    def _run(self) -> tuple[Any, ...]:
+        try:
+            outputs: tuple[Any, ...] = self._pipeline.run()
+        except RuntimeError as error:
+            raise DataError(_explain(self._plan, self._batches, error)) from error
+        return outputs
+
+    def _read_outputs(self, outputs: tuple[Any, ...]) -> Batch:
+        """Copy a pipeline's outputs into torch tensors, after checking that they belong together."""
+        import torch
+        from torch.utils.dlpack import from_dlpack
+
+        images, labels, image_shapes, label_shapes, indices = (from_dlpack(output.as_tensor()) for output in outputs)
+        draws = self._plan.draws(self._batches)
+        expected = tuple(draw.index for draw in draws)
+        found = tuple(indices.flatten().tolist())
+        if found != expected:
+            raise DataError(
+                f"loader: DALI gave the samples {found} where {expected} were asked for: please report this"
+            )
+        for index, image, label in zip(expected, image_shapes.tolist(), label_shapes.tolist(), strict=True):
+            sample = self._plan.samples[index]
+            require_size(sample, (image[0], image[1]), (label[0], label[1]))
+            if index not in self._checked:
+                # a palette would have been turned into colours and then grey, and the ids lost
+                require_label_format(sample.label)
+                self._checked.add(index)
+        # the pipeline uses its buffers again: clone, and `to` copies because the type changes
+        return Batch(images.clone(), labels[..., 0].to(torch.int64), expected)
+
+
+def _build_pipeline(plan: Plan, *, first: int, threads: int) -> Any:
+    """Build the pipeline whose first iteration is the batch `first`."""
+    from nvidia.dali import Pipeline, fn, types
+
+    stream = _feed(plan, first)
+    kinds = [types.UINT8, types.UINT8, types.INT32, types.FLOAT, types.FLOAT, types.FLOAT, types.INT32]
+    if plan.augmentation.jitters:
+        kinds.append(types.FLOAT)
+    crop = plan.augmentation.crop
+    pipeline = Pipeline(batch_size=plan.batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=2)
+    with pipeline:
+        # in the order of `_columns`
+        image_file, label_file, index, start, end, size, anchor, *jitter = fn.external_source(
+            source=lambda: next(stream), num_outputs=len(kinds), dtype=kinds, ndim=1
+        )
+        # orientation tags are left alone, as Pillow does when it reads frames for the engines
+        decode: dict[str, Any] = {"device": "cpu", "adjust_orientation": False}
+        image = fn.decoders.image(_read(image_file), output_type=types.RGB, **decode)
+        label = fn.decoders.image(_read(label_file), output_type=types.GRAY, **decode)
+        shapes = image.shape(), label.shape()
+        # one region for both: it scales, cuts and, where its ends are exchanged, mirrors
+        region: dict[str, Any] = {"roi_start": start, "roi_end": end, "size": size}
+        image = fn.resize(image, interp_type=types.INTERP_LINEAR, antialias=True, **region)
+        label = fn.resize(label, interp_type=types.INTERP_NN, antialias=False, **region)
+        for factors in jitter:
+            image = fn.color_twist(image, brightness=factors[0], contrast=factors[1], saturation=factors[2])
+        image = fn.crop_mirror_normalize(
+            image,
+            dtype=types.FLOAT,
+            output_layout="CHW",
+            mean=[255 * value for value in plan.contract.mean],
+            std=[255 * value for value in plan.contract.std],
+        )
+        place: dict[str, Any] = {"start": anchor, "shape": list(crop), "out_of_bounds_policy": "pad"}
+        image = fn.slice(image, axes=[1, 2], fill_values=0, **place)
+        label = fn.slice(label, axes=[0, 1], fill_values=IGNORE_ID, **place)
+        pipeline.set_outputs(image, label, *shapes, index)
+    pipeline.build()
+    return pipeline
+
+
+def _read(name: Any) -> Any:
+    from nvidia.dali import fn
+
+    # a mapped file that shrinks while it is read would end the process with SIGBUS
+    return fn.io.file.read(name, dont_use_mmap=True)
+
+
+def _feed(plan: Plan, first: int) -> Iterator[_Columns]:
+    batch = first
+    while True:
+        rows = [_columns(plan, draw) for draw in plan.draws(batch)]
+        yield tuple(list(column) for column in zip(*rows, strict=True))
+        batch += 1
+
+
+def _columns(plan: Plan, draw: Draw) -> tuple[npt.NDArray[Any], ...]:
+    """Return one sample's inputs of the pipeline."""
+    sample = plan.samples[draw.index]
+    top, left, bottom, right = draw.source_box(sample)
+    if draw.flip:
+        left, right = right, left
+    jitter = (np.array(draw.jitter, dtype=np.float32),) if plan.augmentation.jitters else ()
+    return (
+        _name(sample.image),
+        _name(sample.label),
+        np.array([draw.index], dtype=np.int32),
+        np.array([top, left], dtype=np.float32),
+        np.array([bottom, right], dtype=np.float32),
+        np.array(draw.size, dtype=np.float32),
+        np.negative(draw.offset, dtype=np.int32),
+        *jitter,
+    )
+
+
+def _name(path: Path) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(bytes(path), dtype=np.uint8)
+
+
+def _explain(plan: Plan, batch: int, error: RuntimeError) -> str:
+    """Say which files of a batch cannot be used; DALI itself does not name them."""
+    from brd_edge.data.torch_loader import decode_image, decode_label
+
+    samples = [plan.samples[draw.index] for draw in plan.draws(batch)]
+    found = []
+    for sample in samples:
+        for decode, path in ((decode_image, sample.image), (decode_label, sample.label)):
+            try:
+                decode(path)
+            except DataError as problem:
+                found.append(str(problem))
+    if found:
+        return "\n".join(found)
+    names = ", ".join(str(path) for sample in samples for path in (sample.image, sample.label))
+    reason = " ".join(str(error).split())
+    return f"loader: DALI cannot make a batch of {names}, though Pillow reads each of them; its words: {reason}"

@@ -1,0 +1,191 @@
+"""Listing image directories and reading id images, shared by the layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from brd_edge.data.dataset import IGNORE_ID, UNREADABLE
+from brd_edge.data.layouts.base import Source
+from brd_edge.runtime.errors import DataError
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "bare_name",
+    "list_files",
+    "map_ids",
+    "pair_directories",
+    "read_ids",
+    "read_names",
+    "read_text",
+]
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+_SHOWN_IDS = 10
+_ID_LIMIT = 65536
+_UNKNOWN = -1
+_DROPPINGS = frozenset({"Thumbs.db", "desktop.ini"})
+
+
+def list_files(directory: Path, suffixes: frozenset[str]) -> tuple[dict[str, Path], list[str]]:
+    """List the files under `directory` by their path without suffix, sub-directories included.
+
+    Hidden files and what file managers leave behind do not count.
+
+    Args:
+        directory: Where to look.
+        suffixes: Lower-case suffixes that belong there.
+
+    Returns:
+        The files by id, sorted, and one sentence for each file that does not belong or has a namesake.
+    """
+    files: dict[str, Path] = {}
+    problems = []
+    for path in sorted(directory.rglob("*")):
+        relative = path.relative_to(directory)
+        if path.is_dir() or path.name in _DROPPINGS or any(part.startswith(".") for part in relative.parts):
+            continue
+        name = relative.with_suffix("").as_posix()
+        if path.suffix.lower() not in suffixes:
+            problems.append(f"{path}: not one of {', '.join(sorted(suffixes))}; convert it or move it away")
+        elif name in files:
+            problems.append(f"{path}: the same name as {files[name].name}; keep one of them")
+        else:
+            files[name] = path
+    return files, problems
+
+
+def pair_directories(images: Path, labels: Path, label_suffix: str = ".png") -> tuple[tuple[Source, ...], list[str]]:
+    """Pair the files of two directories by name.
+
+    A file without its other half still makes a pair, whose missing path is where the half should be.
+
+    Returns:
+        The pairs, sorted by id, and one sentence for each file that does not belong.
+    """
+    image_files, image_problems = list_files(images, IMAGE_SUFFIXES)
+    label_files, label_problems = list_files(labels, frozenset({label_suffix}))
+    # a lone label most likely lacks an image of the kind that its neighbours are
+    usual = next(iter(image_files.values())).suffix if image_files else ".png"
+    pairs = tuple(
+        Source(
+            name,
+            image_files.get(name, images / f"{name}{usual}"),
+            label_files.get(name, labels / f"{name}{label_suffix}"),
+        )
+        for name in sorted(image_files.keys() | label_files.keys())
+    )
+    return pairs, image_problems + label_problems
+
+
+def read_names(path: Path) -> list[str]:
+    """Read a list file of one sample a line and return the name in each line's first word, without suffix.
+
+    Raises:
+        DataError: The file cannot be read as text.
+    """
+    return [bare_name(line.split()[0]) for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        DataError: The file cannot be read as text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as text ({error})") from error
+
+
+def bare_name(word: str) -> str:
+    """Return the file name in `word` without directories and image suffix; ids with dots stay whole."""
+    path = PurePosixPath(word)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+
+
+def read_ids(path: Path) -> NDArray[Any]:
+    """Read a single-channel image as the ids that it stores, palette images by their indices.
+
+    Args:
+        path: Greyscale (1 to 16 bits) or palette image.
+
+    Returns:
+        Integer array (height, width).
+
+    Raises:
+        DataError: The file cannot be read or has several channels.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, ids = image.mode, np.array(image)
+        scale = _grey_scale(path) if mode == "L" else 1
+    except UNREADABLE as error:
+        raise DataError(f"{path}: the label cannot be read ({error}); replace it with an intact copy") from error
+    if mode not in {"1", "L", "P", "I", "I;16", "I;16B"}:
+        raise DataError(f"{path}: expected a single-channel image of ids, got mode {mode}; export ids, not colours")
+    if mode == "1":
+        return ids.astype(np.uint8)
+    return ids // scale
+
+
+def _grey_scale(path: Path) -> int:
+    """Return the factor by which Pillow stretches greyscale PNGs of 2 and 4 bits to 8 bits."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    # PNG specification, IHDR: the bit depth is byte 24 of the file, the colour type byte 25 (0 is grey)
+    is_grey_png = len(header) == 26 and header[1:4] == b"PNG" and header[25] == 0
+    return {2: 85, 4: 17}.get(header[24], 1) if is_grey_png else 1
+
+
+def map_ids(ids: NDArray[Any], table: Mapping[int, int], path: Path) -> NDArray[np.uint8]:
+    """Replace ids by train ids.
+
+    Args:
+        ids: Integer array of any shape.
+        table: Train id (or 255) by id; ids are 0 to 65535.
+        path: File that the ids come from, for the message.
+
+    Returns:
+        uint8 array of the same shape.
+
+    Raises:
+        DataError: An id is not in the table.
+    """
+    lookup = np.full(_ID_LIMIT + 1, _UNKNOWN, np.int16)
+    lookup[list(table)] = list(table.values())
+    # what no table can hold lands on the last entry, which stays unknown
+    small = ids if ids.dtype == np.uint8 else np.where((ids >= 0) & (ids < _ID_LIMIT), ids, _ID_LIMIT).astype(np.int64)
+    mapped: NDArray[np.int16] = lookup[small]
+    unknown = mapped == _UNKNOWN
+    if unknown.any():
+        raise DataError(f"{path}: {_describe_unknown(ids, unknown, table)}")
+    return mapped.astype(np.uint8)
+
+
+def _describe_unknown(ids: NDArray[Any], unknown: NDArray[np.bool_], table: Mapping[int, int]) -> str:
+    values = [int(value) for value in np.unique(ids[unknown])]
+    shown = ", ".join(map(str, values[:_SHOWN_IDS])) + (", ..." if len(values) > _SHOWN_IDS else "")
+    known = sorted(key for key, value in table.items() if value != IGNORE_ID)
+    ignored = sorted(key for key, value in table.items() if value == IGNORE_ID)
+    ignoring = f" and {_ranges(ignored)} (ignored)" if ignored else ""
+    count = int(unknown.sum())
+    return f"unknown id {shown} in {count} of {ids.size} pixels; expected {_ranges(known)}{ignoring}"
+
+
+def _ranges(values: list[int]) -> str:
+    """Write sorted integers as `0-10, 12`."""
+    parts: list[tuple[int, int]] = []
+    for value in values:
+        if parts and value == parts[-1][1] + 1:
+            parts[-1] = (parts[-1][0], value)
+        else:
+            parts.append((value, value))
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)

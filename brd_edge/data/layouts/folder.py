@@ -1,0 +1,197 @@
+"""A user's own data set: directories of images and labels beside a `classes.yaml`.
+
+`classes.yaml` names the classes, and may give their colours and what is ignored:
+
+    names: [road, car, person]            # or {7: road, 26: car, 24: person}: names by id
+    colors: [[128, 64, 128], [0, 0, 142], [220, 20, 60]]     # optional, in the order of names, or by id
+    ignore: 255                           # optional, an id or several; 255 by default
+    ignore_color: [0, 0, 0]               # optional, for labels that are colour images
+
+A list of names gives the ids 0, 1, 2, ...; train ids follow the order of the ids. Label files are
+single-channel images of ids, or, where `colors` is given, RGB images of exactly those colours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from brd_edge.data.dataset import IGNORE_ID, UNREADABLE
+from brd_edge.data.layouts._files import map_ids, pair_directories, read_ids, read_text
+from brd_edge.data.layouts.base import Content, Layout, Palette, make_palette
+from brd_edge.runtime.errors import DataError
+
+__all__ = ["LAYOUT"]
+
+Color = tuple[int, int, int]
+
+_KEYS = ("names", "colors", "ignore", "ignore_color")
+_MAX_ID = 65535
+_SHOWN_COLORS = 10
+
+_TREE = """
+classes.yaml                                (names: [road, car, ...], optionally colors and ignore)
+images/
+    train/*.png (or .jpg, ...)
+    val/*.png (or .jpg, ...)
+labels/
+    train/*.png                             (the same names as the images)
+    val/*.png
+"""
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """What `classes.yaml` says: names by id in ascending order, colours by id, and what is ignored."""
+
+    names: dict[int, str]
+    colors: dict[int, Color]
+    ignored: tuple[int, ...]
+    ignored_color: Color | None
+
+
+def _read_classes(path: Path) -> _Classes:
+    import yaml
+
+    try:
+        values = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(values, dict) or "names" not in values:
+        raise DataError(f"{path}: expected the key 'names' with the class names, as in 'names: [road, car]'")
+    unknown = [key for key in values if key not in _KEYS]
+    if unknown:
+        raise DataError(f"{path}: unknown key {unknown[0]!r}; there are {', '.join(_KEYS)}")
+    names = _by_id(path, "names", values["names"], None)
+    for number, name in names.items():
+        if not isinstance(name, str) or not name.strip():
+            raise DataError(f"{path}: names: expected text for id {number}, got {name!r}")
+    if len(set(names.values())) != len(names) or not 1 <= len(names) <= IGNORE_ID:
+        raise DataError(f"{path}: names: expected 1 to {IGNORE_ID} different names, got {list(names.values())}")
+    colors = _colors(path, values.get("colors"), names)
+    ignored_color = None if values.get("ignore_color") is None else _color(path, "ignore_color", values["ignore_color"])
+    if ignored_color in colors.values():
+        raise DataError(f"{path}: ignore_color: {list(ignored_color or ())} is a class's colour as well")
+    return _Classes(names, colors, _ignored(path, values.get("ignore", IGNORE_ID), names), ignored_color)
+
+
+def _by_id(path: Path, key: str, value: Any, ids: list[int] | None) -> dict[int, Any]:
+    """Read a list (positions of `ids`, or 0, 1, 2, ...) or a mapping by id, sorted by id."""
+    if isinstance(value, list) and value:
+        if ids is not None and len(value) != len(ids):
+            raise DataError(f"{path}: {key}: expected {len(ids)} entries, one a name, got {len(value)}")
+        return dict(zip(ids if ids is not None else range(len(value)), value, strict=True))
+    if isinstance(value, dict) and value and all(_is_id(number) for number in value):
+        if ids is not None and sorted(value) != ids:
+            raise DataError(f"{path}: {key}: expected the ids {ids}, as in names, got {sorted(value)}")
+        return dict(sorted(value.items()))
+    raise DataError(f"{path}: {key}: expected a list, or a mapping by id (0 to {_MAX_ID}), got {value!r}")
+
+
+def _colors(path: Path, value: Any, names: Mapping[int, str]) -> dict[int, Color]:
+    if value is None:
+        return {}
+    entries = _by_id(path, "colors", value, list(names))
+    colors = {number: _color(path, f"colors: {names[number]}", color) for number, color in entries.items()}
+    if len(set(colors.values())) != len(colors):
+        raise DataError(f"{path}: colors: two classes have the same colour; give each its own")
+    return colors
+
+
+def _color(path: Path, key: str, value: Any) -> Color:
+    if isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):
+        return (value[0], value[1], value[2])
+    raise DataError(f"{path}: {key}: expected [red, green, blue] from 0 to 255, got {value!r}")
+
+
+def _ignored(path: Path, value: Any, names: Mapping[int, str]) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [value]
+    for number in ids:
+        if not _is_id(number):
+            raise DataError(f"{path}: ignore: expected an id from 0 to {_MAX_ID}, or a list of them, got {value!r}")
+        if number in names:
+            raise DataError(
+                f"{path}: ignore: {number} is the id of {names[number]!r} as well; "
+                "where an id below the classes is void, give names by id, as in 'names: {1: road, 2: car}'"
+            )
+    return tuple(ids)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_ID
+
+
+def _read_label(path: Path, *, classes: _Classes) -> NDArray[np.uint8]:
+    numbers = {number: i for i, number in enumerate(classes.names)}
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB")) if image.mode in {"RGB", "RGBA"} else None
+    except UNREADABLE as error:
+        raise DataError(f"{path}: the label cannot be read ({error}); replace it with an intact copy") from error
+    if pixels is None:
+        return map_ids(read_ids(path), {**dict.fromkeys(classes.ignored, IGNORE_ID), **numbers}, path)
+    if not classes.colors:
+        raise DataError(f"{path}: the label is a colour image; export ids, or give colors in classes.yaml")
+    table = {color: numbers[number] for number, color in classes.colors.items()}
+    if classes.ignored_color is not None:
+        table[classes.ignored_color] = IGNORE_ID
+    return _map_colors(pixels, table, path)
+
+
+def _map_colors(pixels: NDArray[np.uint8], table: Mapping[Color, int], path: Path) -> NDArray[np.uint8]:
+    """Replace colours (height, width, 3) by train ids (height, width)."""
+    packed = _pack(pixels)
+    colors = _pack(np.array(list(table), np.uint8))
+    order = np.argsort(colors)
+    position = np.minimum(np.searchsorted(colors, packed, sorter=order), len(order) - 1)
+    nearest = order[position]
+    unknown = colors[nearest] != packed
+    if unknown.any():
+        values = np.unique(packed[unknown])
+        shown = ", ".join(str([int(v) >> 16, int(v) >> 8 & 255, int(v) & 255]) for v in values[:_SHOWN_COLORS])
+        more = ", ..." if len(values) > _SHOWN_COLORS else ""
+        raise DataError(
+            f"{path}: unknown color {shown}{more} in {int(unknown.sum())} of {packed.size} pixels; "
+            "add it to classes.yaml (colors or ignore_color), or export labels without smoothing"
+        )
+    return np.array(list(table.values()), np.uint8)[nearest]
+
+
+def _pack(colors: NDArray[np.uint8]) -> NDArray[np.int64]:
+    wide = colors.astype(np.int64)
+    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+
+
+def _scan(base: Path) -> Content:
+    file = base / "classes.yaml"
+    classes = _read_classes(file)
+    palette: Palette = tuple(classes.colors.values()) if classes.colors else make_palette(len(classes.names))
+    train, train_problems = pair_directories(base / "images/train", base / "labels/train")
+    val, val_problems = pair_directories(base / "images/val", base / "labels/val")
+    return Content(
+        tuple(classes.names.values()),
+        palette,
+        {"train": train, "val": val},
+        partial(_read_label, classes=classes),
+        (*train_problems, *val_problems),
+        hashlib.sha256(file.read_bytes()).hexdigest(),
+    )
+
+
+LAYOUT = Layout(
+    name="folder",
+    variable="DATA_ROOT",
+    title="Your own data set",
+    homepage="your annotation tool: export images and single-channel PNG labels",
+    expected_tree=_TREE,
+    required=("classes.yaml", "images/train", "images/val", "labels/train", "labels/val"),
+    scan=_scan,
+)

@@ -1,0 +1,175 @@
+"""The reference backend of the training loader: Pillow and torch, in this process.
+
+It resizes with Pillow's anti-aliased bilinear filter, the very one of the input contract, so without
+augmentation its images are those that an engine is measured on. The next batch is made by threads
+while the present one is used; nothing is forked.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from brd_edge.data.dataset import IGNORE_ID, UNREADABLE
+from brd_edge.data.loader import Batch, Draw, Plan, decode_state, encode_state, require_label_format, require_size
+from brd_edge.runtime.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["TorchLoader", "decode_image", "decode_label"]
+
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+class TorchLoader:
+    """A `TrainLoader` on Pillow and torch; see `brd_edge.data.loader.open_train_loader`."""
+
+    def __init__(self, plan: Plan, *, threads: int) -> None:
+        """Start `threads` decoding threads; nothing is read before the first batch."""
+        self._plan = plan
+        self._batches = 0
+        self._pending: list[Future[tuple[Tensor, Tensor]]] | None = None
+        self._executor: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one epoch; the incomplete last one is dropped."""
+        return self._plan.steps_per_epoch
+
+    def next_batch(self) -> Batch:
+        """Return the next batch.
+
+        Raises:
+            DataError: A file cannot be read, or the loader is closed; the message names every bad file.
+        """
+        import torch
+
+        futures, self._pending = self._pending or self._submit(self._batches), None
+        errors = [str(error) for future in futures if (error := _data_error(future)) is not None]
+        if errors:
+            raise DataError("\n".join(errors))
+        images, labels = zip(*(future.result() for future in futures), strict=True)
+        indices = tuple(draw.index for draw in self._plan.draws(self._batches))
+        self._batches += 1
+        self._pending = self._submit(self._batches)
+        return Batch(torch.stack(images), torch.stack(labels), indices)
+
+    def state(self) -> bytes:
+        """Return the position as bytes."""
+        return encode_state(self._plan, self._batches)
+
+    def restore(self, state: bytes) -> None:
+        """Go to a saved position.
+
+        Raises:
+            DataError: The state is damaged, or was saved by a loader with other settings.
+        """
+        self._batches = decode_state(self._plan, state)
+        self._drop_pending()
+
+    def close(self) -> None:
+        """End the decoding threads; the loader cannot be used afterwards."""
+        self._drop_pending()
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+    def _submit(self, batch: int) -> list[Future[tuple[Tensor, Tensor]]]:
+        if self._executor is None:
+            raise DataError("loader: it is closed: open another one")
+        return [self._executor.submit(_load, self._plan, draw) for draw in self._plan.draws(batch)]
+
+    def _drop_pending(self) -> None:
+        for future in self._pending or []:
+            future.cancel()
+        self._pending = None
+
+
+def decode_image(path: Path) -> Image.Image:
+    """Read an image file as RGB, at its own size and without regard to EXIF orientation.
+
+    Raises:
+        DataError: The file is missing or cannot be decoded.
+    """
+    return _decode(path, "RGB")
+
+
+def decode_label(path: Path) -> Image.Image:
+    """Read a label file as 8-bit train ids.
+
+    Raises:
+        DataError: The file is missing, cannot be decoded, or is not a single-channel 8-bit image.
+    """
+    require_label_format(path)
+    return _decode(path, "L")
+
+
+def _decode(path: Path, mode: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert(mode)
+    except UNREADABLE as error:
+        raise DataError(f"{path}: the file cannot be decoded ({error}): replace it, or remove its sample") from error
+
+
+def _data_error(future: Future[tuple[Tensor, Tensor]]) -> DataError | None:
+    error = future.exception()
+    if error is None or isinstance(error, DataError):
+        return error
+    raise error
+
+
+def _load(plan: Plan, draw: Draw) -> tuple[Tensor, Tensor]:
+    """Return one sample: float32 (3, h, w) and int64 (h, w), of the crop's size."""
+    import torch
+
+    sample = plan.samples[draw.index]
+    image, label = decode_image(sample.image), decode_label(sample.label)
+    require_size(sample, (image.height, image.width), (label.height, label.width))
+    pixels = _resize_image(image, draw.source_box(sample), draw.size)
+    ids = _resize_label(np.asarray(label), draw)
+    if draw.flip:
+        pixels, ids = pixels[:, ::-1], ids[:, ::-1]
+    if plan.augmentation.jitters:
+        pixels = _jitter(pixels, draw.jitter)
+    mean, std = (np.array(values, dtype=np.float32) for values in (plan.contract.mean, plan.contract.std))
+    normalised = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    height, width = plan.augmentation.crop
+    images, labels = torch.zeros(3, height, width), torch.full((height, width), IGNORE_ID)
+    (top, left), (rows, cols) = draw.offset, draw.size
+    images[:, top : top + rows, left : left + cols] = torch.from_numpy(normalised).permute(2, 0, 1)
+    labels[top : top + rows, left : left + cols] = torch.from_numpy(ids.astype(np.int64))
+    return images, labels
+
+
+def _resize_image(
+    image: Image.Image, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
+    top, left, bottom, right = box
+    # rounding may push the far edge past the image by an ulp, which Pillow refuses
+    edges = (left, top, min(right, image.width), min(bottom, image.height))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=edges))
+
+
+def _resize_label(label: npt.NDArray[np.uint8], draw: Draw) -> npt.NDArray[np.uint8]:
+    """Cut the window out of the label scaled by nearest neighbour, in whole-number arithmetic."""
+    rows, cols = (
+        (2 * np.arange(origin, origin + size) + 1) * native // (2 * scaled)
+        for origin, size, native, scaled in zip(draw.origin, draw.size, label.shape, draw.scaled, strict=True)
+    )
+    return label[np.ix_(rows, cols)]
+
+
+def _jitter(pixels: npt.NDArray[np.uint8], jitter: tuple[float, float, float]) -> npt.NDArray[np.uint8]:
+    brightness, contrast, saturation = (np.float32(value) for value in jitter)
+    values = pixels.astype(np.float32)
+    luma = (values @ _LUMA)[..., None]
+    saturated = luma + saturation * (values - luma)
+    twisted = brightness * (contrast * saturated + np.float32(128) * (1 - contrast))
+    return np.clip(np.rint(twisted), 0, 255).astype(np.uint8)

@@ -1,0 +1,181 @@
+"""Engines from an exported ONNX graph: one builder a runtime, and what they have in common.
+
+An engine is built in a temporary directory beside its place, checked, and renamed into it, so
+that its place holds the old engine or the new one, never a part.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from brd_edge import __version__
+from brd_edge.deploy.builders.onnxruntime import build_onnxruntime
+from brd_edge.deploy.builders.openvino import build_openvino
+from brd_edge.deploy.builders.tensorrt import build_tensorrt
+from brd_edge.deploy.targets import TARGETS, check_combination
+from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.engine import SIDECAR, EngineInfo, describe_files, open_engine, write_engine
+from brd_edge.runtime.errors import EngineError, RuntimeMissingError
+from brd_edge.runtime.runners.checks import import_runtime
+
+__all__ = ["BUILDERS", "build_engine", "runtime_version"]
+
+BUILDERS: dict[str, Callable[[Path, Path, InputContract], tuple[str, ...]]] = {
+    "onnxruntime": build_onnxruntime,
+    "openvino": build_openvino,
+    "tensorrt": build_tensorrt,
+}
+"""From a runtime's name to what writes its files from (ONNX graph, directory, contract) and names them, entry first."""
+
+# The first that is installed counts; TensorRT's two packages tell themselves apart by name.
+PACKAGES = {
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt_rtx", "tensorrt"),
+}
+
+# Engines that any x86-64 machine runs; a TensorRT engine needs the GPU that it was built for.
+CHECKED_BY_RUNNING = ("onnxruntime", "openvino")
+
+
+def build_engine(
+    *,
+    runtime: str,
+    precision: str,
+    target: str,
+    onnx: Path,
+    out: Path,
+    contract: InputContract,
+    classes: Sequence[str],
+    palette: Sequence[tuple[int, int, int]],
+) -> EngineInfo:
+    """Build one engine from an ONNX graph.
+
+    Engines of ONNX Runtime and OpenVINO are opened and run on one black frame before they count
+    as built.
+
+    Args:
+        runtime: One of `BUILDERS`.
+        precision: One of the target's precisions.
+        target: One of `brd_edge.deploy.targets.TARGETS`.
+        onnx: Graph with the input `image`, uint8 (1, H, W, 3), and the output `class_map`, uint8 (1, H, W).
+        out: The engine's directory; an engine that is there already is replaced when the new one is complete.
+        contract: The frames that the graph takes.
+        classes: Names by class id.
+        palette: RGB colours by class id, 0 to 255.
+
+    Returns:
+        What the sidecar in `out` says.
+
+    Raises:
+        RuntimeMissingError: The runtime is not installed, or the target's engines are built on the device.
+        EngineError: There is no such combination, or the runtime does not take the graph, or `out` is in the way.
+    """
+    reason = check_combination(runtime, precision, target)
+    if reason is not None:
+        raise EngineError(reason)
+    if TARGETS[target].built == "on device":
+        raise RuntimeMissingError(
+            f"engines for {target} are built on the device itself ({TARGETS[target].description}), not on this machine"
+        )
+    if not onnx.is_file():
+        raise EngineError(f"{onnx}: not found; export the student first")
+    with _replacing(out) as work:
+        names = BUILDERS[runtime](onnx, work, contract)
+        info = EngineInfo(
+            runtime=runtime,
+            precision=precision,
+            target=target,
+            runtime_version=runtime_version(runtime) or "unknown",
+            contract=contract,
+            classes=tuple(classes),
+            palette=tuple(palette),
+            files=describe_files(work, names),
+            entry=names[0],
+            created_by=f"brd-edge {__version__}",
+        )
+        write_engine(work, info)
+        if runtime in CHECKED_BY_RUNNING:
+            with open_engine(work, contract=contract) as runner:
+                runner.infer(np.zeros((contract.height, contract.width, 3), np.uint8))
+    return info
+
+
+def runtime_version(runtime: str) -> str | None:
+    """Return the version of a runtime that is installed, or None; the runtime is not imported.
+
+    For `"tensorrt"` the package's name comes first, as in `"tensorrt_rtx 1.7.1"`.
+
+    Raises:
+        EngineError: There is no such runtime.
+    """
+    if runtime not in PACKAGES:
+        raise EngineError(f"unknown runtime {runtime!r}: there are {', '.join(PACKAGES)}")
+    for package in PACKAGES[runtime]:
+        version = _package_version(package)
+        if version is not None:
+            return f"{package} {version}" if runtime == "tensorrt" else version
+    return None
+
+
+def _package_version(package: str) -> str | None:
+    """Ask the installer's records, since importing the runtimes takes seconds."""
+    try:
+        if importlib.util.find_spec(package) is None:
+            return None
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        pass  # another distribution brings the package, such as onnxruntime-gpu
+    except ImportError:
+        return None
+    try:
+        # OpenVINO appends its commit and branch
+        return str(import_runtime(package, "").__version__).split("-", maxsplit=1)[0]
+    except RuntimeMissingError:
+        return None
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `out`; on success it takes `out`'s place, on an error it is removed."""
+    if out.exists() and not (out.is_dir() and ((out / SIDECAR).exists() or not any(out.iterdir()))):
+        raise EngineError(f"{out}: expected an engine's directory to replace, or nothing; got something else: move it")
+    # fixed names, so that what a killed build left behind is cleared by the next one
+    work, old = out.parent / f".{out.name}.building", out.parent / f".{out.name}.replaced"
+    _restore(out, old)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        yield work
+        for path in (*work.iterdir(), work):
+            _flush(path)
+        if out.exists():
+            out.rename(old)
+        work.rename(out)
+        _flush(out.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        _restore(out, old)
+
+
+def _restore(out: Path, old: Path) -> None:
+    """Put the old engine back if nothing took its place; remove it otherwise."""
+    if old.exists() and not out.exists():
+        old.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

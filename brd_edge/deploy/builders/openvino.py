@@ -1,0 +1,38 @@
+"""Builds OpenVINO engines: the intermediate representation, `model.xml` and `model.bin`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.runners.checks import import_runtime
+from brd_edge.runtime.runners.openvino import INSTALL
+
+__all__ = ["build_openvino"]
+
+
+def build_openvino(onnx: Path, directory: Path, contract: InputContract) -> tuple[str, ...]:
+    """Write `model.xml` and `model.bin` to `directory`, weights in the precision of the graph.
+
+    Args:
+        onnx: The graph.
+        directory: Where to write.
+        contract: The frames that the graph takes; checked when the engine is opened.
+
+    Returns:
+        The names of the files, the entry first.
+
+    Raises:
+        RuntimeMissingError: OpenVINO is not installed.
+        EngineError: OpenVINO does not take the graph; the message holds its own words.
+    """
+    del contract
+    openvino = import_runtime("openvino", INSTALL)
+    try:
+        model = openvino.Core().read_model(str(onnx))
+        # unasked, save_model rounds weights to fp16
+        openvino.save_model(model, str(directory / "model.xml"), compress_to_fp16=False)
+    except Exception as error:
+        raise EngineError(f"{onnx}: OpenVINO {openvino.__version__} does not take the graph: {error}") from error
+    return ("model.xml", "model.bin")

@@ -1,0 +1,94 @@
+"""Builds TensorRT-RTX engines ahead of time, for all GPUs from SM75 to SM121 and without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.runners.checks import Port, check_interface, import_runtime
+from brd_edge.runtime.runners.tensorrt import INSTALL, RTX_COMPUTE_CAPABILITIES, collecting_logger
+
+__all__ = ["build_tensorrt"]
+
+
+def build_tensorrt(onnx: Path, directory: Path, contract: InputContract) -> tuple[str, ...]:
+    """Write `model.engine` to `directory`: one strongly typed engine for `RTX_COMPUTE_CAPABILITIES`.
+
+    Precision is the graph's own. The engine cannot be opened here without a driver, so what is
+    checked is every answer of the builder, and the inputs and outputs of the network.
+
+    Args:
+        onnx: The graph, with its weights inside.
+        directory: Where to write.
+        contract: The frames that the graph takes.
+
+    Returns:
+        The names of the files, the entry first.
+
+    Raises:
+        RuntimeMissingError: `tensorrt_rtx` is not installed.
+        EngineError: TensorRT does not take the graph or a setting; the message names the nodes.
+    """
+    trt = import_runtime("tensorrt_rtx", INSTALL["tensorrt_rtx"])
+    logger, messages = collecting_logger(trt)
+    builder = _made(trt.Builder(logger), "builder", messages)
+    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = _made(builder.create_network(strongly_typed), "network", messages)
+    parser = _made(trt.OnnxParser(network, logger), "parser", messages)
+    if not parser.parse(onnx.read_bytes()):
+        raise EngineError(f"{onnx}: TensorRT does not take the graph: {'; '.join(_parser_errors(parser, messages))}")
+    check_interface(str(onnx), contract, *_ports(network))
+    config = _made(builder.create_builder_config(), "builder config", messages)
+    _set_compute_capabilities(trt, config, messages)
+    engine = _made(builder.build_serialized_network(network, config), f"engine of {onnx}", messages)
+    (directory / "model.engine").write_bytes(engine)
+    return ("model.engine",)
+
+
+def _made(thing: Any, what: str, messages: list[str]) -> Any:
+    """Return `thing`; TensorRT reports a failure only by returning None and logging why."""
+    if thing is None:
+        raise EngineError(f"TensorRT made no {what}: {_last_words(messages)}")
+    return thing
+
+
+def _set_compute_capabilities(trt: Any, config: Any, messages: list[str]) -> None:
+    wanted = [getattr(trt.ComputeCapability, f"SM{number}", None) for number in RTX_COMPUTE_CAPABILITIES]
+    if None in wanted:
+        raise EngineError(
+            f"tensorrt_rtx {trt.__version__} does not know all of the compute capabilities {RTX_COMPUTE_CAPABILITIES}: "
+            f"update it with  {INSTALL['tensorrt_rtx']}"
+        )
+    config.num_compute_capabilities = len(wanted)
+    for index, capability in enumerate(wanted):
+        config.set_compute_capability(capability, index)
+    # a setting that failed is only logged, so read back what was taken
+    taken = [config.get_compute_capability(index) for index in range(config.num_compute_capabilities)]
+    if taken != wanted:
+        raise EngineError(f"TensorRT took the compute capabilities {taken}, not {wanted}: {_last_words(messages)}")
+
+
+def _parser_errors(parser: Any, messages: list[str]) -> list[str]:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    texts = [
+        f"node {error.node()} {error.node_name() or '(without a name)'} ({error.node_operator()}): {error.desc()}"
+        for error in errors
+    ]
+    return texts or [_last_words(messages)]
+
+
+def _last_words(messages: list[str]) -> str:
+    # without a driver every build logs CUDA's complaint about that, which is never the reason
+    words = [message for message in messages if "cudaError" not in message]
+    return "; ".join(words[-5:]) or "it did not say why"
+
+
+def _ports(network: Any) -> tuple[list[Port], list[Port]]:
+    def port(tensor: Any) -> Port:
+        return tensor.name, tensor.dtype.name.lower(), tuple(tensor.shape)
+
+    inputs = [port(network.get_input(index)) for index in range(network.num_inputs)]
+    outputs = [port(network.get_output(index)) for index in range(network.num_outputs)]
+    return inputs, outputs

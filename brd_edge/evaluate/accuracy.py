@@ -1,0 +1,90 @@
+"""How good class maps are: any predictor over a whole validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brd_edge.data.dataset import Sample, read_frame, read_label
+from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.metrics import SegmentationMetrics
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["evaluate_predictor", "model_predictor", "to_label_size"]
+
+ByteArray = NDArray[np.uint8]
+Predictor = Callable[[ByteArray], ByteArray]
+"""Frame uint8 (H, W, 3) of the contract's size to class map uint8 (H, W)."""
+
+
+def evaluate_predictor(
+    predict: Predictor,
+    samples: Sequence[Sample],
+    *,
+    contract: InputContract,
+    metrics: SegmentationMetrics,
+    on_class_map: Callable[[int, ByteArray], None] | None = None,
+) -> SegmentationMetrics:
+    """Run a predictor over samples and compare with the labels at the labels' own size.
+
+    Args:
+        predict: Frame to class map.
+        samples: What to run it on, each exactly once.
+        contract: Size of the frames.
+        metrics: Taken as they are and updated.
+        on_class_map: Told each sample's index and class map, in order.
+
+    Returns:
+        `metrics`.
+    """
+    for index, sample in enumerate(samples):
+        class_map = predict(read_frame(sample, contract))
+        label = read_label(sample)
+        metrics.update(to_label_size(class_map, label.shape[0], label.shape[1]), label)
+        if on_class_map is not None:
+            on_class_map(index, class_map)
+    return metrics
+
+
+def model_predictor(model: torch.nn.Module, contract: InputContract, device: torch.device) -> Predictor:
+    """Return a predictor that runs a PyTorch model in fp32, with the contract's normalisation.
+
+    The model is used in the mode that it is in; put it into eval mode first.
+    """
+    import torch
+
+    mean = torch.tensor(contract.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(contract.std, device=device).view(1, 3, 1, 1)
+
+    def predict(frame: ByteArray) -> ByteArray:
+        with torch.inference_mode():
+            pixels = torch.from_numpy(frame).to(device).permute(2, 0, 1).unsqueeze(0).float()
+            images = ((pixels / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+            logits: Any = model(images)
+            result: ByteArray = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+            return result
+
+    return predict
+
+
+def to_label_size(class_map: ByteArray, height: int, width: int) -> ByteArray:
+    """Resize a class map by nearest neighbour, aligned at pixel centres.
+
+    Args:
+        class_map: uint8 (H, W).
+        height: Rows of the result.
+        width: Columns of the result.
+
+    Returns:
+        uint8 (height, width).
+    """
+    if class_map.shape == (height, width):
+        return class_map
+    rows = ((np.arange(height) + 0.5) * class_map.shape[0] / height).astype(np.intp)
+    columns = ((np.arange(width) + 0.5) * class_map.shape[1] / width).astype(np.intp)
+    return class_map[rows[:, None], columns]

@@ -1,0 +1,96 @@
+"""The table at the end of a run, for the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from brd_edge.evaluate.formats import latency_digits, megabytes, milliseconds, one_line, percent, quantity
+
+__all__ = ["format_table"]
+
+_HEADERS = ("runtime", "precision", "target", "status", "p50\nms", "p95\nms", "mIoU\n%", "Boundary\nIoU %", "size\nMB")
+_WIDTH = 100
+
+
+def format_table(benchmark: Mapping[str, Any]) -> str:
+    """Write a benchmark as text: one row an engine, why some were not measured, and the models.
+
+    Args:
+        benchmark: The content of `benchmark.json`. Any measured value may be null; it is shown as `-`.
+
+    Returns:
+        Several lines without a newline at the end. Control characters in names and reasons are taken out.
+    """
+    engines = benchmark.get("engines") or []
+    parts = [_engine_table(engines), *_reasons(engines)]
+    models = _models(benchmark)
+    if models:
+        parts += ["", *models]
+    return "\n".join(parts)
+
+
+def _engine_table(engines: Sequence[Mapping[str, Any]]) -> str:
+    from tabulate import tabulate
+
+    if not engines:
+        return "No engine was asked for."
+    latencies = [engine.get("latency_ms") or {} for engine in engines]
+    digits = latency_digits(latency.get("p50") for latency in latencies)
+    rows = [
+        [
+            *(one_line(engine.get(key) or "-") for key in ("runtime", "precision", "target", "status")),
+            milliseconds(latency.get("p50"), digits=digits, missing="-"),
+            milliseconds(latency.get("p95"), digits=digits, missing="-"),
+            percent(engine.get("miou"), missing="-"),
+            percent(engine.get("boundary_iou"), missing="-"),
+            megabytes(engine.get("size_bytes"), missing="-"),
+        ]
+        for engine, latency in zip(engines, latencies, strict=True)
+    ]
+    alignment = ["left"] * 4 + ["right"] * 5
+    return tabulate(rows, headers=_HEADERS, tablefmt="simple", colalign=alignment, disable_numparse=True)
+
+
+def _reasons(engines: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        textwrap.fill(
+            f"{_name(engine)} {one_line(engine.get('status') or 'not measured')}: "
+            f"{one_line(engine.get('reason') or 'no reason was given')}",
+            width=_WIDTH,
+            subsequent_indent="  ",
+            # a path or an install command must stay whole to be copied
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for engine in engines
+        if engine.get("status") != "measured"
+    ]
+    return ["", *lines] if lines else []
+
+
+def _name(engine: Mapping[str, Any]) -> str:
+    return " ".join(one_line(engine.get(key) or "-") for key in ("runtime", "precision", "target"))
+
+
+def _models(benchmark: Mapping[str, Any]) -> list[str]:
+    from tabulate import tabulate
+
+    rows = []
+    for role in ("teacher", "student", "compared"):
+        model = benchmark.get(role)
+        if not model:
+            continue
+        detail = model.get("model")
+        if detail and model.get("params") is not None:
+            detail = f"{detail}, {quantity(model['params'])} parameters, {quantity(model.get('macs'), missing='-')} MACs"
+        rows.append(
+            [
+                role if role != "compared" else f"compared with {one_line(model.get('name') or '-')}",
+                f"mIoU {percent(model.get('miou'), missing='-')} %",
+                f"Boundary IoU {percent(model.get('boundary_iou'), missing='-')} %",
+                one_line(detail or ""),
+            ]
+        )
+    return tabulate(rows, tablefmt="plain", disable_numparse=True).splitlines() if rows else []

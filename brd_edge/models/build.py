@@ -1,0 +1,139 @@
+"""Building a model from its spec, with initial weights that depend on the seed alone."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brd_edge.models.spec import ARCHITECTURES, ModelSpec, nearest
+from brd_edge.models.weights import load_encoder_weights, load_strictly
+from brd_edge.runtime.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["build_model", "model_class"]
+
+
+def build_model(spec: ModelSpec, *, encoder_weights: str | Path | None, seed: int) -> nn.Module:
+    """Build a segmentation model on the CPU, in training mode.
+
+    The initial weights depend on the seed alone, and the caller's random state is left as it was.
+    What a given encoder file does not cover (decoder and head) is the same with and without it.
+
+    Args:
+        spec: What to build.
+        encoder_weights: None for random weights, `"imagenet"` to download the encoder's ImageNet
+            weights, or the path of a local safetensors file with the encoder's own names (for
+            `tu-` encoders: timm's names).
+        seed: Seed of the random weights.
+
+    Returns:
+        A `segmentation_models_pytorch` model: float32 images (N, 3, H, W) to logits (N, classes, H, W).
+
+    Raises:
+        ModelError: The encoder or an option is unknown, or the weights cannot be had or do not fit.
+
+    Example:
+        >>> model = build_model(ModelSpec("FPN", "resnet18", classes=4), encoder_weights=None, seed=0)
+    """
+    _check_options(spec)
+    with _seeded(seed):
+        model = _construct(spec, encoder_weights=None)
+    if encoder_weights is None:
+        return model
+    if encoder_weights == "imagenet":
+        load_strictly(model.get_submodule("encoder"), _imagenet(spec, seed), f"ImageNet weights of {spec.encoder!r}")
+    else:
+        load_encoder_weights(model.get_submodule("encoder"), spec.encoder, Path(encoder_weights))
+    return model
+
+
+def model_class(arch: str) -> Any:
+    """Return the class of `segmentation_models_pytorch` behind a name in `ARCHITECTURES`."""
+    import segmentation_models_pytorch
+
+    return getattr(segmentation_models_pytorch, ARCHITECTURES[arch].class_name)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    import torch
+
+    # torch.manual_seed would also reseed the GPUs, whose state fork_rng(devices=[]) does not restore
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _construct(spec: ModelSpec, *, encoder_weights: str | bool | None) -> nn.Module:
+    with warnings.catch_warnings():
+        # published checkpoints with a "timm-" encoder still have to load
+        warnings.filterwarnings("ignore", message="`timm-` encoders are deprecated", category=DeprecationWarning)
+        try:
+            model: nn.Module = model_class(spec.arch)(
+                encoder_name=spec.encoder,
+                encoder_weights=encoder_weights,
+                in_channels=3,
+                classes=spec.classes,
+                **spec.options,
+            )
+        except Exception as error:
+            if encoder_weights is not None:
+                raise
+            _check_encoder(spec.encoder)
+            raise ModelError(
+                f"model: {spec.arch} with encoder {spec.encoder!r} and options {dict(spec.options)} "
+                f"cannot be built: {type(error).__name__}: {error}"
+            ) from error
+    return model
+
+
+def _imagenet(spec: ModelSpec, seed: int) -> dict[str, Any]:
+    try:
+        with _seeded(seed):
+            pretrained = _construct(spec, encoder_weights=True if spec.encoder.startswith("tu-") else "imagenet")
+    except Exception as error:
+        cause = str(error).strip().splitlines() or [""]
+        raise ModelError(
+            f"model: the ImageNet weights of encoder {spec.encoder!r} could not be had "
+            f"({type(error).__name__}: {cause[0]}). Is there a network? Without one, "
+            "give the path of a local safetensors file instead of 'imagenet', or none to start from random weights"
+        ) from error
+    return pretrained.get_submodule("encoder").state_dict()
+
+
+def _check_encoder(name: str) -> None:
+    from segmentation_models_pytorch.encoders import get_encoder_names
+
+    if not name.startswith("tu-"):
+        known = list(get_encoder_names())
+        if name not in known:
+            raise ModelError(
+                f"unknown encoder {name!r}{nearest(name, known)}; there are {', '.join(known)}, "
+                "and 'tu-' with the name of any timm model"
+            )
+        return
+    import timm
+
+    bare = name.removeprefix("tu-").split(".")[0]
+    if not timm.is_model(bare):
+        raise ModelError(
+            f"unknown encoder {name!r}{nearest(bare, timm.list_models())}: timm has no model {bare!r}; "
+            "timm.list_models() names them"
+        )
+
+
+def _check_options(spec: ModelSpec) -> None:
+    parameters = inspect.signature(model_class(spec.arch).__init__).parameters
+    known = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD and name != "self"]
+    for name in spec.options:
+        # what the class does not name goes to the timm model of a "tu-" encoder; for others it would be dropped silently
+        if name not in known and not spec.encoder.startswith("tu-"):
+            raise ModelError(
+                f"model: {spec.arch} has no option {name!r}{nearest(name, known)}; there are {', '.join(known)}"
+            )

@@ -1,0 +1,201 @@
+"""What a model computes on the way: hierarchical features, their sizes, and their cost."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from brd_edge.models.spec import ARCHITECTURES
+from brd_edge.runtime.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = [
+    "FeatureInfo",
+    "Features",
+    "check_size",
+    "count_macs",
+    "count_parameters",
+    "feature_table",
+    "forward_features",
+    "required_multiple",
+]
+
+
+@dataclass(frozen=True)
+class Features:
+    """The outcome of one forward pass, with what it was made from.
+
+    Attributes:
+        logits: Float tensor (N, classes, H, W), equal to the model's own output.
+        encoder: By stride (2, 4, 8, …), the encoder's deepest feature at that stride, (N, C, H/stride, W/stride).
+        decoder: The decoder's output (N, C, h, w), which the segmentation head turns into logits.
+    """
+
+    logits: Tensor
+    encoder: dict[int, Tensor]
+    decoder: Tensor
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """The size of one feature.
+
+    Attributes:
+        name: `"encoder.<stride>"`, `"decoder"` or `"logits"`.
+        stride: Pixels of the image per pixel of the feature.
+        channels: Its channels.
+        height: Its rows.
+        width: Its columns.
+    """
+
+    name: str
+    stride: int
+    channels: int
+    height: int
+    width: int
+
+
+def forward_features(model: nn.Module, images: Tensor) -> Features:
+    """Run a model and keep its hierarchical features; gradients flow through all of them.
+
+    Args:
+        model: A model of `build_model` or `load_model`.
+        images: Float tensor (N, 3, H, W), normalised by the input contract.
+
+    Returns:
+        Logits equal to `model(images)`, and the features. A dilated encoder has several stages at
+        one stride; the deepest is kept.
+
+    Raises:
+        ModelError: H or W is not a size that the model takes.
+    """
+    check_size(model, images.shape[-2], images.shape[-1])
+    parts = cast("Any", model)
+    stages: list[Tensor] = list(parts.encoder(images))
+    decoder: Tensor = parts.decoder(list(stages))
+    logits: Tensor = parts.segmentation_head(decoder)
+    encoder: dict[int, Tensor] = {}
+    for index, stage in enumerate(stages):
+        # encoders put the image itself first, and transformers an empty tensor at stride 2
+        if stage is images or stage.shape[1] == 0:
+            continue
+        encoder[min(2**index, int(parts.encoder.output_stride))] = stage
+    return Features(logits=logits, encoder=encoder, decoder=decoder)
+
+
+def feature_table(model: nn.Module, height: int, width: int) -> list[FeatureInfo]:
+    """List the sizes of a model's features for an image of the given size, without computing them.
+
+    Args:
+        model: A model of `build_model` or `load_model`; it is left as it was.
+        height: Rows of the image.
+        width: Columns of the image.
+
+    Returns:
+        The encoder's features by rising stride, then the decoder's output, then the logits.
+
+    Raises:
+        ModelError: The model does not take this size, or its logits are not of the image's size.
+    """
+    import torch
+
+    check_size(model, height, width)
+    with torch.no_grad():
+        shadow, images = _shadow(model, height, width)
+        features = forward_features(shadow, images)
+    named = [(f"encoder.{stride}", feature) for stride, feature in sorted(features.encoder.items())]
+    named += [("decoder", features.decoder), ("logits", features.logits)]
+    table = [_info(name, feature, height) for name, feature in named]
+    if (table[-1].height, table[-1].width) != (height, width):
+        raise ModelError(
+            f"model: the logits are {table[-1].height}x{table[-1].width} for an image of {height}x{width}; "
+            "leave the options 'upsampling' and 'encoder_depth' at their defaults, or match them"
+        )
+    return table
+
+
+def required_multiple(model: nn.Module) -> int:
+    """Return the number that the image's height and width must be divisible by."""
+    if ARCHITECTURES[type(model).__name__].any_size:
+        return 1
+    return int(cast("Any", model).encoder.output_stride)
+
+
+def check_size(model: nn.Module, height: int, width: int, what: str = "model") -> None:
+    """Refuse an image size that the model does not take.
+
+    Args:
+        model: A model of `build_model` or `load_model`.
+        height: Rows of the image.
+        width: Columns of the image.
+        what: Where the size comes from, for the message.
+
+    Raises:
+        ModelError: The size is not divisible as it must be; the message names the nearest sizes.
+    """
+    multiple = required_multiple(model)
+    if height >= 1 and width >= 1 and height % multiple == 0 and width % multiple == 0:
+        return
+    sizes = [f"{_near(height, multiple, up)}x{_near(width, multiple, up)}" for up in (False, True)]
+    raise ModelError(
+        f"{what}: {type(model).__name__} needs a height and width divisible by {multiple}, got {height}x{width}; "
+        f"the nearest sizes are {' and '.join(dict.fromkeys(sizes))}"
+    )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the learnable parameters, frozen ones included, buffers not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, height: int, width: int) -> int:
+    """Count the multiply-accumulates of one image's forward pass, as PyTorch's own counter does.
+
+    Convolutions, matrix products and attention are counted; additions, activations, normalisation
+    and resampling are not.
+
+    Args:
+        model: A model of `build_model` or `load_model`; it is left as it was.
+        height: Rows of the image.
+        width: Columns of the image.
+
+    Raises:
+        ModelError: The model does not take this size.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    check_size(model, height, width)
+    with torch.no_grad():
+        shadow, images = _shadow(model, height, width)
+        with FlopCounterMode(display=False) as counter:
+            shadow(images)
+    return int(counter.get_total_flops()) // 2
+
+
+def _shadow(model: nn.Module, height: int, width: int) -> tuple[nn.Module, Tensor]:
+    """Copy a model in eval mode to the meta device, where shapes are computed and values are not."""
+    import torch
+
+    shadow = copy.deepcopy(model).to("meta").eval()
+    images = torch.zeros((1, 3, height, width), device="meta")
+    try:
+        shadow(images)
+    except (RuntimeError, NotImplementedError):
+        # some encoders make tensors on the CPU within their forward pass: these are really run
+        return copy.deepcopy(model).cpu().float().eval(), torch.zeros((1, 3, height, width))
+    return shadow, images
+
+
+def _info(name: str, feature: Tensor, image_height: int) -> FeatureInfo:
+    channels, height, width = feature.shape[1:]
+    stride = int(name.removeprefix("encoder.")) if name.startswith("encoder.") else round(image_height / height)
+    return FeatureInfo(name=name, stride=stride, channels=channels, height=height, width=width)
+
+
+def _near(size: int, multiple: int, up: bool) -> int:
+    below = max(size // multiple, 1) * multiple
+    return below + multiple if up and size > below else below

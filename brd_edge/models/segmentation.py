@@ -1,0 +1,44 @@
+"""Segmentation models: any architecture here, with any timm encoder.
+
+Importing this module is cheap: torch and the model libraries are imported on the first call.
+
+Example:
+    >>> spec = ModelSpec("DeepLabV3Plus", "tu-mobilenetv3_small_050", classes=11)
+    >>> model = build_model(spec, encoder_weights=None, seed=0)
+    >>> features = forward_features(model, images)
+    >>> sorted(features.encoder)
+    [2, 4, 8, 16]
+"""
+
+from __future__ import annotations
+
+from brd_edge.models.build import build_model
+from brd_edge.models.features import (
+    FeatureInfo,
+    Features,
+    check_size,
+    count_macs,
+    count_parameters,
+    feature_table,
+    forward_features,
+    required_multiple,
+)
+from brd_edge.models.spec import ARCHITECTURES, Architecture, ModelSpec
+from brd_edge.models.storage import load_model, save_model
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "FeatureInfo",
+    "Features",
+    "ModelSpec",
+    "build_model",
+    "check_size",
+    "count_macs",
+    "count_parameters",
+    "feature_table",
+    "forward_features",
+    "load_model",
+    "required_multiple",
+    "save_model",
+]

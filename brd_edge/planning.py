@@ -1,0 +1,127 @@
+"""Which stages of a run are current, which have to run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from brd_edge.recipe import Recipe
+from brd_edge.run import Artifact, Run, changed_inputs, code_digest, digest
+from brd_edge.stages import STAGES
+from brd_edge.stages.context import Stage
+
+__all__ = ["Step", "format_plan", "missing_for", "next_artifact", "plan", "reason_to_run"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a run would do with one stage.
+
+    Attributes:
+        stage: The stage.
+        action: `run`, `cached` (nothing to do), `kept` (taken as it is) or `left out`.
+        reason: Why.
+    """
+
+    stage: Stage
+    action: str
+    reason: str
+
+
+def next_artifact(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact]) -> Artifact:
+    """Return the record that a stage would have if it ran now, still without outputs."""
+    settings = stage.settings(recipe)
+    contents = {f"stage {name}": artifact.content for name, artifact in inputs.items()} | stage.files(recipe)
+    code = code_digest(stage.code)
+    return Artifact(
+        stage=stage.name,
+        fingerprint=digest({"stage": stage.name, "settings": settings, "inputs": contents, "code": code}),
+        settings=settings,
+        inputs=contents,
+        code=code,
+    )
+
+
+def reason_to_run(run: Run, wanted: Artifact) -> str | None:
+    """Return why a stage has to run, or nothing when what it left is current."""
+    found = run.artifact(wanted.stage)
+    if found is None:
+        return "not done yet"
+    if found.fingerprint != wanted.fingerprint:
+        keys = sorted(key for key in found.settings | wanted.settings if _differs(found, wanted, key))
+        inputs = changed_inputs(found.inputs, wanted.inputs)
+        changes = [f"changed settings: {', '.join(keys)}"] if keys else []
+        changes += [f"changed: {', '.join(inputs)}"] if inputs else []
+        changes += ["changed code"] if found.code != wanted.code else []
+        return "; ".join(changes)
+    return run.damaged(found)
+
+
+def plan(run: Run, recipe: Recipe, stages: Sequence[str], *, first: str | None, force: bool) -> list[Step]:
+    """Return what a run would do, without doing anything.
+
+    Args:
+        run: The run directory.
+        recipe: The recipe.
+        stages: Names of the stages to run, in order.
+        first: A stage that runs even when it is current; earlier ones are kept as they are.
+        force: Every one of `stages` runs.
+    """
+    steps: list[Step] = []
+    artifacts: dict[str, Artifact] = {}
+    for name, stage in STAGES.items():
+        step = _step(run, recipe, stage, stages, artifacts, first=first, force=force)
+        found = run.artifact(name)
+        if step.action in ("cached", "kept") and found is not None:
+            artifacts[name] = found
+        steps.append(step)
+    return steps
+
+
+def missing_for(recipe: Recipe, stages: Sequence[str]) -> list[str]:
+    """Return what the stages cannot do without and do not find."""
+    return [problem for name in stages for problem in STAGES[name].missing(recipe)]
+
+
+def format_plan(steps: Sequence[Step], recipe: Recipe, stages: Sequence[str]) -> str:
+    """Return a plan as text: the stages, then what is missing."""
+    from tabulate import tabulate
+
+    rows = [[step.stage.name, step.action, step.stage.plan(recipe), step.reason] for step in steps]
+    table = tabulate(
+        rows, headers=["stage", "action", "would", "why"], tablefmt="simple", maxcolwidths=[None, None, 60, 40]
+    )
+    missing = [f"missing: {problem}" for problem in missing_for(recipe, stages)]
+    notes = [f"note: {note}" for name in stages for note in STAGES[name].notes(recipe)]
+    return "\n".join([table, *missing, *notes] if missing or notes else [table, "nothing is missing"])
+
+
+def _step(
+    run: Run,
+    recipe: Recipe,
+    stage: Stage,
+    stages: Sequence[str],
+    artifacts: Mapping[str, Artifact],
+    *,
+    first: str | None,
+    force: bool,
+) -> Step:
+    found = run.artifact(stage.name)
+    if stage.name not in stages:
+        order = list(STAGES)
+        before = bool(stages) and order.index(stage.name) < order.index(stages[0])
+        if before and found is not None:
+            return Step(stage, "kept", "before --from")
+        return Step(stage, "left out", "before --from, and not done yet" if before else "after --until")
+    if force or stage.name == first:
+        return Step(stage, "run", "--force" if force else "--from")
+    absent = [name for name in stage.needs if name not in artifacts]
+    if absent:
+        return Step(stage, "run", f"after {', '.join(absent)}")
+    reason = reason_to_run(run, next_artifact(stage, recipe, {name: artifacts[name] for name in stage.needs}))
+    return Step(stage, "cached", "unchanged") if reason is None else Step(stage, "run", reason)
+
+
+def _differs(first: Artifact, second: Artifact, key: str) -> bool:
+    # records went through JSON, fresh settings did not
+    return digest(first.settings.get(key)) != digest(second.settings.get(key))

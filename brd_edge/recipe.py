@@ -1,0 +1,387 @@
+"""The recipe: its schema, and the only code that knows YAML.
+
+A recipe is read in four steps: parse the YAML, apply `--set` overrides, resolve `${VAR}` and
+`${VAR:-default}` from the environment, validate. All errors of a step are shown together, each
+with its path in the file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from brd_edge.recipe_errors import describe_errors, text_keys
+from brd_edge.runtime.errors import RecipeError
+
+__all__ = [
+    "BenchmarkSection",
+    "BundleSection",
+    "DataSection",
+    "DistillSection",
+    "EngineSection",
+    "ExportSection",
+    "GatesSection",
+    "ModelSection",
+    "Recipe",
+    "ShipSection",
+    "TeacherSection",
+    "TrainSection",
+    "json_schema",
+    "load_recipe",
+]
+
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Triple = tuple[float, float, float]
+# an environment variable that is not set and has an empty default means "not given"
+OptionalText = Annotated[str | None, BeforeValidator(lambda value: None if value == "" else value)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ScenesSection(_Section):
+    """How many street scenes to draw (layout `scenes` only)."""
+
+    train: Positive = 160
+    """Scenes in the train split."""
+    val: Positive = 40
+    """Scenes in the validation split; no scene is in both."""
+
+
+class DataSection(_Section):
+    """The data set, and the size and normalisation of the frames that the engines will get."""
+
+    layout: Literal["scenes", "camvid", "cityscapes", "voc2012", "ade20k", "cocostuff10k", "folder"]
+    """Which directory tree the data set has; `scenes` draws its own."""
+    root: OptionalText = None
+    """Directory of the data set; not used by `scenes`."""
+    size: tuple[Positive, Positive]
+    """Height and width in pixels of the frames that the engines get."""
+    mean: Triple = (0.485, 0.456, 0.406)
+    """Mean per RGB channel, on the scale 0 to 1."""
+    std: Triple = (0.229, 0.224, 0.225)
+    """Standard deviation per RGB channel, on the scale 0 to 1."""
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    """Which training loader reads the files; `auto` takes DALI where it is installed."""
+    threads: Positive = 2
+    """Threads for preparation and loading."""
+    scenes: ScenesSection = ScenesSection()
+    """How many scenes to draw."""
+
+
+class ModelSection(_Section):
+    """A segmentation_models_pytorch model."""
+
+    arch: str
+    """Architecture, for example `DeepLabV3Plus`."""
+    encoder: str
+    """Encoder name, for example `resnet18` or `tu-mobilenetv3_small_050` (`tu-` marks timm's)."""
+    encoder_weights: OptionalText = None
+    """`imagenet`, a local safetensors file in timm's naming, or nothing for random weights."""
+    options: dict[str, Any] = {}
+    """More keyword arguments of the architecture, for example `decoder_channels: 128`."""
+
+
+class TrainSection(_Section):
+    """One training run."""
+
+    epochs: Positive
+    """Passes over the train split."""
+    batch_size: Positive = 8
+    """Images per step."""
+    crop: tuple[Positive, Positive] | None = None
+    """Height and width of training crops; the frame size when not given."""
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 1.5)
+    """Smallest and largest random scale."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    jitter: tuple[Fraction, Fraction, Fraction] = (0.2, 0.2, 0.2)
+    """Strength of brightness, contrast and saturation jitter."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Highest learning rate (AdamW)."""
+    encoder_lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    """The encoder learns at `lr` times this; below 1 where its weights are pretrained."""
+    weight_decay: NotNegative = 1e-2
+    """AdamW's weight decay; not applied to biases and normalisation."""
+    schedule: Literal["poly", "cosine"] = "poly"
+    """How the learning rate falls to zero; `poly` has the power 0.9."""
+    warmup: Fraction = 0.05
+    """Share of the steps in which the learning rate rises."""
+    class_weights: Literal["none", "log_frequency"] = "log_frequency"
+    """Weights of the classes in cross-entropy; `log_frequency` is 1 / ln(1.1 + share of pixels)."""
+    grad_clip: NotNegative = 5.0
+    """Largest gradient norm; 0 does not clip."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the running mean of the weights; 0 uses the weights themselves."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of the forward pass; `auto` takes bf16 where the processor computes it fast."""
+    validate_every: Positive = 5
+    """Epochs between validations; the last epoch is always validated."""
+    checkpoint_s: Annotated[float, Field(gt=0, le=60)] = 30.0
+    """Seconds between checkpoints."""
+
+    @model_validator(mode="after")
+    def _scale_in_order(self) -> TrainSection:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale: the smallest comes first, got {list(self.scale)}")
+        return self
+
+
+class TeacherSection(ModelSection):
+    """The large model; trained here, or loaded from `checkpoint`."""
+
+    checkpoint: OptionalText = None
+    """Directory with `config.json` and `model.safetensors` of a trained teacher."""
+    train: TrainSection | None = None
+    """How to train the teacher; needed unless `checkpoint` is given."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TeacherSection:
+        if (self.checkpoint is None) == (self.train is None):
+            raise ValueError("give either `checkpoint` (a trained teacher) or `train` (how to train one)")
+        return self
+
+
+class DistillSection(_Section):
+    """How the student learns from the teacher."""
+
+    method: Literal["none", "kd", "boundary", "relation", "brd"] = "brd"
+    """Which terms join the cross-entropy; `brd` is kd, boundary and relation together."""
+    lambda_kd: NotNegative = 1.0
+    """Weight of the logit distillation."""
+    lambda_boundary: NotNegative = 0.5
+    """Weight of the boundary distillation on the backbone's features."""
+    lambda_boundary_classes: NotNegative = 2.0
+    """Weight of the boundary distillation on class probabilities."""
+    lambda_relation: NotNegative = 0.5
+    """Weight of the relation distillation."""
+    kd_temperature: Annotated[float, Field(gt=0)] = 2.0
+    """Temperature of the logit distillation."""
+    boundary_kernel: Literal[3, 5, 7, 9] = 3
+    """Side of the boundary operator's averaging window, in grid cells."""
+    boundary_strides: tuple[Literal[2, 4, 8, 16, 32], ...] = (4, 8, 16)
+    """Which backbone stages give boundaries, by stride."""
+    band_weight: NotNegative = 4.0
+    """How much more pixels near a label boundary count; 0 counts all alike."""
+    relation_temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Temperature of the self-relation's softmax."""
+    train: TrainSection
+    """How the student is trained."""
+
+
+class ExportSection(_Section):
+    """The ONNX graph."""
+
+    opset: Annotated[int, Field(ge=18, le=23)] = 20
+    """ONNX operator set."""
+
+
+class EngineSection(_Section):
+    """One engine to build."""
+
+    runtime: Literal["onnxruntime", "openvino", "tensorrt"]
+    """What runs the engine."""
+    precision: Literal["fp32"] = "fp32"
+    """Number format of the engine."""
+    target: str = "x86-cpu"
+    """Device profile."""
+
+    @model_validator(mode="after")
+    def _can_work(self) -> EngineSection:
+        from brd_edge.deploy.targets import check_combination
+
+        problem = check_combination(self.runtime, self.precision, self.target)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
+
+
+class BenchmarkSection(_Section):
+    """How the engines are measured."""
+
+    threads: Positive = 2
+    """Threads of every engine."""
+    samples_min: Positive = 50
+    """Fewest timed inferences per engine."""
+    samples_max: Positive = 300
+    """Most timed inferences per engine."""
+    budget_s: Annotated[float, Field(gt=0)] = 10.0
+    """Seconds after which timing stops once `samples_min` is reached."""
+    report_images: Annotated[int, Field(ge=1, le=24)] = 4
+    """Validation images shown in the report."""
+    compare_run: OptionalText = None
+    """Run directory of an earlier student (for example one trained with `distill.method: none`)."""
+
+
+class GatesSection(_Section):
+    """Limits that a measured engine must hold before it is bundled."""
+
+    miou_drop_max: NotNegative | None = None
+    """Largest loss of mIoU against PyTorch, in points (0.5 is half a percent)."""
+    boundary_iou_drop_max: NotNegative | None = None
+    """Largest loss of Boundary IoU against PyTorch, in points."""
+    latency_ms_p95_max: Annotated[float, Field(gt=0)] | None = None
+    """Largest p95 latency in milliseconds."""
+    size_bytes_max: Positive | None = None
+    """Largest size of the engine's files."""
+
+
+class BundleSection(_Section):
+    """What is shipped with the engines."""
+
+    golden_frames: Annotated[int, Field(ge=1, le=16)] = 2
+    """Validation frames that are bundled with the class maps an engine must return."""
+
+
+class ShipSection(_Section):
+    """Where the bundle goes."""
+
+    devices: tuple[OptionalText, ...] = ()
+    """Devices as `user@host[:port]`; empty entries are left out."""
+
+
+class Recipe(_Section):
+    """A whole run, from a data set to measured engines."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+    """Name of the recipe and of its run directory."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of everything that is random."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where models are trained; `auto` takes a CUDA GPU where there is one."""
+    data: DataSection
+    teacher: TeacherSection
+    student: ModelSection
+    distill: DistillSection
+    export: ExportSection = ExportSection()
+    engines: Annotated[tuple[EngineSection, ...], Field(min_length=1)]
+    benchmark: BenchmarkSection = BenchmarkSection()
+    gates: GatesSection = GatesSection()
+    bundle: BundleSection = BundleSection()
+    ship: ShipSection = ShipSection()
+
+    @model_validator(mode="after")
+    def _engines_differ(self) -> Recipe:
+        keys = [(engine.runtime, engine.precision, engine.target) for engine in self.engines]
+        twice = sorted({"/".join(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"engines: every engine stands once, but these stand twice: {', '.join(twice)}")
+        return self
+
+
+def load_recipe(path: Path, *, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Recipe:
+    """Read, resolve and validate a recipe.
+
+    Args:
+        path: The YAML file.
+        overrides: `key.path=value` strings; the value is read as YAML, a list item is addressed by
+            its number (`engines.0.target=x86-cpu`).
+        environment: Variables for `${VAR}`; the process's own when not given.
+
+    Returns:
+        The recipe, with all defaults filled in.
+
+    Raises:
+        RecipeError: The file cannot be read or is wrong; the message lists every error.
+
+    Example:
+        >>> load_recipe(Path("pipelines/quickstart.yaml"), overrides=["distill.train.epochs=2"]).name
+        'quickstart'
+    """
+    content = _read_yaml(path)
+    for override in overrides:
+        _apply_override(content, override)
+    missing: list[str] = []
+    resolved = _resolve(content, os.environ if environment is None else environment, "", missing)
+    if missing:
+        raise RecipeError(f"{path}: variables that are not set\n" + "\n".join(f"  {line}" for line in missing))
+    try:
+        return Recipe.model_validate(resolved)
+    except ValidationError as error:
+        lines = describe_errors(error, Recipe, resolved)
+        count = f"{len(lines)} error" + ("s" if len(lines) > 1 else "")
+        raise RecipeError(f"{path}: {count}\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe, for editors."""
+    schema = Recipe.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "brd_edge recipe"}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; the ready-made ones lie in pipelines/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected a mapping with name, data, teacher, …; got {type(content).__name__}")
+    result: dict[str, Any] = text_keys(content)
+    return result
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip("."):
+        raise RecipeError(f"--set {override}: expected key=value, for example --set distill.train.epochs=2")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+    parts = key.split(".")
+    here: Any = content
+    for number, part in enumerate(parts[:-1]):
+        if isinstance(here, dict):
+            here = here.setdefault(part, {})
+            if here is None:
+                raise RecipeError(f"--set {override}: {'.'.join(parts[: number + 1])} is empty in the recipe")
+        else:
+            here = _item(here, part, override, ".".join(parts[:number]))
+    if isinstance(here, dict):
+        here[parts[-1]] = value
+    else:
+        _item(here, parts[-1], override, ".".join(parts[:-1]))
+        here[int(parts[-1])] = value
+
+
+def _item(here: Any, part: str, override: str, path: str) -> Any:
+    if not isinstance(here, list):
+        raise RecipeError(f"--set {override}: {path} holds {here!r}, which has no keys")
+    if not part.isdecimal() or int(part) >= len(here):
+        raise RecipeError(f"--set {override}: {path} is a list of {len(here)}; expected a number below it, got {part}")
+    return here[int(part)]
+
+
+def _resolve(value: Any, environment: Mapping[str, str], path: str, missing: list[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolve(item, environment, f"{path}.{key}".lstrip("."), missing) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, environment, f"{path}.{number}", missing) for number, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        # as in a shell, `:-` also replaces a variable that is set but empty
+        found = environment.get(name) or default if default is not None else environment.get(name)
+        if found is None:
+            missing.append(f"{path}: {match[0]} needs the environment variable {name}; set it, or --set {path}=…")
+            return ""
+        return found
+
+    return _VARIABLE.sub(replace, value)

@@ -1,0 +1,108 @@
+"""Turns validation errors into lines for people: path, what was expected, what came, nearest key."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+__all__ = ["describe_errors", "text_keys"]
+
+_VALUE_LENGTH_MAX = 80
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel], content: Mapping[str, Any]) -> list[str]:
+    """Describe every error of a validation.
+
+    Args:
+        error: What pydantic raised.
+        model: The model that was validated.
+        content: What was given to it.
+
+    Returns:
+        One line per error, such as `distill.lamda_kd: unknown key; did you mean lambda_kd?`.
+    """
+    return [_describe(details, model, content) for details in error.errors(include_url=False)]
+
+
+def text_keys(content: Any) -> Any:
+    """Return `content` with every mapping key as text, so that paths can be printed."""
+    if isinstance(content, Mapping):
+        return {str(key): text_keys(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [text_keys(value) for value in content]
+    return content
+
+
+def _describe(details: Any, model: type[BaseModel], content: Mapping[str, Any]) -> str:
+    path = ".".join(str(part) for part in details["loc"])
+    kind = details["type"]
+    if kind == "extra_forbidden":
+        known = _known_keys(model, details["loc"][:-1])
+        nearest = difflib.get_close_matches(str(details["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}"
+        return f"{path}: unknown key; {hint}"
+    if kind == "missing":
+        return f"{path}: missing; {_expected(model, details['loc'])}"
+    if kind == "value_error":
+        message = str(details["ctx"]["error"])
+        return f"{path}: {message}" if path else message
+    message = details["msg"].replace("Input should be", "expected").replace("Input should have", "expected")
+    return f"{path}: {message}, got {_show(_lookup(content, details['loc'], details['input']))}"
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _VALUE_LENGTH_MAX else text[: _VALUE_LENGTH_MAX - 1] + "…"
+
+
+def _lookup(content: Any, location: Sequence[int | str], fallback: Any) -> Any:
+    here = content
+    for part in location:
+        try:
+            here = here[part]
+        except (KeyError, IndexError, TypeError):
+            return fallback
+    return here
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    found = _model_at(model, location)
+    return sorted(found.model_fields) if found is not None else []
+
+
+def _expected(model: type[BaseModel], location: Sequence[int | str]) -> str:
+    parent = _model_at(model, location[:-1])
+    field = parent.model_fields.get(str(location[-1])) if parent is not None else None
+    if field is None:
+        return "it is needed"
+    if field.description:
+        return "expected: " + field.description
+    inner = _model_in(field.annotation)
+    return f"expected a section: {' '.join((inner.__doc__ or '').split())}" if inner is not None else "it is needed"
+
+
+def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:
+    here: type[BaseModel] | None = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = here.model_fields.get(part) if here is not None else None
+        if field is None:
+            return None
+        here = _model_in(field.annotation)
+    return here
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, tuple, list):
+        for inner in get_args(annotation):
+            found = _model_in(inner)
+            if found is not None:
+                return found
+    return None

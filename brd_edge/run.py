@@ -1,0 +1,153 @@
+"""The run directory: what each stage left there, and whether it is still current.
+
+A stage's fingerprint covers its settings, the content of its inputs and the code that it runs. A
+record in `stages/<stage>.json` holds the fingerprint and the checksum of every file that the stage
+left; a stage is current while its fingerprint and those files are unchanged.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from brd_edge.runtime.errors import RunError
+from brd_edge.runtime.files import sha256_file, write_json_atomic
+
+__all__ = ["Artifact", "Run", "changed_inputs", "code_digest", "digest", "open_run", "tree_files"]
+
+log = logging.getLogger("brd_edge")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a stage left in the run directory.
+
+    Attributes:
+        stage: Name of the stage.
+        fingerprint: Of the settings, inputs and code that made it.
+        settings: The resolved settings.
+        inputs: Content digests of what it was made from.
+        code: Digest of the code that made it.
+        outputs: Path in the run directory to SHA-256 of each file.
+        result: What later stages and people want to know, as JSON types.
+        duration_s: Seconds it took.
+    """
+
+    stage: str
+    fingerprint: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    code: str
+    outputs: dict[str, str] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    duration_s: float = 0.0
+
+    @property
+    def content(self) -> str:
+        """Digest of what the stage left; later stages depend on it, not on how it was made."""
+        return digest({"outputs": self.outputs, "result": self.result})
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution of a recipe.
+
+    Attributes:
+        directory: The run directory.
+    """
+
+    directory: Path
+
+    def path(self, *parts: str) -> Path:
+        """Return a path in the run directory."""
+        return self.directory.joinpath(*parts)
+
+    def artifact(self, stage: str) -> Artifact | None:
+        """Return what a stage left, or nothing when it has not finished yet."""
+        path = self.path("stages", f"{stage}.json")
+        try:
+            return Artifact(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("%s: not readable (%s); the stage runs again", path, error)
+            return None
+
+    def keep(self, artifact: Artifact, outputs: Sequence[Path]) -> Artifact:
+        """Record a finished stage with the checksums of the files that it left."""
+        sums = {str(path.relative_to(self.directory)): sha256_file(path) for path in sorted(outputs)}
+        kept = Artifact(**{**asdict(artifact), "outputs": sums})
+        write_json_atomic(self.path("stages", f"{artifact.stage}.json"), asdict(kept))
+        return kept
+
+    def forget(self, stage: str) -> None:
+        """Remove a stage's record, so that an interruption leaves it to be done again."""
+        self.path("stages", f"{stage}.json").unlink(missing_ok=True)
+
+    def damaged(self, artifact: Artifact) -> str | None:
+        """Return which of a stage's files is missing or changed, if any."""
+        for name, checksum in artifact.outputs.items():
+            path = self.directory / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if sha256_file(path) != checksum:
+                return f"{name} was changed"
+        return None
+
+
+@contextmanager
+def open_run(directory: Path) -> Iterator[Run]:
+    """Open a run directory, made when it is not there, and keep other processes out of it.
+
+    Raises:
+        RunError: Another process works in it, or it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".lock").open("w")
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be used as a run directory: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"{directory}: another process works in this run directory; wait or stop it") from None
+        yield Run(directory.resolve())
+
+
+def digest(content: Any) -> str:
+    """Return 16 hexadecimal digits that are equal for equal JSON content."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def code_digest(names: Sequence[str]) -> str:
+    """Return a digest of the package's source under some files or directories of it.
+
+    Args:
+        names: Paths in the package, such as `distill` or `deploy/export.py`.
+    """
+    package = Path(__file__).parent
+    files: set[Path] = set()
+    for name in names:
+        path = package / name
+        files.update(p for p in path.rglob("*") if p.suffix in {".py", ".jinja"}) if path.is_dir() else files.add(path)
+    return digest({str(path.relative_to(package)): sha256_file(path) for path in sorted(files)})
+
+
+def tree_files(directory: Path) -> list[Path]:
+    """Return all files under a directory, sorted."""
+    return sorted(Path(root) / name for root, _, names in os.walk(directory) for name in names)
+
+
+def changed_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the names of the inputs that differ."""
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

@@ -1,0 +1,87 @@
+"""Runs engines with ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from brd_edge.runtime.engine import EngineInfo
+from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.runners.checks import Port, check_class_map, check_frame, check_interface, import_runtime
+
+__all__ = ["OnnxRuntimeRunner", "open_onnxruntime"]
+
+INSTALL = 'pip install "brd-edge[onnxruntime]"'
+
+
+def open_onnxruntime(directory: Path, info: EngineInfo, threads: int | None) -> OnnxRuntimeRunner:
+    """Load an ONNX Runtime engine for the CPU.
+
+    Args:
+        directory: The engine's directory; its files are verified already.
+        info: Its sidecar.
+        threads: Threads within an operator; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        RuntimeMissingError: ONNX Runtime is not installed.
+        EngineError: The model does not load, or does not keep to the contract.
+    """
+    ort = import_runtime("onnxruntime", INSTALL)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    path = directory / info.entry
+    try:
+        session = ort.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {error}") from error
+    check_interface(str(path), info.contract, _ports(session.get_inputs()), _ports(session.get_outputs()))
+    return OnnxRuntimeRunner(info, session)
+
+
+class OnnxRuntimeRunner:
+    """A loaded ONNX Runtime engine; see `brd_edge.runtime.engine.Runner`. Not thread-safe."""
+
+    def __init__(self, info: EngineInfo, session: Any) -> None:
+        """Take a session over; `open_onnxruntime` makes one."""
+        self.info = info
+        self._session = session
+
+    def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Segment one frame: uint8 (H, W, 3) RGB to uint8 (H, W), the caller's own.
+
+        Raises:
+            EngineError: The frame has another shape or dtype, the runner is closed, or ONNX Runtime failed.
+        """
+        check_frame(frame, self.info.contract)
+        if self._session is None:
+            raise EngineError("the runner is closed: open the engine again")
+        try:
+            # ONNX Runtime makes a new output for every run, so the result is not shared with the session
+            (class_map,) = self._session.run(["class_map"], {"image": np.ascontiguousarray(frame[None])})
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed on a frame: {error}") from error
+        return check_class_map(class_map, self.info.contract)
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        """Return the runner itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the runner."""
+        self.close()
+
+
+def _ports(nodes: Any) -> list[Port]:
+    return [(node.name, node.type.removeprefix("tensor(").removesuffix(")"), tuple(node.shape)) for node in nodes]

@@ -1,0 +1,215 @@
+"""Runs engines with TensorRT or TensorRT-RTX on an NVIDIA GPU.
+
+`tensorrt` and `tensorrt_rtx` have one API but do not read each other's engines; the sidecar's
+`runtime_version` begins with the package that built the engine, and that one is used.
+
+Inference has not been run: it needs a GPU, and none was at hand when this was written. What a
+machine without one sees (the errors, and the order of the calls) is tested.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from brd_edge.runtime.engine import EngineInfo
+from brd_edge.runtime.errors import EngineError, RuntimeMissingError
+from brd_edge.runtime.runners.checks import Port, check_class_map, check_frame, check_interface, import_runtime
+
+__all__ = ["INSTALL", "RTX_COMPUTE_CAPABILITIES", "TensorRtRunner", "collecting_logger", "open_tensorrt", "require_gpu"]
+
+INSTALL = {
+    "tensorrt": "the device's own TensorRT (JetPack brings it), or  pip install tensorrt",
+    "tensorrt_rtx": 'pip install "brd-edge[tensorrt]"',
+}
+"""How to install each of the two packages."""
+
+RTX_COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
+"""The GPUs that one TensorRT-RTX engine serves: 10 x major + minor compute capability."""
+
+
+def open_tensorrt(directory: Path, info: EngineInfo, threads: int | None) -> TensorRtRunner:
+    """Load a TensorRT engine on the first GPU.
+
+    Args:
+        directory: The engine's directory; its files are verified already.
+        info: Its sidecar.
+        threads: Has no meaning on a GPU.
+
+    Raises:
+        RuntimeMissingError: The package, the driver or a fitting GPU is not here.
+        EngineError: TensorRT refuses the engine, or it does not keep to the contract.
+    """
+    del threads
+    package = info.runtime_version.split()[0]
+    if package not in INSTALL:
+        raise EngineError(f"{directory}: runtime_version: expected one of {sorted(INSTALL)} first, got {package!r}")
+    trt = import_runtime(package, INSTALL[package])
+    capability = require_gpu()
+    if package == "tensorrt_rtx" and capability not in RTX_COMPUTE_CAPABILITIES:
+        raise RuntimeMissingError(
+            f"{directory}: the engine is for GPUs of compute capability {RTX_COMPUTE_CAPABILITIES} "
+            f"(10 x major + minor), the GPU here has {capability}: run it on one of those"
+        )
+    cudart = import_runtime("cuda.bindings.runtime", "pip install cuda-bindings")
+    logger, messages = collecting_logger(trt)
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine((directory / info.entry).read_bytes())
+    if engine is None:
+        raise EngineError(
+            f"{directory / info.entry}: {package} {trt.__version__} refuses it, built by {info.runtime_version}; "
+            f"rebuild it, engines do not move between versions or GPUs. TensorRT says: {'; '.join(messages)}"
+        )
+    inputs, outputs = _ports(trt, engine)
+    check_interface(str(directory / info.entry), info.contract, inputs, outputs)
+    return TensorRtRunner(info, cudart, runtime, engine)
+
+
+class TensorRtRunner:
+    """A loaded TensorRT engine; see `brd_edge.runtime.engine.Runner`. Not thread-safe.
+
+    Not run on a GPU yet; see the module.
+    """
+
+    def __init__(self, info: EngineInfo, cudart: Any, runtime: Any, engine: Any) -> None:
+        """Take an engine over and allocate its two buffers; `open_tensorrt` makes one.
+
+        Raises:
+            EngineError: CUDA or TensorRT failed, for example for lack of memory.
+        """
+        self.info = info
+        self._cudart = cudart
+        # TensorRT frees in the wrong order unless runtime and engine outlive the context
+        self._owners: tuple[Any, ...] = (runtime, engine)
+        self._buffers: list[int] = []
+        self._stream: Any = None
+        self._context: Any = None
+        try:
+            self._allocate(engine)
+        except BaseException:
+            self.close()
+            raise
+
+    def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Segment one frame: uint8 (H, W, 3) RGB to uint8 (H, W), the caller's own.
+
+        Raises:
+            EngineError: The frame has another shape or dtype, the runner is closed, or CUDA failed.
+        """
+        contract, cudart = self.info.contract, self._cudart
+        check_frame(frame, contract)
+        if self._context is None:
+            raise EngineError("the runner is closed: open the engine again")
+        source = np.ascontiguousarray(frame)
+        class_map = np.empty((1, contract.height, contract.width), np.uint8)
+        image_buffer, class_map_buffer = self._buffers
+        kind, stream = cudart.cudaMemcpyKind, self._stream
+        to_device, to_host = kind.cudaMemcpyHostToDevice, kind.cudaMemcpyDeviceToHost
+        _call(cudart, "cudaMemcpyAsync", image_buffer, source.ctypes.data, source.nbytes, to_device, stream)
+        if not self._context.execute_async_v3(int(stream)):
+            raise EngineError("TensorRT failed on a frame")
+        _call(cudart, "cudaMemcpyAsync", class_map.ctypes.data, class_map_buffer, class_map.nbytes, to_host, stream)
+        _call(cudart, "cudaStreamSynchronize", stream)
+        return check_class_map(class_map, contract)
+
+    def _allocate(self, engine: Any) -> None:
+        self._stream = _call(self._cudart, "cudaStreamCreate")
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise EngineError("TensorRT makes no execution context: is the GPU's memory full?")
+        pixels = self.info.contract.height * self.info.contract.width
+        for name, size_bytes in (("image", 3 * pixels), ("class_map", pixels)):
+            self._buffers.append(int(_call(self._cudart, "cudaMalloc", size_bytes)))
+            if not self._context.set_tensor_address(name, self._buffers[-1]):
+                raise EngineError(f"TensorRT takes no buffer for {name}")
+
+    def close(self) -> None:
+        """Free the context, the buffers and the engine."""
+        self._context = None
+        while self._buffers:
+            _call(self._cudart, "cudaFree", self._buffers.pop())
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            _call(self._cudart, "cudaStreamDestroy", stream)
+        self._owners = ()
+
+    def __enter__(self) -> Self:
+        """Return the runner itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the runner."""
+        self.close()
+
+
+def require_gpu() -> int:
+    """Return the compute capability of the first GPU as 10 x major + minor, for example 87.
+
+    Asks the driver's own library, so nothing of CUDA need be installed.
+
+    Raises:
+        RuntimeMissingError: There is no driver, or it finds no GPU.
+    """
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise RuntimeMissingError(
+            "no NVIDIA driver on this machine (libcuda.so.1 does not load): run the engine where its GPU is"
+        ) from error
+    count, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status or count.value < 1:
+        raise RuntimeMissingError(f"the NVIDIA driver finds no GPU on this machine (CUDA status {status})")
+    # 75 and 76: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
+    status = driver.cuDeviceGetAttribute(ctypes.byref(major), 75, 0)
+    status = status or driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, 0)
+    if status:
+        raise RuntimeMissingError(f"the NVIDIA driver does not answer for the first GPU (CUDA status {status})")
+    return 10 * major.value + minor.value
+
+
+def collecting_logger(trt: Any) -> tuple[Any, list[str]]:
+    """Make a TensorRT logger that prints nothing and keeps warnings and errors.
+
+    Args:
+        trt: The `tensorrt` or `tensorrt_rtx` module.
+
+    Returns:
+        The logger, which must live as long as what it is given to, and the list that it appends to.
+    """
+    messages: list[str] = []
+
+    class Collector(trt.ILogger):  # type: ignore[misc]  # the API takes nothing but a subclass
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
+                messages.append(f"{severity.name}: {message.strip()}")
+
+    return Collector(), messages
+
+
+def _ports(trt: Any, engine: Any) -> tuple[list[Port], list[Port]]:
+    inputs: list[Port] = []
+    outputs: list[Port] = []
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        port = (name, engine.get_tensor_dtype(name).name.lower(), tuple(engine.get_tensor_shape(name)))
+        (inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs).append(port)
+    return inputs, outputs
+
+
+def _call(cudart: Any, name: str, *arguments: Any) -> Any:
+    """Call a CUDA runtime function and return its value; its status is checked."""
+    status, *values = getattr(cudart, name)(*arguments)
+    if int(status) != 0:
+        raise EngineError(f"{name} failed: {status.name}")
+    return values[0] if values else None

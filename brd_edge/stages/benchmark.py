@@ -1,0 +1,254 @@
+"""Stage `benchmark`: latency and accuracy of every engine, gates, and the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brd_edge.data.dataset import Dataset, read_frame
+from brd_edge.environment import describe_environment
+from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor, model_predictor
+from brd_edge.evaluate.gates import Limits, broken_gates
+from brd_edge.progress import progress_bar
+from brd_edge.recipe import Recipe
+from brd_edge.run import digest
+from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.engine import open_engine
+from brd_edge.runtime.errors import BrdEdgeError, RunError, RuntimeMissingError
+from brd_edge.runtime.files import sha256_file, write_json_atomic
+from brd_edge.runtime.latency import measure_latency
+from brd_edge.runtime.metrics import SegmentationMetrics
+from brd_edge.stages.context import Context, Outcome, Stage, input_contract, training_device
+from brd_edge.stages.reporting import report_curves, report_samples, sample_indices
+from brd_edge.stages.training import load_run_dataset
+
+__all__ = ["STAGE"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """The validation split, and the PyTorch student's class maps to compare with."""
+
+    dataset: Dataset
+    contract: InputContract
+    reference: list[ByteArray]
+    shown: dict[int, dict[str, ByteArray]]
+    """Class maps for the report: index of the sample to title to class map."""
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "benchmark": recipe.benchmark.model_dump(mode="json"),
+        "gates": recipe.gates.model_dump(mode="json"),
+        "device": recipe.device,
+        "name": recipe.name,
+        "method": recipe.distill.method,
+    }
+
+
+def _files(recipe: Recipe) -> dict[str, str]:
+    from brd_edge.runtime.engine import read_engine
+
+    found = {"hardware": digest([describe_environment()[key] for key in ("cpu", "cores", "gpu")])}
+    compared = _compared_run(recipe)
+    if compared is not None:
+        path = compared / "benchmark.json"
+        found["compared run"] = sha256_file(path) if path.is_file() else "missing"
+        engine = _compared_engine(compared)
+        if engine is not None:
+            found["compared engine"] = digest(read_engine(engine).to_json())
+    return found
+
+
+def _plan(recipe: Recipe) -> str:
+    return f"run {len(recipe.engines)} engines over the validation split, measure latency, write report.html"
+
+
+def _missing(recipe: Recipe) -> list[str]:
+    compared = _compared_run(recipe)
+    if compared is not None and not (compared / "benchmark.json").is_file():
+        return [f"benchmark.compare_run: {compared} has no benchmark.json; run that recipe first"]
+    return []
+
+
+def _work(context: Context) -> Outcome:
+    recipe = context.recipe
+    validation = _reference(context)
+    dataset = validation.dataset
+    teacher, student = (_evaluate_model(context, validation, title) for title in ("teacher", "student"))
+    compared = _evaluate_compared(context, validation)
+    engines = [_measure(context, validation, entry, student) for entry in context.inputs["build"].result["engines"]]
+    proof = context.inputs["export"].result
+    benchmark = {
+        "schema_version": SCHEMA_VERSION,
+        "recipe": recipe.name,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": context.command,
+        "duration_s": {name: artifact.duration_s for name, artifact in context.inputs.items()},
+        "dataset": {
+            "name": dataset.name,
+            "classes": list(dataset.classes),
+            "palette": [list(color) for color in dataset.palette],
+            "train": len(dataset.train),
+            "val": len(dataset.val),
+        },
+        "contract": validation.contract.to_json(),
+        "teacher": teacher,
+        "student": {**student, "method": recipe.distill.method},
+        "compared": compared,
+        "engines": engines,
+        "zero_cost": {key: proof[key] for key in ("equal", "nodes", "params_equal", "macs_equal", "differences")},
+        "environment": describe_environment(),
+    }
+    paths = _write(context, benchmark, validation)
+    measured = sum(entry["status"] == "measured" for entry in engines)
+    held = {"gates_broken": [f"{entry['name']}: {line}" for entry in engines for line in entry["gates_broken"]]}
+    return Outcome(paths, held, f"{measured} of {len(engines)} engines measured; see {paths[1]}")
+
+
+def _reference(context: Context) -> _Validation:
+    dataset = load_run_dataset(context)
+    shown: dict[int, dict[str, ByteArray]] = {
+        index: {} for index in sample_indices(len(dataset.val), context.recipe.benchmark.report_images)
+    }
+    return _Validation(dataset, input_contract(context.recipe), [], shown)
+
+
+def _evaluate_model(context: Context, validation: _Validation, title: str) -> dict[str, Any]:
+    from brd_edge.models.segmentation import count_macs, count_parameters, load_model
+
+    device = training_device(context.recipe)
+    directory = context.run.path("teacher" if title == "teacher" else "distill", "model")
+    model, spec = load_model(directory)
+    model.to(device).eval()
+    contract = validation.contract
+    predict = model_predictor(model, contract, device)
+    reference = validation.reference if title == "student" else None
+    scores = _scores(validation, predict, title, keep=reference)
+    return {
+        "model": f"{spec.arch} / {spec.encoder}",
+        "params": count_parameters(model),
+        "macs": count_macs(model, contract.height, contract.width),
+        **scores,
+    }
+
+
+def _scores(
+    validation: _Validation, predict: Predictor, title: str, *, keep: list[ByteArray] | None = None
+) -> dict[str, Any]:
+    """Evaluate a predictor; `keep` gets its class maps, or else the agreement with the reference is counted."""
+    dataset = validation.dataset
+    agreement: list[float] = []
+    with progress_bar(len(dataset.val), f"benchmark {title}", unit="image") as bar:
+
+        def look(index: int, class_map: ByteArray) -> None:
+            if index in validation.shown:
+                validation.shown[index][title] = class_map
+            if keep is not None:
+                keep.append(class_map)
+            elif validation.reference:
+                agreement.append(float(np.mean(class_map == validation.reference[index])))
+            bar.update(1)
+
+        metrics = evaluate_predictor(
+            predict,
+            dataset.val,
+            contract=validation.contract,
+            metrics=SegmentationMetrics(len(dataset.classes)),
+            on_class_map=look,
+        )
+    scores = metrics.to_json()
+    return {**scores, "argmax_agreement": float(np.mean(agreement))} if agreement else scores
+
+
+def _measure(
+    context: Context, validation: _Validation, entry: dict[str, Any], student: dict[str, Any]
+) -> dict[str, Any]:
+    empty = dict.fromkeys(("latency_ms", "miou", "boundary_iou", "class_iou", "argmax_agreement"))
+    result = {**entry, **empty, "gates_broken": []}
+    if entry["status"] != "built":
+        return result
+    settings = context.recipe.benchmark
+    title = f"{entry['runtime']} {entry['precision']}"
+    frame = read_frame(validation.dataset.val[0], validation.contract)
+    try:
+        directory = context.run.path("engines", entry["name"])
+        with open_engine(directory, contract=validation.contract, threads=settings.threads) as runner:
+            scores = _scores(validation, runner.infer, title)
+            context.say(f"benchmark: timing {title} (at most {settings.budget_s:.0f} s unless it is slow)")
+            latency = measure_latency(
+                lambda: runner.infer(frame),
+                samples_min=settings.samples_min,
+                samples_max=settings.samples_max,
+                budget_s=settings.budget_s,
+            )
+    except RuntimeMissingError as error:
+        return {**result, "status": "built", "reason": f"not measured: {error}"}
+    except BrdEdgeError as error:
+        return {**result, "status": "failed", "reason": str(error)}
+    result |= {**scores, "status": "measured", "latency_ms": latency.to_json(), "samples_ms": latency.samples_ms}
+    limits = Limits(**context.recipe.gates.model_dump())
+    return {**result, "gates_broken": broken_gates(limits, engine=result, reference=student)}
+
+
+def _write(context: Context, benchmark: dict[str, Any], validation: _Validation) -> list[Path]:
+    from brd_edge.evaluate.report import write_report
+
+    json_path, report_path = context.run.path("benchmark.json"), context.run.path("report.html")
+    write_json_atomic(json_path, benchmark)
+    write_report(
+        report_path,
+        benchmark=json.loads(json_path.read_text(encoding="utf-8")),
+        samples=report_samples(validation.dataset, validation.shown, validation.contract),
+        curves=report_curves(context.run),
+    )
+    return [json_path, report_path]
+
+
+def _compared_run(recipe: Recipe) -> Path | None:
+    compared = recipe.benchmark.compare_run
+    return Path(compared).expanduser().absolute() if compared is not None else None
+
+
+def _compared_engine(directory: Path) -> Path | None:
+    found = sorted((directory / "engines").glob("onnxruntime-fp32-*/engine.json"))
+    return found[0].parent if found else None
+
+
+def _evaluate_compared(context: Context, validation: _Validation) -> dict[str, Any] | None:
+    directory = _compared_run(context.recipe)
+    if directory is None:
+        return None
+    problems = _missing(context.recipe)
+    if problems:
+        raise RunError(problems[0])
+    before = json.loads((directory / "benchmark.json").read_text(encoding="utf-8"))
+    if before["dataset"]["classes"] != list(validation.dataset.classes):
+        raise RunError(f"benchmark.compare_run: {directory} has other classes than this run; compare like with like")
+    engine = _compared_engine(directory)
+    if engine is None:
+        raise RunError(
+            f"benchmark.compare_run: {directory} has no onnxruntime fp32 engine to run; add one to its recipe"
+        )
+    name = f"{before['student']['method']} ({before['recipe']})"
+    with open_engine(engine, contract=validation.contract, threads=context.recipe.benchmark.threads) as runner:
+        return {"name": name, **_scores(validation, runner.infer, "earlier student")}
+
+
+STAGE = Stage(
+    name="benchmark",
+    needs=("prepare", "teacher", "distill", "export", "build"),
+    code=("evaluate", "runtime", "stages/benchmark.py", "stages/reporting.py"),
+    settings=_settings,
+    work=_work,
+    plan=_plan,
+    files=_files,
+    missing=_missing,
+)

@@ -1,0 +1,112 @@
+"""Stage `build`: one engine for every runtime, precision and target of the recipe."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import Any
+
+from brd_edge.progress import progress_bar
+from brd_edge.recipe import EngineSection, Recipe
+from brd_edge.run import tree_files
+from brd_edge.runtime.errors import EngineError, RuntimeMissingError
+from brd_edge.stages.context import Context, Outcome, Stage, input_contract
+from brd_edge.stages.training import load_run_dataset
+
+__all__ = ["STAGE", "engine_name"]
+
+
+def engine_name(engine: EngineSection) -> str:
+    """Return the name of an engine's directory, such as `openvino-fp32-x86-cpu`."""
+    return f"{engine.runtime}-{engine.precision}-{engine.target}"
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return {"engines": [engine.model_dump(mode="json") for engine in recipe.engines]}
+
+
+def _files(recipe: Recipe) -> dict[str, str]:
+    from brd_edge.deploy.builders import runtime_version
+
+    # an engine belongs to the version of its runtime, and one that was skipped is built once it is installed
+    runtimes = sorted({engine.runtime for engine in recipe.engines})
+    return {f"runtime {name}": runtime_version(name) or "not installed" for name in runtimes}
+
+
+def _plan(recipe: Recipe) -> str:
+    return "build " + ", ".join(engine_name(engine) for engine in recipe.engines)
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    return [
+        f"{name.removeprefix('runtime ')} is not installed: its engines will be skipped "
+        f'(pip install "brd-edge[{name.removeprefix("runtime ")}]")'
+        for name, version in _files(recipe).items()
+        if version == "not installed"
+    ]
+
+
+def _work(context: Context) -> Outcome:
+    engines = context.recipe.engines
+    entries = []
+    with progress_bar(len(engines), "build", unit="engine") as bar:
+        for engine in engines:
+            bar.set_postfix_str(engine_name(engine))
+            entries.append(_build(context, engine))
+            bar.update(1)
+    built = [context.run.path("engines", entry["name"]) for entry in entries if entry["status"] == "built"]
+    outputs = [path for directory in built for path in tree_files(directory)]
+    summary = ", ".join(f"{entry['name']} {entry['status']}" for entry in entries)
+    return Outcome(outputs, {"engines": entries}, summary)
+
+
+def _build(context: Context, engine: EngineSection) -> dict[str, Any]:
+    from brd_edge.deploy.builders import build_engine
+
+    dataset = load_run_dataset(context)
+    directory = context.run.path("engines", engine_name(engine))
+    # an engine of an earlier build must not be taken for this one's when the build fails
+    shutil.rmtree(directory, ignore_errors=True)
+    start = time.perf_counter()
+    entry: dict[str, Any] = {
+        "name": engine_name(engine),
+        **engine.model_dump(mode="json"),
+        "status": "built",
+        "reason": "",
+        "size_bytes": None,
+        "build_s": None,
+        "runtime_version": None,
+    }
+    try:
+        info = build_engine(
+            runtime=engine.runtime,
+            precision=engine.precision,
+            target=engine.target,
+            onnx=context.run.path("export", "student.onnx"),
+            out=directory,
+            contract=input_contract(context.recipe),
+            classes=dataset.classes,
+            palette=dataset.palette,
+        )
+    except RuntimeMissingError as error:
+        return {**entry, "status": "skipped", "reason": str(error)}
+    except EngineError as error:
+        return {**entry, "status": "failed", "reason": str(error)}
+    return {
+        **entry,
+        "size_bytes": info.size_bytes,
+        "build_s": round(time.perf_counter() - start, 3),
+        "runtime_version": info.runtime_version,
+    }
+
+
+STAGE = Stage(
+    name="build",
+    needs=("prepare", "export"),
+    code=("deploy", "runtime", "stages/build.py"),
+    settings=_settings,
+    work=_work,
+    plan=_plan,
+    files=_files,
+    notes=_notes,
+)

@@ -1,0 +1,117 @@
+"""What every stage is given and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brd_edge.environment import gpu_names
+from brd_edge.interrupt import Stop
+from brd_edge.recipe import Recipe
+from brd_edge.run import Artifact, Run
+from brd_edge.runtime.contract import InputContract
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Context", "Outcome", "Stage", "input_contract", "missing_gpu", "slow_without_gpu", "training_device"]
+
+
+_CPU_PIXELS_MAX = 320 * 480
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stage works.
+
+    Attributes:
+        recipe: The whole recipe.
+        run: The run directory.
+        inputs: What the stages before it left, by stage.
+        stop: Whether the user asked to stop.
+        say: Shows a line to the user and writes it into the log.
+        command: The command line, for the report.
+        key: Fingerprint of this stage; unfinished work of another key must not be used.
+    """
+
+    recipe: Recipe
+    run: Run
+    inputs: Mapping[str, Artifact]
+    stop: Stop
+    say: Callable[[str], None]
+    command: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage made.
+
+    Attributes:
+        outputs: Files in the run directory that belong to the artifact.
+        result: What later stages and people want to know, as JSON types.
+        summary: One line for the user.
+    """
+
+    outputs: list[Path]
+    result: dict[str, Any] = field(default_factory=dict)
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Attributes:
+        name: Its name on the command line.
+        needs: The stages whose artifacts it reads.
+        code: The parts of the package that decide its outcome.
+        settings: The part of the recipe that decides its outcome, as JSON types.
+        work: Does it.
+        plan: One line on what it would do.
+        files: Content digests of what it reads from outside the run directory, by name.
+        missing: What it cannot do without and does not find; nothing when all is there.
+        notes: What it can do without, but people should know.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    code: tuple[str, ...]
+    settings: Callable[[Recipe], dict[str, Any]]
+    work: Callable[[Context], Outcome]
+    plan: Callable[[Recipe], str]
+    files: Callable[[Recipe], dict[str, str]] = lambda _recipe: {}
+    missing: Callable[[Recipe], list[str]] = lambda _recipe: []
+    notes: Callable[[Recipe], list[str]] = lambda _recipe: []
+
+
+def input_contract(recipe: Recipe) -> InputContract:
+    """Return the input contract that a recipe's `data` section describes."""
+    data = recipe.data
+    return InputContract(height=data.size[0], width=data.size[1], mean=data.mean, std=data.std)
+
+
+def missing_gpu(recipe: Recipe) -> list[str]:
+    """Return that the recipe asks for a GPU which is not here, if so."""
+    if recipe.device == "cuda" and not gpu_names():
+        return ["device: the recipe asks for cuda, but there is no NVIDIA GPU here; --set device=cpu is slow but works"]
+    return []
+
+
+def slow_without_gpu(recipe: Recipe) -> list[str]:
+    """Return a note when large frames would be trained on the CPU."""
+    pixels = recipe.data.size[0] * recipe.data.size[1]
+    if recipe.device == "auto" and pixels > _CPU_PIXELS_MAX and not gpu_names():
+        return [f"no GPU here: training on {recipe.data.size[1]}x{recipe.data.size[0]} frames takes days on a CPU"]
+    return []
+
+
+def training_device(recipe: Recipe) -> torch.device:
+    """Return where models are trained and evaluated."""
+    import torch
+
+    if recipe.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(recipe.device)

@@ -1,0 +1,74 @@
+"""Stage `distill`: the student learns from the labels and the teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from brd_edge.recipe import Recipe
+from brd_edge.stages.context import Context, Outcome, Stage, training_device
+from brd_edge.stages.training import (
+    TRAINING_CODE,
+    load_run_dataset,
+    model_spec,
+    train_and_save,
+    training_class_weights,
+    training_settings,
+    weight_files,
+)
+
+__all__ = ["STAGE"]
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return {
+        **training_settings(recipe),
+        "student": recipe.student.model_dump(mode="json"),
+        "distill": recipe.distill.model_dump(mode="json"),
+    }
+
+
+def _files(recipe: Recipe) -> dict[str, str]:
+    return weight_files(recipe.student)
+
+
+def _plan(recipe: Recipe) -> str:
+    student, distill = recipe.student, recipe.distill
+    how = "without distillation" if distill.method == "none" else f"with {distill.method}"
+    return f"train {student.arch} / {student.encoder} for {distill.train.epochs} epochs {how}"
+
+
+def _work(context: Context) -> Outcome:
+    from brd_edge.distill.objective import DistillSettings, distillation_objective
+    from brd_edge.models.segmentation import build_model, load_model
+
+    recipe = context.recipe
+    device = training_device(recipe)
+    dataset = load_run_dataset(context)
+    spec = model_spec(recipe.student, dataset)
+    student = build_model(spec, encoder_weights=recipe.student.encoder_weights, seed=recipe.seed)
+    teacher, _ = load_model(context.run.path("teacher", "model"))
+    teacher.to(device=device)
+    settings = DistillSettings(**recipe.distill.model_dump(exclude={"train"}))
+    weights = training_class_weights(dataset, recipe.distill.train.class_weights, device)
+    files, result = train_and_save(
+        context,
+        title="distill",
+        model=student,
+        spec=spec,
+        section=recipe.distill.train,
+        dataset=dataset,
+        objective=distillation_objective(teacher, student, settings, weights),
+        seed=recipe.seed,
+    )
+    return Outcome(files, result, f"validation mIoU {100 * result['miou']:.1f} % after {result['step']} steps")
+
+
+STAGE = Stage(
+    name="distill",
+    needs=("prepare", "teacher"),
+    code=(*TRAINING_CODE, "stages/distill.py"),
+    settings=_settings,
+    work=_work,
+    plan=_plan,
+    files=_files,
+)

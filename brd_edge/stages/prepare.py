@@ -1,0 +1,121 @@
+"""Stage `prepare`: the data set in its canonical form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from brd_edge.data.dataset import Dataset
+from brd_edge.progress import progress_bar
+from brd_edge.recipe import Recipe
+from brd_edge.run import digest, tree_files
+from brd_edge.runtime.errors import DataError
+from brd_edge.stages.context import Context, Outcome, Stage
+
+__all__ = ["STAGE"]
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    data = recipe.data
+    if data.layout == "scenes":
+        return {
+            "layout": "scenes",
+            "scenes": data.scenes.model_dump(),
+            "size": list(data.size),
+            "seed": recipe.seed,
+        }
+    return {"layout": data.layout, "root": str(_root(recipe))}
+
+
+def _root(recipe: Recipe) -> Path | None:
+    return Path(recipe.data.root).expanduser().absolute() if recipe.data.root is not None else None
+
+
+def _files(recipe: Recipe) -> dict[str, str]:
+    root = _root(recipe)
+    if recipe.data.layout == "scenes" or root is None or not root.is_dir():
+        return {}
+    # sizes and times instead of checksums: an unchanged data set of many gigabytes must be known in seconds
+    stats = {str(path.relative_to(root)): _stat(path) for path in tree_files(root)}
+    return {"data set": digest(stats)}
+
+
+def _stat(path: Path) -> list[int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _missing(recipe: Recipe) -> list[str]:
+    from brd_edge.data.layouts import LAYOUTS, find_layout_problem
+
+    if recipe.data.layout == "scenes":
+        return []
+    problem = find_layout_problem(LAYOUTS[recipe.data.layout], _root(recipe))
+    return [problem] if problem is not None else []
+
+
+def _plan(recipe: Recipe) -> str:
+    data = recipe.data
+    if data.layout == "scenes":
+        return f"draw {data.scenes.train} + {data.scenes.val} street scenes of {data.size[1]}x{data.size[0]}"
+    return f"check {data.layout} and convert its labels to train ids"
+
+
+def _work(context: Context) -> Outcome:
+    recipe = context.recipe
+    problems = _missing(recipe)
+    if problems:
+        raise DataError(problems[0])
+    out = context.run.path("data")
+    dataset = _draw(recipe, out) if recipe.data.layout == "scenes" else _convert(recipe, out)
+    return Outcome(
+        outputs=[out / "index.json"],
+        result={"train": len(dataset.train), "val": len(dataset.val), "classes": list(dataset.classes)},
+        summary=f"{len(dataset.train)} train and {len(dataset.val)} validation images, {len(dataset.classes)} classes",
+    )
+
+
+def _draw(recipe: Recipe, out: Path) -> Dataset:
+    from brd_edge.data.prepare import prepare_scenes
+
+    scenes = recipe.data.scenes
+    with progress_bar(scenes.train + scenes.val, "prepare", unit="scene") as bar:
+        return prepare_scenes(
+            out,
+            train=scenes.train,
+            val=scenes.val,
+            height=recipe.data.size[0],
+            width=recipe.data.size[1],
+            seed=recipe.seed,
+            progress=lambda done, _total: bar.update(done - bar.n),
+        )
+
+
+def _convert(recipe: Recipe, out: Path) -> Dataset:
+    from brd_edge.data.layouts import LAYOUTS
+    from brd_edge.data.prepare import prepare
+
+    root = _root(recipe)
+    assert root is not None
+    with progress_bar(1, "prepare", unit="image") as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return prepare(LAYOUTS[recipe.data.layout], root, out, workers=recipe.data.threads, progress=show)
+
+
+STAGE = Stage(
+    name="prepare",
+    needs=(),
+    code=("data/layouts", "data/prepare.py", "data/dataset.py", "data/scenes.py", "stages/prepare.py"),
+    settings=_settings,
+    work=_work,
+    plan=_plan,
+    files=_files,
+    missing=_missing,
+)

@@ -1,0 +1,111 @@
+"""Stage `teacher`: the large model, trained here or taken from the user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from brd_edge.recipe import Recipe
+from brd_edge.run import tree_files
+from brd_edge.runtime.errors import ModelError
+from brd_edge.runtime.files import sha256_file
+from brd_edge.stages.context import Context, Outcome, Stage, missing_gpu, slow_without_gpu, training_device
+from brd_edge.stages.training import (
+    TRAINING_CODE,
+    load_run_dataset,
+    model_spec,
+    train_and_save,
+    training_class_weights,
+    training_settings,
+    weight_files,
+)
+
+__all__ = ["STAGE"]
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    return {**training_settings(recipe), "teacher": recipe.teacher.model_dump(mode="json")}
+
+
+def _checkpoint(recipe: Recipe) -> Path | None:
+    return Path(recipe.teacher.checkpoint).expanduser().absolute() if recipe.teacher.checkpoint else None
+
+
+def _files(recipe: Recipe) -> dict[str, str]:
+    checkpoint = _checkpoint(recipe)
+    given = tree_files(checkpoint) if checkpoint is not None and checkpoint.is_dir() else []
+    return {**weight_files(recipe.teacher), **{f"teacher {path.name}": sha256_file(path) for path in given}}
+
+
+def _missing(recipe: Recipe) -> list[str]:
+    checkpoint = _checkpoint(recipe)
+    gpu = missing_gpu(recipe)
+    if checkpoint is not None and not (checkpoint / "config.json").is_file():
+        return [*gpu, f"teacher.checkpoint: {checkpoint} has no config.json; expected a saved segmentation model"]
+    return gpu
+
+
+def _plan(recipe: Recipe) -> str:
+    teacher = recipe.teacher
+    model = f"{teacher.arch} / {teacher.encoder}"
+    if teacher.train is None:
+        return f"load {model} from {teacher.checkpoint}"
+    return f"train {model} for {teacher.train.epochs} epochs"
+
+
+def _work(context: Context) -> Outcome:
+    recipe = context.recipe
+    return _load(context) if recipe.teacher.train is None else _train(context)
+
+
+def _train(context: Context) -> Outcome:
+    from brd_edge.distill.objective import supervised_objective
+    from brd_edge.models.segmentation import build_model
+
+    recipe, section = context.recipe, context.recipe.teacher.train
+    assert section is not None
+    dataset = load_run_dataset(context)
+    spec = model_spec(recipe.teacher, dataset)
+    model = build_model(spec, encoder_weights=recipe.teacher.encoder_weights, seed=recipe.seed)
+    weights = training_class_weights(dataset, section.class_weights, training_device(recipe))
+    files, result = train_and_save(
+        context,
+        title="teacher",
+        model=model,
+        spec=spec,
+        section=section,
+        dataset=dataset,
+        objective=supervised_objective(weights),
+        seed=recipe.seed,
+    )
+    return Outcome(files, result, f"validation mIoU {100 * result['miou']:.1f} % after {result['step']} steps")
+
+
+def _load(context: Context) -> Outcome:
+    from brd_edge.models.segmentation import load_model, save_model
+
+    checkpoint = _checkpoint(context.recipe)
+    assert checkpoint is not None
+    dataset = load_run_dataset(context)
+    model, spec = load_model(checkpoint)
+    if spec.classes != len(dataset.classes):
+        raise ModelError(
+            f"{checkpoint}: the teacher has {spec.classes} classes, the data set has {len(dataset.classes)}; "
+            "give a teacher that was trained on the same classes, or leave out teacher.checkpoint to train one"
+        )
+    directory = context.run.path("teacher", "model")
+    save_model(model, spec, directory)
+    return Outcome(tree_files(directory), {}, f"{spec.arch} / {spec.encoder} from {checkpoint}")
+
+
+STAGE = Stage(
+    name="teacher",
+    needs=("prepare",),
+    code=(*TRAINING_CODE, "stages/teacher.py"),
+    settings=_settings,
+    work=_work,
+    plan=_plan,
+    files=_files,
+    missing=_missing,
+    notes=slow_without_gpu,
+)

@@ -1,0 +1,188 @@
+"""What the stages `teacher` and `distill` share: loader, validation, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from brd_edge.data.dataset import Dataset, load_dataset, read_label
+from brd_edge.recipe import ModelSection, Recipe, TrainSection
+from brd_edge.runtime.files import sha256_file
+from brd_edge.stages.context import Context, input_contract, training_device
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from brd_edge.distill.objective import Objective
+    from brd_edge.models.segmentation import ModelSpec
+
+__all__ = [
+    "TRAINING_CODE",
+    "load_run_dataset",
+    "model_spec",
+    "train_and_save",
+    "training_class_weights",
+    "training_settings",
+    "weight_files",
+]
+
+TRAINING_CODE = (
+    "data/dataset.py",
+    "data/loader.py",
+    "data/dali_loader.py",
+    "data/torch_loader.py",
+    "models",
+    "distill",
+    "stages/training.py",
+)
+
+
+def load_run_dataset(context: Context) -> Dataset:
+    """Return the data set that `prepare` left."""
+    return load_dataset(context.run.path("data"))
+
+
+def model_spec(section: ModelSection, dataset: Dataset) -> ModelSpec:
+    """Return the specification of a recipe's model for a data set's classes."""
+    from brd_edge.models.segmentation import ModelSpec
+
+    return ModelSpec(
+        arch=section.arch, encoder=section.encoder, classes=len(dataset.classes), options=dict(section.options)
+    )
+
+
+def training_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what decides every training of a recipe, beside the stage's own section."""
+    return {
+        "seed": recipe.seed,
+        "device": recipe.device,
+        "loader": recipe.data.loader,
+        "contract": input_contract(recipe).to_json(),
+    }
+
+
+def weight_files(section: ModelSection) -> dict[str, str]:
+    """Return the checksum of the local weights that a model starts from, if any."""
+    if section.encoder_weights in (None, "imagenet"):
+        return {}
+    path = Path(str(section.encoder_weights)).expanduser()
+    return {"encoder weights": sha256_file(path)} if path.is_file() else {}
+
+
+def training_class_weights(dataset: Dataset, kind: str, device: torch.device) -> torch.Tensor | None:
+    """Return the cross-entropy weights of the classes of a train split."""
+    from brd_edge.distill.trainer import class_weights
+
+    if kind == "none":
+        return None
+    pixels = np.zeros(256, np.int64)
+    for sample in dataset.train:
+        pixels += np.bincount(read_label(sample).ravel(), minlength=256)
+    weights = class_weights(pixels[: len(dataset.classes)].tolist(), kind)
+    return None if weights is None else weights.to(device)
+
+
+def train_and_save(
+    context: Context,
+    *,
+    title: str,
+    model: nn.Module,
+    spec: ModelSpec,
+    section: TrainSection,
+    dataset: Dataset,
+    objective: Objective,
+    seed: int,
+) -> tuple[list[Path], dict[str, Any]]:
+    """Train a model as a recipe's section says and save its best weights in `<title>/model`.
+
+    Returns:
+        The files of the model, and `miou` (best validation, 0 to 1), `step` and `steps`.
+    """
+    from brd_edge.distill.trainer import fit
+    from brd_edge.models.segmentation import save_model
+
+    device = training_device(context.recipe)
+    directory = context.run.path(title)
+    loader = _open_loader(context.recipe, section, dataset, seed)
+    try:
+        result = fit(
+            model,
+            objective=objective,
+            loader=loader,
+            settings=_fit_settings(section),
+            evaluate=_validation(context.recipe, dataset, device),
+            names=[str(sample.image) for sample in dataset.train],
+            directory=directory,
+            key=context.key,
+            seed=seed,
+            device=device,
+            title=title,
+            stop=context.stop,
+        )
+    finally:
+        loader.close()
+    save_model(model, spec, directory / "model")
+    files = sorted(path for path in (directory / "model").iterdir() if path.is_file())
+    return files, {"miou": result.miou, "step": result.step, "steps": result.steps}
+
+
+def _open_loader(recipe: Recipe, section: TrainSection, dataset: Dataset, seed: int) -> Any:
+    from brd_edge.data.loader import Augmentation, open_train_loader
+
+    brightness, contrast, saturation = section.jitter
+    return open_train_loader(
+        dataset.train,
+        contract=input_contract(recipe),
+        augmentation=Augmentation(
+            crop=section.crop or recipe.data.size,
+            scale=section.scale,
+            flip=section.flip,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+        ),
+        batch_size=section.batch_size,
+        seed=seed,
+        backend=recipe.data.loader,
+        threads=recipe.data.threads,
+    )
+
+
+def _fit_settings(section: TrainSection) -> Any:
+    from brd_edge.distill.trainer import TrainSettings
+
+    return TrainSettings(
+        epochs=section.epochs,
+        lr=section.lr,
+        encoder_lr_factor=section.encoder_lr_factor,
+        weight_decay=section.weight_decay,
+        schedule=section.schedule,
+        warmup=section.warmup,
+        grad_clip=section.grad_clip,
+        ema=section.ema,
+        precision=section.precision,
+        validate_every=section.validate_every,
+        checkpoint_s=section.checkpoint_s,
+    )
+
+
+def _validation(recipe: Recipe, dataset: Dataset, device: torch.device) -> Callable[[nn.Module], float]:
+    from brd_edge.evaluate.accuracy import evaluate_predictor, model_predictor
+    from brd_edge.runtime.metrics import SegmentationMetrics
+
+    contract = input_contract(recipe)
+
+    def evaluate(model: nn.Module) -> float:
+        metrics = evaluate_predictor(
+            model_predictor(model, contract, device),
+            dataset.val,
+            contract=contract,
+            metrics=SegmentationMetrics(len(dataset.classes)),
+        )
+        return metrics.miou()
+
+    return evaluate

@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image, ImageEnhance
+from scipy import ndimage
+
+from brd_edge.data.dataset import Sample, read_frame
+from brd_edge.data.loader import Augmentation, Batch, Plan, TrainLoader, open_train_loader
+from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.errors import DataError, RuntimeMissingError
+
+BACKENDS = ("dali", "torch")
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CONTRACT = InputContract(height=48, width=64, mean=MEAN, std=STD)
+PLAIN = Augmentation(crop=(48, 64), scale=(1.0, 1.0), flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
+GEOMETRY = replace(PLAIN, crop=(40, 56), scale=(0.5, 2.0), flip=0.5)
+FULL = replace(GEOMETRY, brightness=0.3, contrast=0.3, saturation=0.3)
+# native sizes above, at and below the contract's, with ratios that are not simple fractions
+SIZES = ((75, 101), (48, 64), (31, 40), (96, 128), (67, 53))
+COLOURS = np.random.default_rng(7).integers(0, 256, (256, 3), dtype=np.uint8)
+
+Opener = Callable[..., TrainLoader]
+
+
+def write_sample(
+    directory: Path, name: str, image: npt.NDArray[Any], label: npt.NDArray[Any], **options: Any
+) -> Sample:
+    paths = directory / f"{name}.{options.pop('suffix', 'png')}", directory / f"{name}_label.png"
+    Image.fromarray(image).save(paths[0], **options)
+    Image.fromarray(label).save(paths[1])
+    return Sample(id=name, image=paths[0], label=paths[1], height=label.shape[0], width=label.shape[1])
+
+
+def make_samples(
+    directory: Path, count: int, *, suffix: str = "png", ids: tuple[int, ...] = (0, 3, 7, 18, 255)
+) -> list[Sample]:
+    """Random blobs: noise images, and labels of a few ids."""
+    samples = []
+    for i in range(count):
+        generator = np.random.default_rng(i)
+        height, width = SIZES[i % len(SIZES)]
+        image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        label = np.array(ids, dtype=np.uint8)[generator.integers(0, len(ids), (height, width))]
+        samples.append(write_sample(directory, f"s{i}", image, label, suffix=suffix))
+    return samples
+
+
+@pytest.fixture
+def opener() -> Iterator[Opener]:
+    """Open loaders that are closed after the test."""
+    opened: list[TrainLoader] = []
+
+    def open_(samples: list[Sample], backend: Any, augmentation: Augmentation = FULL, **options: Any) -> TrainLoader:
+        settings: dict[str, Any] = {"contract": CONTRACT, "batch_size": 3, "seed": 5, "threads": 2, **options}
+        opened.append(open_train_loader(samples, augmentation=augmentation, backend=backend, **settings))
+        return opened[-1]
+
+    yield open_
+    for loader in opened:
+        loader.close()
+
+
+def levels(images: torch.Tensor) -> npt.NDArray[np.float64]:
+    """Undo the normalisation: (N, h, w, 3) on the scale 0 to 255, in float64."""
+    return (images.permute(0, 2, 3, 1).double().numpy() * STD + MEAN) * 255
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    assert a.indices == b.indices
+    assert torch.equal(a.images, b.images)
+    assert torch.equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_augmentation_the_images_are_the_contracts_frames(tmp_path: Path, opener: Opener, backend: str) -> None:
+    samples = make_samples(tmp_path, 6)
+    batch = opener(samples, backend, PLAIN).next_batch()
+    assert batch.images.shape == (3, 3, 48, 64) and batch.images.dtype == torch.float32 and batch.images.is_contiguous()
+    assert batch.labels.shape == (3, 48, 64) and batch.labels.dtype == torch.int64
+    for image, label, index in zip(levels(batch.images), batch.labels, batch.indices, strict=True):
+        frame = read_frame(samples[index], CONTRACT)
+        # Pillow rounds between its two passes and DALI does not: one level at most
+        assert np.abs(image - frame).max() < (1.001 if backend == "dali" else 0.001)
+        with Image.open(samples[index].label) as opened:
+            nearest = np.asarray(opened.resize((64, 48), Image.Resampling.NEAREST))
+        assert np.array_equal(label.numpy(), nearest)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_label_value_is_kept(tmp_path: Path, opener: Opener, backend: str) -> None:
+    label = np.random.default_rng(0).permutation(np.arange(48 * 64) % 256).astype(np.uint8).reshape(48, 64)
+    sample = write_sample(tmp_path, "all", np.zeros((48, 64, 3), np.uint8), label)
+    batch = opener([sample], backend, PLAIN, batch_size=1).next_batch()
+    assert np.array_equal(batch.labels[0].numpy(), label)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_backends_cut_the_same_pixels(tmp_path: Path, opener: Opener, suffix: str) -> None:
+    samples = make_samples(tmp_path, 10, suffix=suffix)
+    dali, reference = (opener(samples, backend, GEOMETRY) for backend in BACKENDS)
+    differences, wrong = [], []
+    for _ in range(8):
+        a, b = dali.next_batch(), reference.next_batch()
+        assert a.indices == b.indices
+        differences.append(np.abs(levels(a.images) - levels(b.images)))
+        wrong.append((a.labels != b.labels).double().mean().item())
+    # Pillow rounds to 8 bits after each of its two passes, DALI once: the results round apart by one level at most, with
+    # a probability of at most the mean of |e|, e uniform in +-0.5, so 0.25. Both decode JPEG by libjpeg-turbo, bit for bit.
+    assert np.max(differences) < 1.001
+    assert np.mean(differences) < 0.25
+    # the reference finds the nearest pixel in whole numbers, DALI in float32: only exact ties can differ
+    assert np.mean(wrong) < 0.001
+
+
+def test_backends_jitter_the_same_way(tmp_path: Path, opener: Opener) -> None:
+    samples = make_samples(tmp_path, 6)
+    dali, reference = (opener(samples, backend, FULL) for backend in BACKENDS)
+    found = np.array(
+        [np.abs(levels(dali.next_batch().images) - levels(reference.next_batch().images)) for _ in range(4)]
+    )
+    # the resize's one level (0.25 in the mean) times the largest gain 1.3^3, plus one level (0.1) of the jitter's own rounding
+    assert found.max() < 1.3**3 + 1.001
+    assert found.mean() < 0.25 * 1.3**3 + 0.1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation"])
+def test_jitter_is_that_of_pillow(tmp_path: Path, opener: Opener, backend: str, kind: str) -> None:
+    samples = [sample for sample in make_samples(tmp_path, 10) if (sample.height, sample.width) == (48, 64)]
+    augmentation = replace(PLAIN, **{kind: 0.5})
+    plan = Plan(tuple(samples), CONTRACT, augmentation, 2, 5, backend)
+    batch = opener(samples, backend, augmentation, batch_size=2).next_batch()
+    for draw, image in zip(plan.draws(0), levels(batch.images), strict=True):
+        frame = Image.fromarray(read_frame(samples[draw.index], CONTRACT))
+        factor = draw.jitter[("brightness", "contrast", "saturation").index(kind)]
+        assert abs(factor - 1) > 0.01
+        expected = {
+            "brightness": lambda: ImageEnhance.Brightness(frame).enhance(factor),
+            "contrast": lambda: Image.blend(Image.new("RGB", frame.size, (128, 128, 128)), frame, factor),
+            "saturation": lambda: ImageEnhance.Color(frame).enhance(factor),
+        }[kind]()
+        # Pillow cuts the fraction off and rounds its grey first: each at most one level
+        assert np.abs(image - np.asarray(expected)).max() < 2.001
+        assert np.abs(image - np.asarray(expected)).mean() < 0.8
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_image_and_label_stay_aligned_and_padding_is_neutral(tmp_path: Path, opener: Opener, backend: str) -> None:
+    samples = []
+    for i, (height, width) in enumerate(SIZES):
+        rows, cols = np.arange(height) * 6 // height, np.arange(width) * 8 // width
+        label = np.random.default_rng(i).integers(0, 20, (6, 8), dtype=np.uint8)[np.ix_(rows, cols)]
+        samples.append(write_sample(tmp_path, f"a{i}", COLOURS[label], label))
+    loader = opener(samples, backend, GEOMETRY, batch_size=5)
+    padded = checked = 0
+    for _ in range(6):
+        batch = loader.next_batch()
+        for image, normalised, label in zip(levels(batch.images), batch.images, batch.labels.numpy(), strict=True):
+            assert set(np.unique(label)) <= {*range(20), 255}
+            outside = label == 255
+            assert (normalised.numpy()[:, outside] == 0).all()
+            # away from transitions the filter sees one colour; scale 0.5 of the largest image reads 4 pixels a side
+            inner = ndimage.minimum_filter(label, 7, mode="nearest") == ndimage.maximum_filter(label, 7, mode="nearest")
+            inner &= ~outside
+            assert np.abs(image[inner] - COLOURS[label[inner]]).max(initial=0) < 1.001
+            padded, checked = padded + int(outside.sum()), checked + int(inner.sum())
+            rows, cols = np.flatnonzero((~outside).any(1)), np.flatnonzero((~outside).any(0))
+            assert not outside[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1].any()
+    assert padded > 1000
+    assert checked > 5000
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_flip_mirrors_image_and_label(tmp_path: Path, opener: Opener, backend: str) -> None:
+    samples = make_samples(tmp_path, 3)
+    augmentation = replace(PLAIN, crop=(30, 41), scale=(0.8, 1.7))
+    straight, mirrored = (opener(samples, backend, replace(augmentation, flip=p)) for p in (0.0, 1.0))
+    for _ in range(3):
+        a, b = straight.next_batch(), mirrored.next_batch()
+        assert np.abs(levels(a.images) - levels(b.images.flip(-1))).max() < 1.001
+        assert (a.labels != b.labels.flip(-1)).double().mean() < 0.001
+        assert (a.labels != b.labels).double().mean() > 0.5
+
+
+def test_draws_fill_their_ranges() -> None:
+    samples = tuple(Sample(f"{i}", Path("i"), Path("l"), 48, 64) for i in range(100))
+    plan = Plan(samples, CONTRACT, GEOMETRY, 10, 0, "torch")
+    draws = [draw for batch in range(100) for draw in plan.draws(batch)]
+    heights, widths = np.array([draw.scaled for draw in draws]).T
+    assert (heights.min(), heights.max(), widths.min(), widths.max()) == (24, 96, 32, 128)
+    # 1,000 coin flips: 500 +- 5 standard deviations
+    assert abs(sum(draw.flip for draw in draws) - 500) < 80
+    assert abs(heights.mean() - 60) < 3.3
+    for draw in draws:
+        for scaled, crop, origin, size, offset in zip(
+            draw.scaled, (40, 56), draw.origin, draw.size, draw.offset, strict=True
+        ):
+            assert size == min(scaled, crop)
+            assert 0 <= origin <= scaled - size
+            assert 0 <= offset <= crop - size
+    for axis, low in ((0, 0), (1, 0)):
+        spare = [draw.scaled[axis] - draw.size[axis] - draw.origin[axis] for draw in draws if draw.origin[axis] == low]
+        assert any(value > 0 for value in spare)
+    assert all(draw.jitter == (1, 1, 1) for draw in draws)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_epoch_is_a_new_permutation(tmp_path: Path, opener: Opener, backend: str) -> None:
+    samples = make_samples(tmp_path, 6)
+    loader = opener(samples, backend, replace(PLAIN, crop=(8, 8)), batch_size=2)
+    assert loader.steps_per_epoch == 3
+    epochs = [tuple(i for _ in range(3) for i in loader.next_batch().indices) for _ in range(4)]
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert len(set(epochs)) == 4
+
+
+def test_the_incomplete_last_batch_is_dropped(tmp_path: Path, opener: Opener) -> None:
+    loader = opener(make_samples(tmp_path, 8), "dali", replace(PLAIN, crop=(8, 8)))
+    assert loader.steps_per_epoch == 2
+    epochs = [{i for _ in range(2) for i in loader.next_batch().indices} for _ in range(8)]
+    assert all(len(epoch) == 6 for epoch in epochs)
+    assert set.union(*epochs) == set(range(8))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_stream_follows_from_the_seed_alone(tmp_path: Path, opener: Opener, backend: str) -> None:
+    samples = make_samples(tmp_path, 6)
+    one, two, other = (opener(samples, backend, seed=s, threads=t) for s, t in ((5, 1), (5, 2), (6, 2)))
+    for _ in range(3):
+        first = one.next_batch()
+        assert_equal(first, two.next_batch())
+        assert not torch.equal(first.images, other.next_batch().images)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_resume_is_exact_at_every_position(tmp_path: Path, opener: Opener, backend: str) -> None:
+    samples = make_samples(tmp_path, 7)
+    loader = opener(samples, backend)
+    states, batches = [loader.state()], []
+    for _ in range(9):
+        batches.append(loader.next_batch())
+        states.append(loader.state())
+    # two steps an epoch: the start, mid-epoch, an epoch's end, and after several epochs
+    for position in (0, 1, 2, 5, 6):
+        resumed = opener(samples, backend)
+        resumed.restore(states[position])
+        assert resumed.state() == states[position]
+        for expected in batches[position : position + 3]:
+            assert_equal(resumed.next_batch(), expected)
+    loader.restore(states[3])
+    assert_equal(loader.next_batch(), batches[3])
+
+
+RESUME_SCRIPT = """
+import hashlib, sys
+from pathlib import Path
+from brd_edge.data.dataset import Sample
+from brd_edge.data.loader import Augmentation, open_train_loader
+from brd_edge.runtime.contract import InputContract
+
+samples = [eval(line, {"Sample": Sample, "PosixPath": Path}) for line in Path("samples.txt").read_text().splitlines()]
+contract = eval(Path("contract.txt").read_text(), {"InputContract": InputContract})
+augmentation = eval(Path("augmentation.txt").read_text(), {"Augmentation": Augmentation})
+for backend in ("dali", "torch"):
+    loader = open_train_loader(samples, contract=contract, augmentation=augmentation, batch_size=3, seed=5,
+                               backend=backend, threads=1)
+    loader.restore(Path(f"{backend}.state").read_bytes())
+    for _ in range(3):
+        batch = loader.next_batch()
+        print(hashlib.sha256(batch.images.numpy().tobytes() + batch.labels.numpy().tobytes()).hexdigest())
+    loader.close()
+"""
+
+
+def test_resume_in_a_new_process(tmp_path: Path, opener: Opener) -> None:
+    samples = make_samples(tmp_path, 7)
+    expected = []
+    for backend in BACKENDS:
+        loader = opener(samples, backend)
+        for _ in range(3):
+            loader.next_batch()
+        (tmp_path / f"{backend}.state").write_bytes(loader.state())
+        for _ in range(3):
+            batch = loader.next_batch()
+            content = batch.images.numpy().tobytes() + batch.labels.numpy().tobytes()
+            expected.append(hashlib.sha256(content).hexdigest())
+    (tmp_path / "samples.txt").write_text("\n".join(map(repr, samples)))
+    (tmp_path / "contract.txt").write_text(repr(CONTRACT))
+    (tmp_path / "augmentation.txt").write_text(repr(FULL))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run(
+        [sys.executable, "-c", RESUME_SCRIPT],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == expected
+
+
+def test_a_foreign_state_is_refused(tmp_path: Path, opener: Opener) -> None:
+    samples = make_samples(tmp_path, 7)
+    state = opener(samples, "dali").state()
+    others = {
+        "backend": opener(samples, "torch"),
+        "seed": opener(samples, "dali", seed=6),
+        "batch_size": opener(samples, "dali", batch_size=2),
+        "samples": opener(samples[:-1], "dali"),
+        "sample_ids": opener(samples[::-1], "dali"),
+        "augmentation": opener(samples, "dali", GEOMETRY),
+        "contract": opener(samples, "dali", contract=replace(CONTRACT, width=65)),
+    }
+    for name, loader in others.items():
+        with pytest.raises(DataError, match=rf"other settings \(.*\b{name}: "):
+            loader.restore(state)
+    for damaged in (b"", b"\xff\xfe\x00", b"[]", b"{}", state[:-5], state.replace(b'"batches": 0', b'"batches": -1')):
+        with pytest.raises(DataError, match="saved state"):
+            opener(samples, "dali").restore(damaged)
+
+
+def spoil(sample: Sample, how: str) -> Path:
+    image, label = sample.image, sample.label
+    if how == "garbage image":
+        image.write_bytes(b"this is not an image")
+    elif how == "truncated image":
+        image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
+    elif how == "missing image":
+        image.unlink()
+    elif how == "image of another size":
+        Image.new("RGB", (20, 10)).save(image)
+    else:
+        image = label
+    if how == "empty label":
+        label.write_bytes(b"")
+    elif how == "palette label":
+        with Image.open(label) as opened:
+            ids = np.asarray(opened)
+        painted = Image.fromarray(ids).convert("P")
+        painted.putpalette(COLOURS.tobytes())
+        painted.save(label)
+    elif how == "16-bit label":
+        Image.fromarray(np.zeros((sample.height, sample.width), np.uint16)).save(label)
+    return image
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "how",
+    [
+        "garbage image",
+        "truncated image",
+        "missing image",
+        "image of another size",
+        "empty label",
+        "palette label",
+        "16-bit label",
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, opener: Opener, backend: str, how: str) -> None:
+    samples = make_samples(tmp_path, 4)
+    bad = spoil(samples[2], how)
+    loader = opener(samples, backend, batch_size=2)
+    with pytest.raises(DataError) as caught:
+        for _ in range(2):
+            loader.next_batch()
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 1
+    assert str(bad) in lines[0]
+    position = loader.state()
+    with pytest.raises(DataError, match=bad.name):
+        loader.next_batch()
+    assert loader.state() == position
+
+
+def test_wrong_arguments_are_refused(tmp_path: Path, opener: Opener) -> None:
+    samples = make_samples(tmp_path, 2)
+    with pytest.raises(DataError, match="needs 3 samples and there are 2"):
+        opener(samples, "torch")
+    with pytest.raises(DataError, match="backend must be"):
+        opener(samples, "cuda", batch_size=1)
+    for name in ("batch_size", "threads"):
+        with pytest.raises(DataError, match=f"{name} must be at least 1, got 0"):
+            opener(samples, "torch", **{"batch_size": 1, name: 0})
+    with pytest.raises(DataError, match="seed must be at least 0"):
+        opener(samples, "torch", batch_size=1, seed=-1)
+    wrong: dict[str, Any] = {"crop": (0, 4), "scale": (2.0, 1.0), "flip": 1.5, "contrast": -0.1}
+    for name, value in wrong.items():
+        with pytest.raises(DataError, match=f"augmentation: {name} must be"):
+            replace(FULL, **{name: value})
+
+
+def test_backend_selection(tmp_path: Path, opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = make_samples(tmp_path, 3)
+    assert type(opener(samples, "auto")).__name__ == "DaliLoader"
+    # None makes the import statement fail as it does where the package is not installed
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    assert type(opener(samples, "auto")).__name__ == "TorchLoader"
+    with pytest.raises(RuntimeMissingError, match=r'pip install "brd-edge\[train\]"'):
+        opener(samples, "dali")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc, which only Linux has")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_close_ends_the_threads(tmp_path: Path, opener: Opener, backend: str) -> None:
+    samples = make_samples(tmp_path, 3)
+    opener(samples, backend).next_batch()  # torch starts threads of its own at first use
+    before = len(os.listdir("/proc/self/task"))
+    loader = opener(samples, backend)
+    loader.next_batch()
+    assert len(os.listdir("/proc/self/task")) > before
+    loader.close()
+    loader.close()
+    assert len(os.listdir("/proc/self/task")) == before
+    with pytest.raises(DataError, match="closed"):
+        loader.next_batch()
