@@ -32,7 +32,6 @@ __all__ = [
     "ShipSection",
     "TeacherSection",
     "TrainSection",
-    "json_schema",
     "load_recipe",
 ]
 
@@ -312,12 +311,6 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = (), environment: Mappi
         lines = describe_errors(error, Recipe, resolved)
         count = f"{len(lines)} error" + ("s" if len(lines) > 1 else "")
         raise RecipeError(f"{path}: {count}\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a recipe, for editors."""
-    schema = Recipe.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "brd_edge recipe"}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -45,11 +45,15 @@ def _describe(details: Any, model: type[BaseModel], content: Mapping[str, Any]) 
         nearest = difflib.get_close_matches(str(details["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}"
         return f"{path}: unknown key; {hint}"
+    if kind == "missing" and isinstance(details["loc"][-1], int):
+        return f"{path}: missing; the list before it is too short"
     if kind == "missing":
         return f"{path}: missing; {_expected(model, details['loc'])}"
     if kind == "value_error":
         message = str(details["ctx"]["error"])
         return f"{path}: {message}" if path else message
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{path}: expected a section with keys of its own, got {_show(details['input'])}"
     message = details["msg"].replace("Input should be", "expected").replace("Input should have", "expected")
     return f"{path}: {message}, got {_show(_lookup(content, details['loc'], details['input']))}"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +18,10 @@ from brd_edge.data.dataset import IGNORE_ID, UNREADABLE
 from brd_edge.data.loader import Batch, Draw, Plan, decode_state, encode_state, require_label_format, require_size
 from brd_edge.runtime.errors import DataError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 __all__ = ["TorchLoader", "decode_image", "decode_label"]
+
+# one sample: float32 (3, h, w) and int64 (h, w), of the crop's size
+_Loaded = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -34,7 +33,7 @@ class TorchLoader:
         """Start `threads` decoding threads; nothing is read before the first batch."""
         self._plan = plan
         self._batches = 0
-        self._pending: list[Future[tuple[Tensor, Tensor]]] | None = None
+        self._pending: list[Future[_Loaded]] | None = None
         self._executor: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, thread_name_prefix="loader")
 
     @property
@@ -58,7 +57,7 @@ class TorchLoader:
         indices = tuple(draw.index for draw in self._plan.draws(self._batches))
         self._batches += 1
         self._pending = self._submit(self._batches)
-        return Batch(torch.stack(images), torch.stack(labels), indices)
+        return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), indices)
 
     def state(self) -> bytes:
         """Return the position as bytes."""
@@ -80,7 +79,7 @@ class TorchLoader:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
 
-    def _submit(self, batch: int) -> list[Future[tuple[Tensor, Tensor]]]:
+    def _submit(self, batch: int) -> list[Future[_Loaded]]:
         if self._executor is None:
             raise DataError("loader: it is closed: open another one")
         return [self._executor.submit(_load, self._plan, draw) for draw in self._plan.draws(batch)]
@@ -118,17 +117,15 @@ def _decode(path: Path, mode: str) -> Image.Image:
         raise DataError(f"{path}: the file cannot be decoded ({error}): replace it, or remove its sample") from error
 
 
-def _data_error(future: Future[tuple[Tensor, Tensor]]) -> DataError | None:
+def _data_error(future: Future[_Loaded]) -> DataError | None:
     error = future.exception()
     if error is None or isinstance(error, DataError):
         return error
     raise error
 
 
-def _load(plan: Plan, draw: Draw) -> tuple[Tensor, Tensor]:
-    """Return one sample: float32 (3, h, w) and int64 (h, w), of the crop's size."""
-    import torch
-
+def _load(plan: Plan, draw: Draw) -> _Loaded:
+    # numpy, not torch: torch would start a pool of threads for every thread that calls it
     sample = plan.samples[draw.index]
     image, label = decode_image(sample.image), decode_label(sample.label)
     require_size(sample, (image.height, image.width), (label.height, label.width))
@@ -141,10 +138,11 @@ def _load(plan: Plan, draw: Draw) -> tuple[Tensor, Tensor]:
     mean, std = (np.array(values, dtype=np.float32) for values in (plan.contract.mean, plan.contract.std))
     normalised = (pixels.astype(np.float32) / np.float32(255) - mean) / std
     height, width = plan.augmentation.crop
-    images, labels = torch.zeros(3, height, width), torch.full((height, width), IGNORE_ID)
+    images = np.zeros((3, height, width), dtype=np.float32)
+    labels = np.full((height, width), IGNORE_ID, dtype=np.int64)
     (top, left), (rows, cols) = draw.offset, draw.size
-    images[:, top : top + rows, left : left + cols] = torch.from_numpy(normalised).permute(2, 0, 1)
-    labels[top : top + rows, left : left + cols] = torch.from_numpy(ids.astype(np.int64))
+    images[:, top : top + rows, left : left + cols] = normalised.transpose(2, 0, 1)
+    labels[top : top + rows, left : left + cols] = ids
     return images, labels
 
 
@@ -169,7 +167,8 @@ def _resize_label(label: npt.NDArray[np.uint8], draw: Draw) -> npt.NDArray[np.ui
 def _jitter(pixels: npt.NDArray[np.uint8], jitter: tuple[float, float, float]) -> npt.NDArray[np.uint8]:
     brightness, contrast, saturation = (np.float32(value) for value in jitter)
     values = pixels.astype(np.float32)
-    luma = (values @ _LUMA)[..., None]
+    luma = np.einsum("hwc,c->hw", values, _LUMA)[..., None]
     saturated = luma + saturation * (values - luma)
     twisted = brightness * (contrast * saturated + np.float32(128) * (1 - contrast))
-    return np.clip(np.rint(twisted), 0, 255).astype(np.uint8)
+    result: npt.NDArray[np.uint8] = np.clip(np.rint(twisted), 0, 255).astype(np.uint8)
+    return result

@@ -15,7 +15,7 @@ from brd_edge.runtime.errors import DataError
 __all__ = ["IGNORED", "IGNORED_COLOR", "Picture", "Region", "ReportSample", "Tile", "draw_sample", "worst_region"]
 
 IGNORED = 255
-IGNORED_COLOR = (40, 40, 44)
+IGNORED_COLOR = (240, 240, 236)
 
 _WRONG_COLOR = np.array([220, 20, 60], dtype=np.float32)
 _WHOLE_PIXELS = 420  # longest side of a whole picture; a tile shows about half, the rest is for dense screens

@@ -74,8 +74,7 @@ def latency_miou_svg(points: Sequence[EnginePoint], references: Sequence[tuple[s
     with _figure(height_pt=280) as figure:
         axes = figure.add_subplot()
         _style(axes, grid="both")
-        latencies = [point.latency_ms for point in points]
-        _latency_axis(axes, latencies, headroom=1.18)
+        _latency_axis(axes, [point.latency_ms for point in points], from_zero=True)
         levels = [100 * point.miou for point in points] + [100 * level for _, level in references]
         middle, half = (max(levels) + min(levels)) / 2, max((max(levels) - min(levels)) / 2, 2.0)
         axes.set_ylim(middle - 1.25 * half, middle + 1.25 * half)
@@ -105,17 +104,18 @@ def latency_distribution_svg(rows: Sequence[tuple[str, int, Sequence[float]]]) -
     Returns:
         An `<svg>` element.
     """
-    with _figure(height_pt=56 + 58 * len(rows)) as figure:
+    with _figure(height_pt=52 + 70 * len(rows)) as figure:
         axes = figure.add_subplot()
         _style(axes, grid="x")
-        everything = [value for _, _, samples in rows for value in samples]
+        everything = np.array([value for _, _, samples in rows for value in samples])
         # one stray sample must not squeeze all the others into a corner
-        _latency_axis(axes, [float(np.percentile(everything, 99.5)), min(everything)], headroom=1.12)
-        for row, (_, series, samples) in enumerate(rows):
+        _latency_axis(axes, everything[everything <= np.percentile(everything, 99.7)], from_zero=False)
+        for row, (label, series, samples) in enumerate(rows):
             _distribution_row(axes, row, _series(series), np.asarray(samples, dtype=np.float64))
-        axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
-        axes.set_ylim(len(rows) - 0.45, -0.55)
-        axes.tick_params(axis="y", length=0, labelcolor=_INK)
+            # above its row, where a long name takes no width from the chart
+            axes.text(0, row - 0.37, label, transform=axes.get_yaxis_transform(), color=_INK, va="center")
+        axes.set_yticks([])
+        axes.set_ylim(len(rows) - 0.5, -0.55)
         axes.spines["left"].set_visible(False)
         return _svg(figure, "latency-distribution")
 
@@ -189,10 +189,10 @@ def _style(axes: Axes, *, grid: str) -> None:
     axes.grid(visible=True, axis="x" if grid == "x" else "both", color=_LINE, linewidth=0.8)
 
 
-def _latency_axis(axes: Axes, latencies_ms: Sequence[float], *, headroom: float) -> None:
+def _latency_axis(axes: Axes, latencies_ms: Sequence[float] | np.ndarray, *, from_zero: bool) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    least, most = min(latencies_ms), max(latencies_ms)
+    least, most = float(np.min(latencies_ms)), float(np.max(latencies_ms))
     if least > 0 and most / least > 10:
         axes.set_xscale("log")
         axes.set_xlim(least / 1.5, most * 1.8)
@@ -200,9 +200,10 @@ def _latency_axis(axes: Axes, latencies_ms: Sequence[float], *, headroom: float)
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("latency, ms (logarithmic)")
-    else:
-        axes.set_xlim(0, most * headroom if most > 0 else 1)
-        axes.set_xlabel("latency, ms")
+        return
+    margin = 0.08 * (most - least) or 0.1 * most or 1.0
+    axes.set_xlim(*((0.0, 1.18 * most or 1.0) if from_zero else (max(0.0, least - margin), most + margin)))
+    axes.set_xlabel("latency, ms")
 
 
 def _label_levels(axes: Axes, references: Sequence[tuple[str, float]]) -> list[Bbox]:
@@ -261,15 +262,16 @@ def _place(axes: Axes, label: Annotation, taken: list[Bbox], candidates: Sequenc
     taken.append(label.get_window_extent())
 
 
-def _distribution_row(axes: Axes, row: int, color: str, samples: np.ndarray) -> None:
+def _distribution_row(axes: Axes, row: float, color: str, samples: np.ndarray) -> None:
     chosen = samples[np.linspace(0, len(samples) - 1, min(len(samples), _MAX_DOTS)).astype(int)]
     # the golden ratio spreads the dots evenly, and alike in every run
-    spread = (np.arange(len(chosen)) * 0.618034 % 1 - 0.5) * 0.5
+    spread = (np.arange(len(chosen)) * 0.618034 % 1 - 0.5) * 0.36
+    row = row + 0.08
     axes.plot(chosen, row + spread, linestyle="none", marker="o", markersize=3, color=color, alpha=0.35, mew=0)
     low, median, high, late = np.percentile(samples, [25, 50, 75, 95])
     axes.plot([low, high], [row, row], color=color, linewidth=9, solid_capstyle="butt", alpha=0.55)
-    axes.plot([median, median], [row - 0.3, row + 0.3], color=_INK, linewidth=2)
-    axes.plot([late, late], [row - 0.2, row + 0.2], color=color, linewidth=2)
+    axes.plot([median, median], [row - 0.24, row + 0.24], color=_INK, linewidth=2)
+    axes.plot([late, late], [row - 0.18, row + 0.18], color=color, linewidth=2)
 
 
 def _condensed(curve: Curve) -> tuple[np.ndarray, np.ndarray]:

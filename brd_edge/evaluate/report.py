@@ -26,12 +26,12 @@ from brd_edge.evaluate.plots import (
     latency_distribution_svg,
     latency_miou_svg,
 )
+from brd_edge.evaluate.verdict import best_engine, gap, judge_proof, p50_ms, verdict
 from brd_edge.runtime.files import write_text_atomic
 
-__all__ = ["Curve", "ReportSample", "best_engine", "write_report"]
+__all__ = ["Curve", "ReportSample", "write_report"]
 
 _GALLERY_CHARACTERS = 6_000_000  # what the pictures may take of a file that is to stay below 8 MB
-_BEST_WITHIN = 0.01  # how much mIoU the best engine may lack to the most accurate one
 _DIFFERENCES_SHOWN = 20
 _LEGEND_CLASSES = 40
 _STATUS_MARKS = {"measured": "✓", "built": "●", "skipped": "○", "failed": "✕"}
@@ -75,26 +75,12 @@ def write_report(
     write_text_atomic(path, template.render(_page(benchmark, samples, curves)))
 
 
-def best_engine(engines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Choose the fastest (p50) of the measured engines whose mIoU is within one point of the highest.
-
-    An engine without an mIoU counts only where no engine has one; one without a latency never does.
-    """
-    timed = [engine for engine in engines if _p50(engine) is not None]
-    accurate = [engine for engine in timed if engine.get("miou") is not None]
-    if accurate:
-        highest = max(float(engine["miou"]) for engine in accurate)
-        timed = [engine for engine in accurate if engine["miou"] >= highest - _BEST_WITHIN]
-    return min(timed, key=lambda engine: float(_p50(engine) or 0), default=None)
-
-
 def _page(
     benchmark: Mapping[str, Any], samples: Sequence[ReportSample], curves: Mapping[str, Sequence[Curve]]
 ) -> dict[str, Any]:
     """Return everything that the template names."""
     engines = list(benchmark.get("engines") or [])
     dataset = benchmark.get("dataset") or {}
-    best = best_engine(engines)
     labels = engine_labels(engines)
     gallery = _gallery(samples, dataset.get("palette") or [])
     return {
@@ -102,9 +88,9 @@ def _page(
         "created": benchmark.get("created") or "",
         "command": benchmark.get("command") or "",
         "dataset": dataset,
-        "verdict": _verdict(benchmark, best, labels[engines.index(best)] if best is not None else ""),
-        "engines": _engine_rows(engines, labels, best),
-        "latency_decimals": latency_digits(_p50(engine) for engine in engines),
+        "verdict": verdict(benchmark),
+        "engines": _engine_rows(engines, labels),
+        "latency_decimals": latency_digits(p50_ms(engine) for engine in engines),
         "models": _model_rows(benchmark),
         "charts": _charts(benchmark, engines, labels),
         "training": _training(curves),
@@ -112,7 +98,8 @@ def _page(
         "gallery": gallery,
         "left_out": len(samples) - len(gallery),
         "legend": _legend(dataset, samples[: len(gallery)]),
-        "zero_cost": _zero_cost(benchmark.get("zero_cost")),
+        "proof": judge_proof(benchmark.get("zero_cost")),
+        "differences_shown": _DIFFERENCES_SHOWN,
         "durations": benchmark.get("duration_s") or {},
         "contract": _contract(benchmark.get("contract") or {}),
         "machine": _machine(benchmark.get("environment") or {}),
@@ -121,105 +108,8 @@ def _page(
     }
 
 
-def _p50(engine: Mapping[str, Any]) -> float | None:
-    value = (engine.get("latency_ms") or {}).get("p50")
-    return None if value is None else float(value)
-
-
-def _gap(first: Mapping[str, Any], second: Mapping[str, Any], key: str) -> float | None:
-    if first.get(key) is None or second.get(key) is None:
-        return None
-    return float(first[key]) - float(second[key])
-
-
-def _zero_cost(proof: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Judge the proof: held only where all three comparisons were made and found equal."""
-    found = proof or {}
-    checks = [
-        ("Exported graphs are equal, node for node", found.get("equal")),
-        ("Numbers of parameters are equal", found.get("params_equal")),
-        ("Numbers of multiply-accumulates (MACs) are equal", found.get("macs_equal")),
-    ]
-    results = [result for _, result in checks]
-    held = None if None in results else all(results)
-    differences = list(found.get("differences") or [])
-    return {
-        "held": False if False in results else held,
-        "checks": checks,
-        "nodes": found.get("nodes"),
-        "differences": differences[:_DIFFERENCES_SHOWN],
-        "more": max(0, len(differences) - _DIFFERENCES_SHOWN),
-    }
-
-
-def _verdict(benchmark: Mapping[str, Any], best: Mapping[str, Any] | None, best_label: str) -> dict[str, Any]:
-    teacher, student = benchmark.get("teacher") or {}, benchmark.get("student") or {}
-    compared = benchmark.get("compared") or {}
-    tiles = [_proof_tile(_zero_cost(benchmark.get("zero_cost"))), _engine_tile(best, best_label)]
-    tiles.append(_gap_tile("Student against teacher", student, teacher, "teacher"))
-    if compared:
-        name = str(compared.get("name") or "earlier run")
-        tiles.append(_gap_tile(f"Student against {name}", student, compared, name))
-    return {"sentence": "; ".join(tile.pop("clause") for tile in tiles) + ".", "tiles": tiles}
-
-
-def _proof_tile(proof: Mapping[str, Any]) -> dict[str, str]:
-    title = "Zero added inference cost"
-    if proof["held"]:
-        nodes = f"All {proof['nodes']} graph nodes" if proof["nodes"] else "The graph"
-        detail = f"{nodes}, parameters and MACs equal those of the same student trained plainly."
-        return {"tone": "good", "title": title, "value": "Held", "detail": detail, "clause": f"{title} held"}
-    if proof["held"] is False:
-        count = len(proof["differences"]) + proof["more"]
-        detail = f"{count} {'difference' if count == 1 else 'differences'} from the same student trained plainly."
-        return {"tone": "bad", "title": title, "value": "Not held", "detail": detail, "clause": f"{title} not held"}
-    detail = "The student was not compared, or not fully, with the same student trained plainly."
-    return {"tone": "open", "title": title, "value": "Not proven", "detail": detail, "clause": f"{title} not proven"}
-
-
-def _engine_tile(best: Mapping[str, Any] | None, label: str) -> dict[str, str]:
-    title = "Best engine"
-    if best is None:
-        detail = "The table below says why."
-        clause = "no engine was measured"
-        return {"tone": "open", "title": title, "value": "None measured", "detail": detail, "clause": clause}
-    latency = f"{milliseconds(_p50(best), digits=latency_digits([_p50(best)]))} ms"
-    accuracy = f"{percent(best.get('miou'))} % mIoU"
-    known = best.get("miou") is not None
-    detail = f"{label} on {best.get('target', '?')}: " + (f"{accuracy}, " if known else "") + "p50 latency."
-    if best.get("boundary_iou") is not None:
-        detail = detail.replace("p50 latency.", f"{percent(best['boundary_iou'])} % Boundary IoU.")
-    clause = f"best engine {label}, {latency} (p50)" + (f" at {accuracy}" if known else "")
-    return {"tone": "plain", "title": title, "value": latency, "detail": detail, "clause": clause}
-
-
-def _gap_tile(title: str, student: Mapping[str, Any], other: Mapping[str, Any], name: str) -> dict[str, str]:
-    gap = _gap(student, other, "miou")
-    if gap is None:
-        detail = "One of the two has no mIoU."
-        clause = f"student and {name} not compared"
-        return {"tone": "open", "title": title, "value": "Not measured", "detail": detail, "clause": clause}
-    detail = f"mIoU {percent(student['miou'])} % against {percent(other['miou'])} %"
-    boundary = _gap(student, other, "boundary_iou")
-    detail += f"; Boundary IoU {points(boundary)} points" if boundary is not None else ""
-    detail += f"; {_ratio(student, other)}." if _ratio(student, other) else "."
-    side = "above" if round(gap, 3) > 0 else "below" if round(gap, 3) < 0 else "level with"
-    clause = f"student {'' if side == 'level with' else f'{abs(100 * gap):.1f} points of mIoU '}{side} {name}"
-    return {"tone": "plain", "title": title, "value": f"{points(gap)} points", "detail": detail, "clause": clause}
-
-
-def _ratio(student: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    named = []
-    for key, noun in (("params", "parameters"), ("macs", "MACs")):
-        if student.get(key) and other.get(key):
-            named.append(f"{float(other[key]) / float(student[key]):.1f}× fewer {noun}")  # noqa: RUF001
-    return ", ".join(named)
-
-
-def _engine_rows(
-    engines: Sequence[Mapping[str, Any]], labels: Sequence[str], best: Mapping[str, Any] | None
-) -> list[dict[str, Any]]:
-    rows = []
+def _engine_rows(engines: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
+    rows, best = [], best_engine(engines)
     for engine, label in zip(engines, labels, strict=True):
         status = str(engine.get("status") or "unknown")
         latency = engine.get("latency_ms") or {}
@@ -263,7 +153,7 @@ def _model_rows(benchmark: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "macs": model.get("macs"),
                 "miou": model.get("miou"),
                 "boundary_iou": model.get("boundary_iou"),
-                "gap": None if role == "teacher" else _gap(model, teacher, "miou"),
+                "gap": None if role == "teacher" else gap(model, teacher, "miou"),
             }
         )
     return rows
@@ -276,7 +166,7 @@ def _charts(
     shown = [
         EnginePoint(label, latency, float(engine["miou"]), index)
         for index, (engine, label) in enumerate(zip(engines, labels, strict=True))
-        if (latency := _p50(engine)) is not None and engine.get("miou") is not None
+        if (latency := p50_ms(engine)) is not None and engine.get("miou") is not None
     ]
     if shown:
         models = [(row["role"], float(row["miou"])) for row in _model_rows(benchmark) if row["miou"] is not None]
@@ -303,7 +193,7 @@ def _charts(
             {
                 "title": "Latency distribution",
                 "alt": f"Latency of single inferences. {text}.",
-                "note": "Dots: single inferences. Bar: the middle half. Dark line: median. Short line: p95.",
+                "note": "Dots: single inferences. Bar: the middle half of them. Long line: median. Short line: p95.",
                 "legend": [],
                 "svg": latency_distribution_svg(sampled),
             }

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brd_edge.models.spec import ARCHITECTURES, ModelSpec, nearest
+from brd_edge.models.spec import ARCHITECTURES, RESERVED_OPTIONS, ModelSpec, nearest
 from brd_edge.models.weights import load_encoder_weights, load_strictly
 from brd_edge.runtime.errors import ModelError
 
@@ -100,7 +100,7 @@ def _imagenet(spec: ModelSpec, seed: int) -> dict[str, Any]:
     except Exception as error:
         cause = str(error).strip().splitlines() or [""]
         raise ModelError(
-            f"model: the ImageNet weights of encoder {spec.encoder!r} could not be had "
+            f"model: the ImageNet weights of encoder {spec.encoder!r} could not be downloaded "
             f"({type(error).__name__}: {cause[0]}). Is there a network? Without one, "
             "give the path of a local safetensors file instead of 'imagenet', or none to start from random weights"
         ) from error
@@ -123,14 +123,15 @@ def _check_encoder(name: str) -> None:
     bare = name.removeprefix("tu-").split(".")[0]
     if not timm.is_model(bare):
         raise ModelError(
-            f"unknown encoder {name!r}{nearest(bare, timm.list_models())}: timm has no model {bare!r}; "
-            "timm.list_models() names them"
+            f"unknown encoder {name!r}{nearest(name, [f'tu-{model}' for model in timm.list_models()])}: "
+            f"timm has no model {bare!r}; timm.list_models() names them"
         )
 
 
 def _check_options(spec: ModelSpec) -> None:
     parameters = inspect.signature(model_class(spec.arch).__init__).parameters
-    known = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD and name != "self"]
+    known = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD]
+    known = [name for name in known if name != "self" and name not in RESERVED_OPTIONS]
     for name in spec.options:
         # what the class does not name goes to the timm model of a "tu-" encoder; for others it would be dropped silently
         if name not in known and not spec.encoder.startswith("tu-"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from brd_edge.runtime.errors import ModelError
 
-__all__ = ["ARCHITECTURES", "Architecture", "ModelSpec", "nearest"]
+__all__ = ["ARCHITECTURES", "RESERVED_OPTIONS", "Architecture", "ModelSpec", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 # Arguments of the model class that a spec sets by other means, or that would change what the model returns
-_RESERVED_OPTIONS = {
+RESERVED_OPTIONS: dict[str, str] = {
     "activation": "models return logits",
     "aux_params": "models have no second output",
     "classes": "give it as `classes`",
@@ -89,7 +89,7 @@ class ModelSpec:
             raise ModelError(f"model: encoder must be a name such as 'resnet18' or 'tu-resnet18', got {self.encoder!r}")
         if isinstance(self.classes, bool) or not isinstance(self.classes, int) or not 2 <= self.classes <= 255:
             raise ModelError(f"model: classes must be a whole number from 2 to 255, got {self.classes!r}")
-        for name, why in _RESERVED_OPTIONS.items():
+        for name, why in RESERVED_OPTIONS.items():
             if name in self.options:
                 raise ModelError(f"model: option {name!r} cannot be set: {why}")
         try:

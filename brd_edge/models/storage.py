@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from brd_edge.models.build import build_model, model_class
-from brd_edge.models.spec import ARCHITECTURES, ModelSpec
+from brd_edge.models.spec import ARCHITECTURES, RESERVED_OPTIONS, ModelSpec
 from brd_edge.models.weights import load_strictly, read_safetensors
 from brd_edge.runtime.errors import ModelError
 from brd_edge.runtime.files import atomic_path, sha256_file, write_json_atomic
@@ -30,8 +30,6 @@ _FORMAT_VERSION = 1
 
 # What older releases of the library called an option
 _RENAMED_OPTIONS = {"decoder_use_batchnorm": "decoder_use_norm", "psp_use_batchnorm": "decoder_use_norm"}
-# What the config holds and a spec does not: names of our own fields, and what models here never have
-_NOT_OPTIONS = ("encoder_name", "encoder_weights", "classes", "in_channels", "activation", "aux_params")
 
 
 def save_model(model: nn.Module, spec: ModelSpec, directory: Path) -> None:
@@ -132,7 +130,7 @@ def _spec_from_config(config: Mapping[str, Any], path: Path) -> ModelSpec:
     options: dict[str, Any] = {}
     for key, value in config.items():
         name = _RENAMED_OPTIONS.get(key, key)
-        if key.startswith("_") or key in _NOT_OPTIONS or (name in defaults and _plain(defaults[name]) == value):
+        if key.startswith("_") or key in RESERVED_OPTIONS or (name in defaults and _plain(defaults[name]) == value):
             continue
         options[name] = value
     try:

@@ -1,0 +1,49 @@
+# Everything is installed into .venv from requirements.lock, whose hashes are checked; uv, which does that,
+# lies in .uv and comes from requirements-uv.lock.
+PYTHON ?= python3
+PY := .venv/bin/python
+UV := .uv/bin/uv
+LOCK_COMMAND := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
+	--no-emit-index-url --custom-compile-command "make lock" pyproject.toml
+
+.PHONY: quickstart test check lock schema install format clean
+
+quickstart: install
+	$(PY) -m brd_edge.pipeline pipelines/quickstart.yaml
+
+test: install
+	$(PY) -m pytest
+
+check: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	$(PY) -m brd_edge.recipe_schema --check pipelines/recipe.schema.json
+	cp requirements.lock .venv/fresh.lock
+	$(LOCK_COMMAND) --output-file .venv/fresh.lock
+	diff requirements.lock .venv/fresh.lock
+
+install: .venv/.installed
+
+.venv/.installed: requirements.lock requirements-uv.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit(f"brd_edge needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: run make PYTHON=python3.12 …")'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --require-hashes --target .uv -r requirements-uv.lock
+	test -x $(PY) || $(UV) venv --quiet --python $(PYTHON) .venv
+	$(UV) pip sync --python $(PY) --require-hashes requirements.lock
+	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock:
+	$(LOCK_COMMAND) --output-file requirements.lock
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make lock" requirements-uv.in --output-file requirements-uv.lock
+
+schema: install
+	$(PY) -m brd_edge.recipe_schema --write pipelines/recipe.schema.json
+
+format: install
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:
+	rm -rf .venv .uv runs

@@ -1,0 +1,147 @@
+"""What a benchmark says in a sentence and a few tiles: the proof, the best engine, the gaps between models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from brd_edge.evaluate.formats import engine_labels, latency_digits, milliseconds, percent, points
+
+__all__ = ["Proof", "VerdictTile", "best_engine", "gap", "judge_proof", "p50_ms", "verdict"]
+
+_BEST_WITHIN = 0.01  # how much mIoU the best engine may lack to the most accurate one
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The zero-cost proof: `held` is None where a comparison is missing and no other one failed."""
+
+    held: bool | None
+    checks: tuple[tuple[str, bool | None], ...]
+    nodes: int | None
+    differences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class VerdictTile:
+    """One statement of the verdict: a tile (`title`, `value`, `detail`) and the same as a `sentence`."""
+
+    tone: Literal["good", "bad", "open", "plain"]
+    title: str
+    value: str
+    detail: str
+    sentence: str
+
+
+def verdict(benchmark: Mapping[str, Any]) -> list[VerdictTile]:
+    """State the proof, the best engine, and the student's distance to its teacher and to an earlier run.
+
+    Args:
+        benchmark: The content of `benchmark.json`; every measured value may be null.
+
+    Returns:
+        Three tiles, or four where an earlier run was compared.
+    """
+    teacher, student = benchmark.get("teacher") or {}, benchmark.get("student") or {}
+    compared = benchmark.get("compared") or {}
+    tiles = [
+        _proof_tile(judge_proof(benchmark.get("zero_cost"))),
+        _engine_tile(benchmark.get("engines") or []),
+        _gap_tile(student, teacher, "teacher", "The student", "its teacher"),
+    ]
+    if compared:
+        name = str(compared.get("name") or "earlier run")
+        tiles.append(_gap_tile(student, compared, name, "It", f"“{name}”"))
+    return tiles
+
+
+def judge_proof(found: Mapping[str, Any] | None) -> Proof:
+    """Judge the `zero_cost` entry: held only where all three comparisons were made and found equal."""
+    found = found or {}
+    checks = (
+        ("Exported graphs are equal, node for node", found.get("equal")),
+        ("Numbers of parameters are equal", found.get("params_equal")),
+        ("Numbers of multiply-accumulates (MACs) are equal", found.get("macs_equal")),
+    )
+    results = [result for _, result in checks]
+    held = False if False in results else None if None in results else True
+    return Proof(held, checks, found.get("nodes"), tuple(found.get("differences") or ()))
+
+
+def best_engine(engines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Choose the fastest (p50) of the measured engines whose mIoU is within one point of the highest.
+
+    An engine without an mIoU counts only where no engine has one; one without a latency never does.
+    """
+    timed = [engine for engine in engines if p50_ms(engine) is not None]
+    accurate = [engine for engine in timed if engine.get("miou") is not None]
+    if accurate:
+        highest = max(float(engine["miou"]) for engine in accurate)
+        timed = [engine for engine in accurate if engine["miou"] >= highest - _BEST_WITHIN]
+    return min(timed, key=lambda engine: p50_ms(engine) or 0.0, default=None)
+
+
+def p50_ms(engine: Mapping[str, Any]) -> float | None:
+    """Return an engine's median latency in milliseconds, None where it was not measured."""
+    value = (engine.get("latency_ms") or {}).get("p50")
+    return None if value is None else float(value)
+
+
+def gap(first: Mapping[str, Any], second: Mapping[str, Any], key: str) -> float | None:
+    """Return `first[key] - second[key]`, None where either is missing."""
+    if first.get(key) is None or second.get(key) is None:
+        return None
+    return float(first[key]) - float(second[key])
+
+
+def _proof_tile(proof: Proof) -> VerdictTile:
+    title = "Zero added inference cost"
+    if proof.held:
+        nodes = f"All {proof.nodes} graph nodes" if proof.nodes else "The graph"
+        detail = f"{nodes}, parameters and MACs equal those of the same student trained plainly."
+        return VerdictTile("good", title, "Held", detail, "The zero-cost proof held.")
+    if proof.held is False:
+        count = len(proof.differences)
+        named = f"{count} {'difference' if count == 1 else 'differences'}" if count else "It differs"
+        detail = f"{named} from the same student trained plainly, listed under Zero-cost proof."
+        return VerdictTile("bad", title, "Not held", detail, "The zero-cost proof did not hold.")
+    detail = "The student was not, or not fully, compared with the same student trained plainly."
+    return VerdictTile("open", title, "Not proven", detail, "Zero added inference cost is not proven.")
+
+
+def _engine_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
+    title, best = "Best engine", best_engine(engines)
+    if best is None:
+        return VerdictTile("open", title, "None measured", "The table below says why.", "No engine was measured.")
+    label = next(name for name, engine in zip(engine_labels(engines), engines, strict=True) if engine is best)
+    latency = f"{milliseconds(p50_ms(best), digits=latency_digits([p50_ms(best)]))} ms"
+    accuracy = f"{percent(best['miou'])} % mIoU" if best.get("miou") is not None else "mIoU not measured"
+    boundary = f", {percent(best['boundary_iou'])} % Boundary IoU" if best.get("boundary_iou") is not None else ""
+    detail = f"p50 of {label} on {best.get('target') or '?'}, with {accuracy}{boundary}."
+    sentence = f"The best engine, {label}, takes {latency} a frame (p50) with {accuracy}."
+    return VerdictTile("plain", title, latency, detail, sentence)
+
+
+def _gap_tile(student: Mapping[str, Any], other: Mapping[str, Any], name: str, subject: str, called: str) -> VerdictTile:
+    title, difference = f"Student against {name}", gap(student, other, "miou")
+    if difference is None:
+        detail = "The mIoU of one of the two is missing."
+        return VerdictTile("open", title, "Not measured", detail, f"{subject} was not compared with {called}.")
+    parts = [f"mIoU {percent(student['miou'])} % against {percent(other['miou'])} %"]
+    boundary = gap(student, other, "boundary_iou")
+    if boundary is not None:
+        parts.append(f"Boundary IoU {points(boundary)} points")
+    detail = ", ".join(parts)
+    shares = [
+        f"{100 * float(student[key]) / float(other[key]):.0f} % of its {noun}"
+        for key, noun in (("params", "parameters"), ("macs", "MACs"))
+        if student.get(key) and other.get(key)
+    ]
+    if shares:
+        detail += "; " + ", ".join(shares)
+    size = f"{abs(100 * difference):.1f}"
+    side = "above" if difference > 0 else "below"
+    place = f"{size} points of mIoU {side}" if size != "0.0" else "level in mIoU with"
+    sentence = f"{subject} is {place} {called}."
+    return VerdictTile("plain", title, f"{points(difference)} points", f"{detail}.", sentence)

@@ -1,0 +1,412 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from brd_edge.data.dataset import Dataset, load_dataset, read_label
+from brd_edge.data.layouts import LAYOUTS, Content, Layout
+from brd_edge.data.prepare import JOURNAL_NAME, prepare, prepare_scenes
+from brd_edge.runtime.errors import DataError
+
+FOLDER = LAYOUTS["folder"]
+CAMVID = Path(os.environ.get("CAMVID_ROOT") or Path(__file__).parents[3] / "shared/camvid")
+
+
+def save_pair(root: Path, key: str, label: Any = None, size: tuple[int, int] = (6, 8)) -> None:
+    """Write `images/KEY` and `labels/KEY`, where a key is `split/id`."""
+    rng = np.random.default_rng(list(key.encode()))
+    image, ids = root / "images" / f"{key}.png", root / "labels" / f"{key}.png"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    ids.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(image)
+    pixels = rng.choice(np.array([0, 1, 255], np.uint8), size) if label is None else np.asarray(label, np.uint8)
+    Image.fromarray(pixels).save(ids)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    directory = tmp_path / "data"
+    for key in ("train/a", "train/b", "train/c", "val/d"):
+        save_pair(directory, key)
+    (directory / "classes.yaml").write_text(yaml.safe_dump({"names": ["road", "car"]}))
+    return directory
+
+
+def run(root: Path, out: Path, layout: Layout = FOLDER, **settings: Any) -> Dataset:
+    return prepare(layout, root, out, **{"workers": 2, **settings})
+
+
+def counting(layout: Layout, counts: Counter[str]) -> Layout:
+    """Return the layout with a `read_label` that counts the files it converts."""
+
+    def scan(base: Path) -> Content:
+        content = layout.scan(base)
+
+        def read(path: Path) -> NDArray[np.uint8]:
+            counts[path.stem] += 1
+            return content.read_label(path)
+
+        return replace(content, read_label=read)
+
+    return replace(layout, scan=scan)
+
+
+def test_result_is_what_the_index_says(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    calls: list[tuple[int, int]] = []
+    dataset = run(root, out, progress=lambda done, total: calls.append((done, total)))
+    assert dataset == load_dataset(out)
+    assert dataset.classes == ("road", "car")
+    assert [sample.id for sample in dataset.train] == ["a", "b", "c"]
+    assert calls == [(i, 4) for i in range(1, 5)]
+    for sample in (*dataset.train, *dataset.val):
+        assert sample.image.parent.parent == root / "images"
+        assert sample.label.is_relative_to(out / "labels")
+        np.testing.assert_array_equal(read_label(sample), np.asarray(Image.open(root / sample.label.relative_to(out))))
+    for entry in json.loads((out / "index.json").read_text())["splits"]["train"]:
+        assert entry["label"] == f"labels/train/{entry['id']}.png"
+        for key in ("image", "label"):
+            assert entry[f"{key}_sha256"] == hashlib.sha256((out / entry[key]).read_bytes()).hexdigest()
+
+
+@pytest.mark.skipif(not (CAMVID / "train").is_dir(), reason=f"CamVid is not at {CAMVID}; set CAMVID_ROOT")
+def test_real_images(tmp_path: Path) -> None:
+    for split, every in (("train", 60), ("val", 25)):
+        for kind in (split, f"{split}annot"):
+            (tmp_path / "camvid" / kind).mkdir(parents=True)
+            for path in sorted((CAMVID / kind).iterdir())[::every]:
+                (tmp_path / "camvid" / kind / path.name).symlink_to(path)
+    dataset = run(tmp_path / "camvid", tmp_path / "out", LAYOUTS["camvid"])
+    assert (len(dataset.train), len(dataset.val)) == (7, 5)
+    for sample in (*dataset.train, *dataset.val):
+        assert (sample.height, sample.width) == (360, 480)
+        annotation = next(CAMVID.glob(f"*annot/{sample.id}.png"))
+        raw = np.asarray(Image.open(annotation))
+        np.testing.assert_array_equal(read_label(sample), np.where(raw == 11, 255, raw))
+
+
+# conversion
+
+
+def encode_rgb_16(pixels: NDArray[np.uint16]) -> bytes:
+    """Write a 16-bit RGB PNG, which Pillow cannot, by the PNG specification."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+RGB = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8))
+GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+WIDE = np.linspace(0, 65535, 6 * 8 * 3).astype(np.uint16).reshape(6, 8, 3)
+
+
+def see_through() -> Image.Image:
+    image = RGB.convert("RGBA")
+    image.putalpha(Image.fromarray(GREY))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param(encode(see_through(), "PNG"), np.asarray(RGB), id="rgba"),
+        pytest.param(encode(Image.fromarray(GREY), "PNG"), np.stack([GREY] * 3, -1), id="grey"),
+        pytest.param(
+            encode(Image.fromarray(WIDE[..., 0]), "PNG"),
+            np.stack([np.round(WIDE[..., 0] / 257)] * 3, -1),
+            id="grey-16-bit",
+        ),
+        pytest.param(encode_rgb_16(WIDE), WIDE >> 8, id="rgb-16-bit"),
+        pytest.param(encode(RGB, "TIFF"), np.asarray(RGB), id="tiff"),
+        pytest.param(encode(RGB, "BMP"), np.asarray(RGB), id="bmp"),
+        pytest.param(encode(RGB, "WEBP", lossless=True), np.asarray(RGB), id="webp"),
+        pytest.param(encode(RGB, "PNG", transparency=(1, 2, 3)), np.asarray(RGB), id="rgb-with-transparent-colour"),
+        pytest.param(
+            encode(RGB.quantize(16), "PNG", transparency=bytes(range(16))),
+            np.asarray(RGB.quantize(16).convert("RGB")),
+            id="palette-with-transparency",
+        ),
+    ],
+)
+def test_other_images_become_8_bit_rgb_png(root: Path, tmp_path: Path, content: bytes, expected: NDArray[Any]) -> None:
+    source = root / "images/train/b.png"
+    source.write_bytes(content)
+    out = tmp_path / "out"
+    sample = run(root, out).train[1]
+    assert sample.image == out / "images/train/b.png"
+    with Image.open(sample.image) as image:
+        assert (image.format, image.mode, image.info) == ("PNG", "RGB", {})
+        np.testing.assert_array_equal(np.asarray(image), expected)
+    assert sample.image.read_bytes()[24] == 8
+    assert source.read_bytes() == content
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_other_jpegs_become_rgb(root: Path, tmp_path: Path, mode: str) -> None:
+    (root / "images/train/b.png").unlink()
+    RGB.convert(mode).save(root / "images/train/b.jpg", quality=95)
+    sample = run(root, tmp_path / "out").train[1]
+    with Image.open(root / "images/train/b.jpg") as source, Image.open(sample.image) as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(source.convert("RGB")))
+        assert image.mode == "RGB"
+
+
+def test_plain_jpeg_stays_where_it_is(root: Path, tmp_path: Path) -> None:
+    (root / "images/train/b.png").unlink()
+    RGB.save(root / "images/train/b.jpg")
+    assert run(root, tmp_path / "out").train[1].image == root / "images/train/b.jpg"
+    assert not (tmp_path / "out/images").exists()
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4, 5, 6, 7, 8])
+def test_rotated_jpeg_is_turned_upright(root: Path, tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    (root / "images/train/b.png").unlink()
+    RGB.save(root / "images/train/b.jpg", exif=exif, quality=95)
+    with Image.open(root / "images/train/b.jpg") as source:
+        expected = np.asarray(ImageOps.exif_transpose(source))
+    save_pair(root, "train/b", size=expected.shape[:2])
+    (root / "images/train/b.png").unlink()
+    sample = run(root, tmp_path / "out").train[1]
+    with Image.open(sample.image) as image:
+        np.testing.assert_array_equal(np.asarray(image), expected)
+    assert (sample.height, sample.width) == expected.shape[:2]
+
+
+# what is wrong is found, all at once
+
+
+def test_all_offenders_are_listed_together(root: Path, tmp_path: Path) -> None:
+    images, labels = root / "images/train", root / "labels/train"
+    for name in ("empty", "short", "size", "ids", "both", "text"):
+        save_pair(root, f"train/{name}", size=(64, 64))
+    (labels / "a.png").unlink()
+    (images / "b.png").unlink()
+    (images / "empty.png").write_bytes(b"")
+    (images / "short.png").write_bytes((images / "short.png").read_bytes()[:-100])
+    Image.new("L", (64, 63)).save(labels / "size.png")
+    Image.new("L", (64, 64), 7).save(labels / "ids.png")
+    (images / "both.png").write_bytes(b"\x89PNG")
+    (labels / "both.png").write_bytes(b"")
+    (images / "text.png").write_text("this is no picture")
+    (images / "notes.md").touch()
+    with pytest.raises(DataError) as caught:
+        run(root, tmp_path / "out")
+    message = str(caught.value)
+    assert "10 problems" in message
+    for expected in (
+        f"{labels / 'a.png'}: this label is missing; its image is there",
+        f"{images / 'b.png'}: this image is missing; its label is there",
+        f"{images / 'empty.png'}: the image cannot be read",
+        f"{images / 'short.png'}: the image cannot be read",
+        f"{labels / 'size.png'}: 64x63 pixels, but its image size.png has 64x64",
+        f"{labels / 'ids.png'}: unknown id 7 in 4096 of 4096 pixels; expected 0-1 and 255 (ignored)",
+        f"{images / 'both.png'}: the image cannot be read",
+        f"{labels / 'both.png'}: the label cannot be read",
+        f"{images / 'text.png'}: the image cannot be read",
+        f"{images / 'notes.md'}: not one of",
+    ):
+        assert message.count(f"  - {expected}") == 1, expected
+    assert not (tmp_path / "out/index.json").exists()
+
+
+def test_a_long_list_is_cut_and_counted(root: Path, tmp_path: Path) -> None:
+    for i in range(70):
+        (root / f"images/train/x{i:02d}.png").write_bytes(b"")
+        (root / f"labels/train/x{i:02d}.png").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        run(root, tmp_path / "out")
+    lines = str(caught.value).splitlines()
+    assert "140 problems" in lines[0]
+    assert len(lines) == 1 + 50 + 1
+    assert lines[-1] == "  ... and 90 more"
+
+
+def test_empty_split(root: Path, tmp_path: Path) -> None:
+    (root / "images/val/d.png").unlink()
+    (root / "labels/val/d.png").unlink()
+    with pytest.raises(DataError, match="split 'val' is empty: expected at least one image with its label"):
+        run(root, tmp_path / "out")
+
+
+def test_doubled_and_shared_images(tmp_path: Path) -> None:
+    voc = tmp_path / "voc"
+    for directory in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (voc / directory).mkdir(parents=True)
+    for name in ("a", "b"):
+        RGB.save(voc / f"JPEGImages/{name}.jpg")
+        Image.new("P", RGB.size).save(voc / f"SegmentationClass/{name}.png")
+    (voc / "ImageSets/Segmentation/train.txt").write_text("a\nb\nb\n")
+    (voc / "ImageSets/Segmentation/val.txt").write_text("a\n")
+    with pytest.raises(DataError) as caught:
+        run(voc, tmp_path / "out", LAYOUTS["voc2012"])
+    assert f"{voc / 'JPEGImages/b.jpg'}: listed twice in split 'train'" in str(caught.value)
+    assert f"{voc / 'JPEGImages/a.jpg'}: in both splits, train and val" in str(caught.value)
+
+
+def test_wrong_root_says_what_to_set(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"does not exist\. Set CITYSCAPES_ROOT to"):
+        run(tmp_path / "nowhere", tmp_path / "out", LAYOUTS["cityscapes"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_source_is_never_the_output(root: Path) -> None:
+    before = {path: path.read_bytes() for path in root.rglob("*.png")}
+    with pytest.raises(DataError, match="the data set itself lies here"):
+        run(root, root / "images/..")
+    assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
+
+
+# going on after an interruption
+
+
+def test_unchanged_sources_are_not_converted_again(root: Path, tmp_path: Path) -> None:
+    out, counts = tmp_path / "out", Counter[str]()
+    layout = counting(FOLDER, counts)
+    first = run(root, out, layout)
+    index = (out / "index.json").read_bytes()
+    assert run(root, out, layout) == first
+    assert (out / "index.json").read_bytes() == index
+    assert counts == {"a": 1, "b": 1, "c": 1, "d": 1}
+
+
+def change_label(root: Path, _: Path) -> None:
+    save_pair(root, "train/b", label=np.ones((6, 8)))
+
+
+def change_image(root: Path, _: Path) -> None:
+    Image.new("RGB", (8, 6), (1, 2, 3)).save(root / "images/train/b.png")
+
+
+def lose_output(_: Path, out: Path) -> None:
+    (out / "labels/train/b.png").unlink()
+
+
+def damage_output(_: Path, out: Path) -> None:
+    path = out / "labels/train/b.png"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+
+
+def cut_journal(_: Path, out: Path) -> None:
+    lines = [line for line in (out / JOURNAL_NAME).read_bytes().splitlines() if b'"train/b"' not in line]
+    (out / JOURNAL_NAME).write_bytes(b"\n".join(lines) + b'\n{"key": "train/b", "ima')
+
+
+@pytest.mark.parametrize("damage", [change_label, change_image, lose_output, damage_output, cut_journal])
+def test_only_what_changed_is_converted_again(root: Path, tmp_path: Path, damage: Callable[[Path, Path], None]) -> None:
+    out, counts = tmp_path / "out", Counter[str]()
+    layout = counting(FOLDER, counts)
+    run(root, out, layout)
+    damage(root, out)
+    dataset = run(root, out, layout)
+    assert counts == {"a": 1, "b": 2, "c": 1, "d": 1}
+    np.testing.assert_array_equal(read_label(dataset.train[1]), np.asarray(Image.open(root / "labels/train/b.png")))
+    run(root, out, layout)
+    assert counts["b"] == 2
+
+
+def test_converted_image_is_part_of_what_must_be_there(root: Path, tmp_path: Path) -> None:
+    out, counts = tmp_path / "out", Counter[str]()
+    layout = counting(FOLDER, counts)
+    Image.fromarray(GREY).save(root / "images/train/b.png")
+    content = run(root, out, layout).train[1].image.read_bytes()
+    (out / "images/train/b.png").unlink()
+    assert run(root, out, layout).train[1].image.read_bytes() == content
+    assert counts["b"] == 2
+
+
+def test_other_classes_convert_everything_again(root: Path, tmp_path: Path) -> None:
+    out, counts = tmp_path / "out", Counter[str]()
+    layout = counting(FOLDER, counts)
+    run(root, out, layout)
+    (root / "classes.yaml").write_text(yaml.safe_dump({"names": {0: "road", 1: "car"}, "ignore": [255, 254]}))
+    run(root, out, layout)
+    assert set(counts.values()) == {2}
+
+
+def test_interrupted_preparation_goes_on(root: Path, tmp_path: Path) -> None:
+    out, counts = tmp_path / "out", Counter[str]()
+    layout = counting(FOLDER, counts)
+
+    def interrupt(done: int, _: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(root, out, layout, workers=1, progress=interrupt)
+    assert not (out / "index.json").exists()
+    journal = (out / JOURNAL_NAME).read_text().splitlines()[1:]
+    finished = {json.loads(line)["key"].split("/")[1] for line in journal}
+    assert len(finished) == 2
+    resumed = run(root, out, layout)
+    assert all(counts[name] == 1 for name in finished)
+    fresh = run(root, tmp_path / "fresh")
+    for ours, theirs in zip((*resumed.train, *resumed.val), (*fresh.train, *fresh.val), strict=True):
+        assert ours.label.read_bytes() == theirs.label.read_bytes()
+
+
+def test_a_failed_run_leaves_no_index_of_the_run_before(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "out")
+    (root / "labels/train/a.png").unlink()
+    with pytest.raises(DataError):
+        run(root, tmp_path / "out")
+    with pytest.raises(DataError, match="prepare the data set first"):
+        load_dataset(tmp_path / "out")
+
+
+# drawn scenes
+
+
+def test_scenes_are_drawn_from_disjoint_seeds(tmp_path: Path) -> None:
+    from brd_edge.data.scenes import CLASSES, PALETTE, draw_scene
+
+    calls: list[tuple[int, int]] = []
+    settings: dict[str, Any] = {"train": 3, "val": 2, "height": 64, "width": 96}
+    dataset = prepare_scenes(tmp_path / "a", **settings, seed=1, progress=lambda *at: calls.append(at))
+    assert dataset == load_dataset(tmp_path / "a")
+    assert (dataset.classes, dataset.palette) == (tuple(CLASSES), tuple(PALETTE))
+    assert (len(dataset.train), len(dataset.val)) == (3, 2)
+    assert calls == [(i, 5) for i in range(1, 6)]
+    image, label = draw_scene(1_000_000, 64, 96)
+    np.testing.assert_array_equal(np.asarray(Image.open(dataset.train[0].image)), image)
+    np.testing.assert_array_equal(read_label(dataset.train[0]), label)
+    other = prepare_scenes(tmp_path / "b", **settings, seed=2)
+    pictures = [s.image.read_bytes() for d in (dataset, other) for s in (*d.train, *d.val)]
+    assert len(set(pictures)) == 10
+    again = prepare_scenes(tmp_path / "c", **settings, seed=1)
+    assert (tmp_path / "a/index.json").read_bytes() == (tmp_path / "c/index.json").read_bytes()
+    assert [s.id for s in again.train] == [s.id for s in dataset.train]
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"train": 0}, {"val": 0}, {"train": 500_001}])
+def test_scenes_out_of_range(tmp_path: Path, wrong: dict[str, int]) -> None:
+    settings: dict[str, Any] = {"train": 1, "val": 1, "height": 64, "width": 96, "seed": 0, **wrong}
+    with pytest.raises(DataError, match="expected seed >= 0 and 1 to 500000 scenes a split"):
+        prepare_scenes(tmp_path, **settings)

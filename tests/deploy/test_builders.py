@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from brd_edge.deploy.builders import build_engine, runtime_version
+from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.engine import SIDECAR, EngineInfo, open_engine, read_engine, verify_files
+from brd_edge.runtime.errors import EngineError, RuntimeMissingError
+
+CLASSES = ("road", "sky", "car")
+PALETTE = ((128, 64, 128), (70, 130, 180), (0, 0, 142))
+CONTRACT = InputContract(height=16, width=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+HEAD = '<ir_version: 10, opset_import: ["" : 20]>\nstudent (uint8[1,16,32,3] image) => (uint8[1,16,32] class_map)'
+BODY = """
+    pixels = Cast<to=1>(image)
+    planes = Transpose<perm=[0,3,1,2]>(pixels)
+    ids = ArgMax<axis=1, keepdims=0>(planes)
+    class_map = Cast<to=2>(ids)
+"""
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    """The class of a pixel is its largest channel: what an engine must return is plain."""
+    return write_graph(tmp_path / "student.onnx", f"{HEAD} {{ {BODY} }}")
+
+
+def write_graph(path: Path, text: str) -> Path:
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+def build(graph: Path, out: Path, **changes: Any) -> EngineInfo:
+    settings = {"runtime": "onnxruntime", "precision": "fp32", "target": "x86-cpu", "contract": CONTRACT, **changes}
+    return build_engine(onnx=graph, out=out, classes=CLASSES, palette=PALETTE, **settings)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "files"), [("onnxruntime", ["model.onnx"]), ("openvino", ["model.xml", "model.bin"])]
+)
+def test_cpu_engines_run(graph: Path, tmp_path: Path, runtime: str, files: list[str]) -> None:
+    out = tmp_path / "engines" / runtime
+    info = build(graph, out, runtime=runtime)
+    assert info == read_engine(out)
+    assert (info.runtime_version, info.entry, list(info.files)) == (runtime_version(runtime), files[0], files)
+    assert info.created_by.startswith("brd-edge ")
+    assert sorted(path.name for path in out.parent.rglob("*")) == sorted([runtime, SIDECAR, *files])
+    for name, file in info.files.items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == file.sha256
+    frame = np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)
+    with open_engine(out, contract=CONTRACT, threads=1) as runner:
+        np.testing.assert_array_equal(runner.infer(frame), frame.argmax(2))
+
+
+def test_openvino_weights_stay_fp32(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).standard_normal((3, 3, 1, 1)).astype(np.float32)
+    model = onnx.parser.parse_model(
+        f"{HEAD} {{ {BODY.replace('ArgMax<axis=1, keepdims=0>(planes)', 'ArgMax<axis=1, keepdims=0>(scores)')} }}"
+    )
+    model.graph.node.insert(2, onnx.helper.make_node("Conv", ["planes", "weight"], ["scores"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "weight"))
+    onnx.save(model, tmp_path / "conv.onnx")
+    build(tmp_path / "conv.onnx", tmp_path / "engine", runtime="openvino")
+    assert weight.tobytes() in (tmp_path / "engine" / "model.bin").read_bytes()
+
+
+def test_tensorrt_rtx_builds_ahead_of_time(graph: Path, tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    info = build(graph, tmp_path / "engine", runtime="tensorrt", target="rtx")
+    assert info.runtime_version == f"tensorrt_rtx {trt.__version__}"
+    verify_files(tmp_path / "engine", info)
+    content = (tmp_path / "engine" / info.entry).read_bytes()
+    assert len(content) == info.size_bytes > 10_000
+    # one part for each architecture; an engine for fewer is smaller
+    assert content[:4] == b"ptrt" or content[:4] == b"ftrt"
+
+
+def test_tensorrt_names_the_node_that_it_does_not_take(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    body = BODY.replace("(pixels)", "(image)").replace("pixels = Cast<to=1>(image)", "").replace("(planes)", "(floats)")
+    body = body.replace("ids =", "floats = Cast<to=1>(planes)\n ids =")
+    model = onnx.parser.parse_model(f"{HEAD} {{ {body} }}")
+    model.graph.node[0].name = "transpose_on_bytes"
+    onnx.save(model, tmp_path / "student.onnx")
+    with pytest.raises(EngineError, match="transpose_on_bytes"):
+        build(tmp_path / "student.onnx", tmp_path / "engine", runtime="tensorrt", target="rtx")
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("runtime", "target"), [("onnxruntime", "x86-cpu"), ("openvino", "x86-cpu"), ("tensorrt", "rtx")]
+)
+def test_a_graph_that_is_none_or_does_not_fit(graph: Path, tmp_path: Path, runtime: str, target: str) -> None:
+    if runtime == "tensorrt":
+        pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    settings = {"runtime": runtime, "target": target}
+    other = InputContract(height=32, width=32, mean=CONTRACT.mean, std=CONTRACT.std)
+    with pytest.raises(EngineError, match=r"expected image uint8 \(1, 32, 32, 3\).*got image uint8 \(1, 16, 32, 3\)"):
+        build(graph, tmp_path / "engine", **settings, contract=other)
+    graph.write_bytes(b"not a graph")
+    with pytest.raises(EngineError, match=r"student\.onnx"):
+        build(graph, tmp_path / "engine", **settings)
+    graph.unlink()
+    with pytest.raises(EngineError, match=r"student\.onnx: not found"):
+        build(graph, tmp_path / "engine", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_in_other_files_are_refused(tmp_path: Path) -> None:
+    text = f"{HEAD} <float[1] one = {{1}}> {{ {BODY} }}"
+    model = onnx.parser.parse_model(text)
+    onnx.save(model, tmp_path / "student.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    assert (tmp_path / "weights").exists()
+    with pytest.raises(EngineError, match="'one' lies in another file"):
+        build(tmp_path / "student.onnx", tmp_path / "engine")
+
+
+def test_an_engine_is_replaced_only_by_a_complete_one(graph: Path, tmp_path: Path) -> None:
+    out = tmp_path / "engine"
+    build(graph, out, runtime="openvino")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"not a graph")
+    with pytest.raises(EngineError):
+        build(bad, out, runtime="openvino")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    # what a build that was killed at the worst moments leaves behind is cleared away, or put back
+    out.rename(tmp_path / ".engine.replaced")
+    (tmp_path / ".engine.building").mkdir()
+    (tmp_path / ".engine.building" / "junk").touch()
+    with pytest.raises(EngineError):
+        build(bad, out, runtime="openvino")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert build(graph, out).runtime == "onnxruntime"
+    assert sorted(path.name for path in out.iterdir()) == [SIDECAR, "model.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.onnx", "engine", "student.onnx"]
+
+
+def test_other_peoples_directories_are_left_alone(graph: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").touch()
+    for out in (tmp_path / "home", tmp_path / "home" / "thesis.txt"):
+        with pytest.raises(EngineError, match="expected an engine's directory to replace"):
+            build(graph, out)
+    assert (tmp_path / "home" / "thesis.txt").exists()
+    (tmp_path / "empty").mkdir()
+    build(graph, tmp_path / "empty")
+
+
+def test_combinations_that_do_not_exist(graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="its precisions are fp32"):
+        build(graph, tmp_path / "engine", precision="int8")
+    with pytest.raises(EngineError, match="tensorrt engines are for rtx"):
+        build(graph, tmp_path / "engine", runtime="tensorrt")
+    with pytest.raises(RuntimeMissingError, match="built on the device itself"):
+        build(graph, tmp_path / "engine", runtime="tensorrt", target="jetson-orin")
+    with pytest.raises(EngineError, match="unknown runtime 'tflite': there are onnxruntime"):
+        runtime_version("tflite")
+
+
+def test_runtime_versions_are_the_packages_own() -> None:
+    onnxruntime, openvino = pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
+    assert runtime_version("onnxruntime") == onnxruntime.__version__
+    assert openvino.__version__.startswith(str(runtime_version("openvino")))
+
+
+WITHOUT = """
+import importlib.abc, sys
+from pathlib import Path
+
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Block())
+from brd_edge.deploy.builders import build_engine, runtime_version
+from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.errors import RuntimeMissingError
+contract = InputContract(16, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+for runtime, target in (("onnxruntime", "x86-cpu"), ("openvino", "x86-cpu"), ("tensorrt", "rtx")):
+    try:
+        build_engine(runtime=runtime, precision="fp32", target=target, onnx=Path(sys.argv[1]), out=Path("engine"),
+                     contract=contract, classes=["a"], palette=[(0, 0, 0)])
+    except RuntimeMissingError as error:
+        print(runtime_version(runtime), error)
+"""
+
+
+def test_a_runtime_that_is_not_installed(graph: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", WITHOUT, str(graph)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=graph.parent, env=environment)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    for runtime, line in zip(("onnxruntime", "openvino", "tensorrt"), lines, strict=True):
+        assert line.startswith("None ")
+        assert f'pip install "brd-edge[{runtime}]"' in line
+    assert not (graph.parent / "engine").exists()

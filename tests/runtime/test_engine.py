@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.engine import SIDECAR, open_engine, read_engine, verify_files, write_engine
+from brd_edge.runtime.errors import ContractError, EngineError
+
+RUNTIMES = ["onnxruntime", "openvino", "tensorrt"]
+
+
+@pytest.fixture
+def engine(engines: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """Copy an engine, so that a test may spoil it."""
+    return lambda runtime: shutil.copytree(engines[runtime], tmp_path / runtime)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_sidecar_round_trip(engines: dict[str, Path], contract: InputContract, runtime: str, tmp_path: Path) -> None:
+    info = read_engine(engines[runtime])
+    assert (info.runtime, info.precision, info.contract) == (runtime, "fp32", contract)
+    on_disk = {path.name: path.stat().st_size for path in engines[runtime].iterdir() if path.name != SIDECAR}
+    assert {name: file.size_bytes for name, file in info.files.items()} == on_disk
+    assert info.size_bytes == sum(on_disk.values())
+    write_engine(tmp_path, info)
+    assert read_engine(tmp_path) == info
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"height": 48}, "height: 48 against 24"), ({"mean": (0.5, 0.5, 0.5)}, "mean"), ({"std": (0.5, 1.0, 1.0)}, "std")],
+)
+def test_another_contract_is_refused(
+    engines: dict[str, Path], contract: InputContract, change: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ContractError, match=field):
+        open_engine(engines["onnxruntime"], contract=dataclasses.replace(contract, **change))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name"),
+    [("onnxruntime", "model.onnx"), ("openvino", "model.xml"), ("openvino", "model.bin"), ("tensorrt", "model.engine")],
+)
+def test_a_changed_file_is_refused(engine: Callable[[str], Path], runtime: str, name: str) -> None:
+    directory = engine(runtime)
+    path = directory / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(EngineError, match=f"{name}: expected SHA-256"):
+        open_engine(directory)
+    path.write_bytes(content[:-1])
+    with pytest.raises(EngineError, match=f"{name}: expected {len(content)} bytes, got {len(content) - 1}"):
+        open_engine(directory)
+    path.unlink()
+    with pytest.raises(EngineError, match=f"{name}: missing"):
+        verify_files(directory, read_engine(directory))
+
+
+def test_weights_that_the_sidecar_does_not_list_are_not_loaded(engine: Callable[[str], Path]) -> None:
+    directory = engine("openvino")
+    values = json.loads((directory / SIDECAR).read_text())
+    del values["files"]["model.bin"]
+    (directory / SIDECAR).write_text(json.dumps(values))
+    with pytest.raises(EngineError, match=r"expected model\.bin among the sidecar's files"):
+        open_engine(directory)
+
+
+ZEROS = {"sha256": "0" * 64, "size_bytes": 1}
+SPOILED: list[tuple[dict[str, Any], str]] = [
+    ({"schema_version": 2}, "schema_version"),
+    ({"schema_version": True}, "schema_version"),
+    ({"runtime": ""}, "runtime"),
+    ({"runtime": "tflite"}, r"runtime: expected one of .*onnxruntime"),
+    ({"precision": None}, "precision"),
+    ({"created_by": 3}, "created_by"),
+    ({"more": 1}, "keys"),
+    ({"entry": "other.onnx"}, "entry"),
+    ({"entry": ["model.onnx"]}, "entry"),
+    ({"files": {}}, "files"),
+    ({"files": {"../model.onnx": ZEROS}, "entry": "../model.onnx"}, "files"),
+    ({"files": {"/etc/passwd": ZEROS}, "entry": "/etc/passwd"}, "files"),
+    ({"files": {SIDECAR: ZEROS}, "entry": SIDECAR}, "files"),
+    ({"files": {"model.onnx": {"sha256": "0" * 63, "size_bytes": 1}}}, r"files\.model\.onnx\.sha256"),
+    ({"files": {"model.onnx": {"sha256": "0" * 64, "size_bytes": -1}}}, r"files\.model\.onnx\.size_bytes"),
+    ({"files": {"model.onnx": {"sha256": "0" * 64}}}, r"files\.model\.onnx"),
+    ({"classes": []}, "classes"),
+    ({"classes": ["road", "road", "a", "b", "c"]}, "classes"),
+    ({"classes": [1, 2, 3, 4, 5]}, "classes"),
+    ({"palette": [[0, 0, 0]]}, "palette"),
+    ({"palette": [[0, 0, 256]] * 5}, r"palette\[0\]"),
+    ({"contract": None}, "contract"),
+]
+
+
+@pytest.mark.parametrize(("change", "key"), SPOILED)
+def test_a_spoiled_sidecar_is_refused(engine: Callable[[str], Path], change: dict[str, Any], key: str) -> None:
+    directory = engine("onnxruntime")
+    values = json.loads((directory / SIDECAR).read_text())
+    (directory / SIDECAR).write_text(json.dumps({**values, **change}))
+    with pytest.raises(EngineError, match=rf"engine\.json: {key}"):
+        open_engine(directory)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"height": "24"}, r"contract\.height"),
+        ({"width": 0}, r"contract\.width"),
+        ({"mean": [0, 0]}, r"contract\.mean"),
+        ({"std": [1, 1, "1"]}, r"contract\.std"),
+        ({"std": [1, 1, 0]}, "contract: every std"),
+        ({"layout": "NCHW"}, "contract: layout"),
+        ({"gamma": 1}, r"contract: .*unknown \['gamma'\]"),
+    ],
+)
+def test_a_spoiled_contract_is_refused(engine: Callable[[str], Path], change: dict[str, Any], key: str) -> None:
+    directory = engine("onnxruntime")
+    values = json.loads((directory / SIDECAR).read_text())
+    values["contract"] |= change
+    (directory / SIDECAR).write_text(json.dumps(values))
+    with pytest.raises(EngineError, match=rf"engine\.json: {key}"):
+        read_engine(directory)
+
+
+def test_no_sidecar_and_no_json(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"engine\.json: not found"):
+        read_engine(tmp_path / "nowhere")
+    for content in (b"{", b"\xff\xfe", b""):
+        (tmp_path / SIDECAR).write_bytes(content)
+        with pytest.raises(EngineError, match=r"engine\.json: not JSON"):
+            read_engine(tmp_path)
+    (tmp_path / SIDECAR).write_text("[]")
+    with pytest.raises(EngineError, match=r"engine\.json: content: expected an object"):
+        read_engine(tmp_path)
+
+
+def test_write_refuses_what_read_would_refuse(engines: dict[str, Path], tmp_path: Path) -> None:
+    info = read_engine(engines["onnxruntime"])
+    with pytest.raises(EngineError, match="entry"):
+        write_engine(tmp_path, dataclasses.replace(info, entry="other"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_are_checked(engines: dict[str, Path]) -> None:
+    with pytest.raises(EngineError, match="threads: expected at least 1"):
+        open_engine(engines["onnxruntime"], threads=0)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+
+import pytest
+
+from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.latency import latency_of, measure_latency
+
+
+def test_percentiles_of_known_samples() -> None:
+    samples = [float((37 * index) % 101) for index in range(101)]  # 0 to 100, shuffled
+    latency = latency_of(samples, warmup_n=3, stopped="samples")
+    assert (latency.p50_ms, latency.p95_ms, latency.p99_ms, latency.mean_ms, latency.min_ms) == (50, 95, 99, 50, 0)
+    assert latency.samples_ms == tuple(samples)
+    assert latency.to_json() == {"p50": 50, "p95": 95, "p99": 99, "mean": 50, "min": 0, "n": 101}
+
+
+def test_percentiles_between_samples() -> None:
+    samples = [1.0, 2.0, 4.0, 8.0]
+    latency = latency_of(samples, warmup_n=0, stopped="budget")
+    cuts = statistics.quantiles(samples, n=100, method="inclusive")
+    assert latency.p50_ms == pytest.approx(cuts[49])
+    assert latency.p95_ms == pytest.approx(cuts[94])
+    assert latency.p99_ms == pytest.approx(cuts[98])
+
+
+def test_a_known_sleep() -> None:
+    calls = []
+
+    def call() -> None:
+        calls.append(None)
+        time.sleep(0.002)
+
+    latency = measure_latency(call, warmup_min=2, samples_min=3, samples_max=10, budget_s=0.5)
+    # a sleep never ends early; how late it ends is the machine's affair
+    assert latency.min_ms >= 2
+    assert latency.min_ms <= latency.p50_ms <= latency.p95_ms <= latency.p99_ms <= max(latency.samples_ms)
+    assert len(calls) == latency.warmup_n + latency.n
+    assert latency.warmup_n >= 2
+    assert latency.n == len(latency.samples_ms)
+
+
+def test_stops_at_the_samples() -> None:
+    latency = measure_latency(lambda: None, warmup_min=1, samples_min=2, samples_max=7, budget_s=1.0)
+    assert (latency.n, latency.stopped) == (7, "samples")
+
+
+def test_stops_at_the_budget_but_not_before_the_least_samples() -> None:
+    slow = measure_latency(lambda: time.sleep(0.01), warmup_min=0, samples_min=4, samples_max=100, budget_s=0.001)
+    assert (slow.n, slow.warmup_n, slow.stopped) == (4, 0, "budget")
+    more = measure_latency(lambda: time.sleep(0.005), warmup_min=0, samples_min=1, samples_max=1000, budget_s=0.05)
+    assert 1 <= more.n <= 11
+    assert more.stopped == "budget"
+
+
+def test_garbage_collector_is_off_and_restored() -> None:
+    seen = []
+    assert gc.isenabled()
+    measure_latency(lambda: seen.append(gc.isenabled()), warmup_min=1, samples_min=1, samples_max=2, budget_s=0.01)
+    assert set(seen) == {False}
+    assert gc.isenabled()
+
+    def fail() -> None:
+        raise RuntimeError("engine")
+
+    with pytest.raises(RuntimeError, match="engine"):
+        measure_latency(fail)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        measure_latency(lambda: None, warmup_min=0, samples_min=1, samples_max=1, budget_s=0.01)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(EngineError, match="samples_min <= samples_max"):
+        measure_latency(lambda: None, samples_min=5, samples_max=4)
+    with pytest.raises(EngineError, match="at least 1 sample"):
+        latency_of([], warmup_n=0, stopped="budget")

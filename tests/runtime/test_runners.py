@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import ctypes
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.engine import SIDECAR, open_engine, read_engine, verify_files, write_engine
+from brd_edge.runtime.errors import EngineError, RuntimeMissingError
+from brd_edge.runtime.runners import RUNNERS
+from brd_edge.runtime.runners.tensorrt import RTX_COMPUTE_CAPABILITIES, TensorRtRunner, require_gpu
+
+CPU_RUNTIMES = ["onnxruntime", "openvino"]
+
+BLOCKED = """
+import importlib.abc, sys
+
+class Block(importlib.abc.MetaPathFinder):
+    def __init__(self, names):
+        self.names = names
+
+    def find_spec(self, name, path=None, target=None):
+        if any(name == blocked or name.startswith(blocked + ".") for blocked in self.names):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+def block(*names):
+    sys.meta_path.insert(0, Block(names))
+"""
+
+
+def run_python(script: str, *arguments: str) -> str:
+    """Run a script in a fresh interpreter and return what it printed."""
+    command = [sys.executable, "-W", "error", "-c", BLOCKED + script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def expected_class_maps(graph: Path, frames: list[np.ndarray]) -> list[np.ndarray]:
+    reference = ReferenceEvaluator(str(graph))
+    return [reference.run(None, {"image": frame[None]})[0][0] for frame in frames]
+
+
+def gpu() -> int | None:
+    try:
+        return require_gpu()
+    except RuntimeMissingError:
+        return None
+
+
+@pytest.mark.parametrize("runtime", CPU_RUNTIMES)
+@pytest.mark.parametrize("threads", [None, 1])
+def test_class_maps_equal_the_reference(
+    engines: dict[str, Path],
+    graph: Path,
+    frames: list[np.ndarray],
+    contract: InputContract,
+    runtime: str,
+    threads: int | None,
+) -> None:
+    with open_engine(engines[runtime], contract=contract, threads=threads) as runner:
+        assert runner.info == read_engine(engines[runtime])
+        for frame, expected in zip(frames, expected_class_maps(graph, frames), strict=True):
+            class_map = runner.infer(frame)
+            assert (class_map.shape, class_map.dtype) == ((24, 40), np.uint8)
+            np.testing.assert_array_equal(class_map, expected)
+    assert len(np.unique(expected)) == 5
+
+
+@pytest.mark.parametrize("runtime", CPU_RUNTIMES)
+def test_results_are_the_callers_own(engines: dict[str, Path], frames: list[np.ndarray], runtime: str) -> None:
+    with open_engine(engines[runtime], threads=1) as runner:
+        first = runner.infer(frames[0])
+        before = first.copy()
+        second = runner.infer(frames[1])
+        assert not np.shares_memory(first, second)
+        np.testing.assert_array_equal(first, before)
+        first[:] = 0
+        np.testing.assert_array_equal(runner.infer(frames[0]), before)
+    assert (before != second).any()
+    first[:] = 1  # still there after the engine is gone
+    assert first.all()
+
+
+@pytest.mark.parametrize("runtime", CPU_RUNTIMES)
+def test_any_memory_layout(engines: dict[str, Path], frames: list[np.ndarray], runtime: str) -> None:
+    frame = frames[0].copy()
+    with open_engine(engines[runtime], threads=1) as runner:
+        expected = runner.infer(frame)
+        wide = np.zeros((24, 80, 3), np.uint8)
+        wide[:, ::2] = frame
+        fortran = np.asfortranarray(frame)
+        flipped = frame[:, :, ::-1].copy()[:, :, ::-1]
+        frame.flags.writeable = False
+        for same in (wide[:, ::2], fortran, flipped, frame):
+            np.testing.assert_array_equal(runner.infer(same), expected)
+
+
+@pytest.mark.parametrize("runtime", CPU_RUNTIMES)
+@pytest.mark.parametrize(
+    ("frame", "got"),
+    [
+        (np.zeros((24, 40, 3), np.float32), r"float32 \(24, 40, 3\)"),
+        (np.zeros((40, 24, 3), np.uint8), r"uint8 \(40, 24, 3\)"),
+        (np.zeros((1, 24, 40, 3), np.uint8), r"uint8 \(1, 24, 40, 3\)"),
+        ([[0]], "list"),
+    ],
+)
+def test_other_frames_are_refused(engines: dict[str, Path], runtime: str, frame: Any, got: str) -> None:
+    with (
+        open_engine(engines[runtime], threads=1) as runner,
+        pytest.raises(EngineError, match=rf"expected uint8 \(24, 40, 3\), got {got}"),
+    ):
+        runner.infer(frame)
+
+
+@pytest.mark.parametrize("runtime", CPU_RUNTIMES)
+def test_closed_runner(engines: dict[str, Path], frames: list[np.ndarray], runtime: str) -> None:
+    runner = open_engine(engines[runtime], threads=1)
+    runner.close()
+    runner.close()
+    with pytest.raises(EngineError, match="closed"):
+        runner.infer(frames[0])
+
+
+@pytest.mark.parametrize("runtime", CPU_RUNTIMES)
+def test_a_graph_of_another_size_than_its_sidecar_says(engines: dict[str, Path], tmp_path: Path, runtime: str) -> None:
+    directory = shutil.copytree(engines[runtime], tmp_path / runtime)
+    values = json.loads((directory / SIDECAR).read_text())
+    values["contract"]["height"] = 32
+    (directory / SIDECAR).write_text(json.dumps(values))
+    with pytest.raises(EngineError, match=r"expected image uint8 \(1, 32, 40, 3\).*got image uint8 \(1, 24, 40, 3\)"):
+        open_engine(directory)
+
+
+@pytest.mark.parametrize("runtime", CPU_RUNTIMES)
+def test_a_file_that_the_runtime_cannot_load(engines: dict[str, Path], tmp_path: Path, runtime: str) -> None:
+    directory = shutil.copytree(engines[runtime], tmp_path / runtime)
+    values = json.loads((directory / SIDECAR).read_text())
+    path = directory / values["entry"]
+    path.write_bytes(b"not a model")
+    values["files"][path.name] = {
+        "sha256": "19cf4e0de9c9e56eadd2ed59b39c5b3ef09a2bbd9f0a7d3b9eff0f46d43d8e4a",
+        "size_bytes": 11,
+    }
+    (directory / SIDECAR).write_text(json.dumps(values))
+    info = read_engine(directory)
+    with pytest.raises(EngineError, match="SHA-256"):
+        verify_files(directory, info)
+    with pytest.raises(EngineError, match=f"{path.name}: .*cannot load it"):
+        RUNNERS[runtime](directory, info, None)
+
+
+def test_openvino_fp32_is_fp32_and_other_precisions_are_refused(engines: dict[str, Path], tmp_path: Path) -> None:
+    directory = shutil.copytree(engines["openvino"], tmp_path / "engine")
+    with open_engine(directory, threads=1) as runner:
+        compiled = runner._request.get_compiled_model()  # type: ignore[attr-defined]
+        assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
+        assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    values = json.loads((directory / SIDECAR).read_text())
+    (directory / SIDECAR).write_text(json.dumps({**values, "precision": "fp8"}))
+    with pytest.raises(EngineError, match="fp8"):
+        open_engine(directory)
+
+
+@pytest.mark.skipif(gpu() is not None, reason="this machine has an NVIDIA GPU")
+def test_tensorrt_without_a_gpu(engines: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(RuntimeMissingError, match="no NVIDIA driver|finds no GPU"):
+        open_engine(engines["tensorrt"])
+    info = read_engine(engines["tensorrt"])
+    assert info.runtime_version.startswith("tensorrt_rtx 1.")
+    directory = shutil.copytree(engines["tensorrt"], tmp_path / "engine")
+    values = json.loads((directory / SIDECAR).read_text())
+    (directory / SIDECAR).write_text(json.dumps({**values, "runtime_version": "tensorrt 10.3.0"}))
+    # the other package's engine: it is that package which is missing
+    with pytest.raises(RuntimeMissingError, match="tensorrt cannot be imported here"):
+        open_engine(directory)
+    (directory / SIDECAR).write_text(json.dumps({**values, "runtime_version": "10.3.0"}))
+    with pytest.raises(EngineError, match="runtime_version: expected one of"):
+        open_engine(directory)
+
+
+@pytest.mark.skipif(gpu() not in RTX_COMPUTE_CAPABILITIES, reason="no GPU here that TensorRT-RTX engines run on")
+def test_tensorrt_on_a_gpu(engines: dict[str, Path], graph: Path, frames: list[np.ndarray]) -> None:
+    with open_engine(engines["tensorrt"]) as runner:
+        for frame, expected in zip(frames, expected_class_maps(graph, frames), strict=True):
+            np.testing.assert_array_equal(runner.infer(frame), expected)
+
+
+class HostMemoryCuda:
+    """CUDA's calls over the host's memory: shows what the runner copies where, not that a GPU does it."""
+
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
+    ok = (0,)
+
+    def __init__(self) -> None:
+        self.held: dict[int, Any] = {}
+        self.streams = 0
+
+    def cudaMalloc(self, size: int) -> tuple[int, int]:  # noqa: N802
+        buffer = ctypes.create_string_buffer(size)
+        self.held[ctypes.addressof(buffer)] = buffer
+        return 0, ctypes.addressof(buffer)
+
+    def cudaFree(self, pointer: int) -> tuple[int]:  # noqa: N802
+        del self.held[pointer]
+        return self.ok
+
+    def cudaStreamCreate(self) -> tuple[int, int]:  # noqa: N802
+        self.streams += 1
+        return 0, 5
+
+    def cudaStreamDestroy(self, stream: int) -> tuple[int]:  # noqa: N802
+        assert stream == 5
+        self.streams -= 1
+        return self.ok
+
+    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:  # noqa: N802
+        device = to if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice else source
+        assert len(self.held[device]) == size
+        assert stream == 5
+        ctypes.memmove(to, source, size)
+        return self.ok
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:  # noqa: N802
+        assert stream == 5
+        return self.ok
+
+
+class HostContext:
+    def __init__(self, reference: ReferenceEvaluator) -> None:
+        self.reference = reference
+        self.addresses: dict[str, int] = {}
+
+    def set_tensor_address(self, name: str, pointer: int) -> bool:
+        self.addresses[name] = pointer
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert stream == 5
+        frame = np.frombuffer(ctypes.string_at(self.addresses["image"], 24 * 40 * 3), np.uint8).reshape(1, 24, 40, 3)
+        (class_map,) = self.reference.run(None, {"image": frame})
+        ctypes.memmove(self.addresses["class_map"], class_map.tobytes(), class_map.size)
+        return True
+
+
+def test_tensorrt_copies_frames_in_and_class_maps_out(
+    engines: dict[str, Path], graph: Path, frames: list[np.ndarray]
+) -> None:
+    reference, cuda = ReferenceEvaluator(str(graph)), HostMemoryCuda()
+    engine = SimpleNamespace(create_execution_context=lambda: HostContext(reference))
+    with TensorRtRunner(read_engine(engines["tensorrt"]), cuda, None, engine) as runner:
+        results = [runner.infer(frame[:, ::-1]) for frame in frames]
+        for frame, result in zip(frames, results, strict=True):
+            np.testing.assert_array_equal(result, reference.run(None, {"image": frame[None, :, ::-1]})[0][0])
+        assert len(cuda.held) == 2
+    assert (cuda.held, cuda.streams) == ({}, 0)
+    with pytest.raises(EngineError, match="closed"):
+        runner.infer(frames[0])
+    full = SimpleNamespace(create_execution_context=lambda: None)
+    with pytest.raises(EngineError, match="no execution context"):
+        TensorRtRunner(read_engine(engines["tensorrt"]), cuda, None, full)
+    assert cuda.streams == 0
+
+
+OPEN_WITHOUT = """
+block("onnxruntime", "openvino", "tensorrt_rtx")
+from pathlib import Path
+from brd_edge.runtime.engine import open_engine
+from brd_edge.runtime.errors import EngineError, RuntimeMissingError
+for directory in sys.argv[1:]:
+    try:
+        open_engine(Path(directory))
+    except EngineError as error:
+        print(type(error).__name__, str(error).replace(chr(10), " "))
+"""
+
+
+def test_a_missing_runtime_is_named_with_its_install_command(engines: dict[str, Path], tmp_path: Path) -> None:
+    tampered = shutil.copytree(engines["openvino"], tmp_path / "tampered")
+    (tampered / "model.bin").write_bytes(bytes((tampered / "model.bin").stat().st_size))
+    order = ["onnxruntime", "openvino", "tensorrt"]
+    lines = run_python(OPEN_WITHOUT, *(str(engines[runtime]) for runtime in order), str(tampered)).splitlines()
+    assert len(lines) == 4
+    for runtime, line in zip(order, lines[:3], strict=True):
+        assert line.startswith("RuntimeMissingError")
+        assert f'pip install "brd-edge[{runtime}]"' in line
+    # checksums come first: what was tampered with is refused before its runtime is even looked for
+    assert lines[3].startswith("EngineError")
+    assert "SHA-256" in lines[3]
+
+
+IMPORT_ALL = """
+block("torch", "torchvision", "nvidia", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pydantic",
+      "yaml", "scipy", "matplotlib", "jinja2", "timm", "cuda")
+import importlib, pkgutil
+import brd_edge.runtime
+names = [module.name for module in pkgutil.walk_packages(brd_edge.runtime.__path__, "brd_edge.runtime.")]
+for name in names:
+    importlib.import_module(name)
+print(*names)
+print(*sorted({name.split(".")[0] for name, module in sys.modules.items()
+               if "site-packages" in (getattr(module, "__file__", None) or "")}))
+print(*sorted(name for name in sys.modules if name.startswith("brd_edge.") and name != "brd_edge.runtime"
+              and not name.startswith("brd_edge.runtime.")))
+"""
+
+
+def test_every_module_of_the_runtime_imports_in_a_bare_environment() -> None:
+    names, third_party, house = run_python(IMPORT_ALL).split("\n")[:3]
+    assert {"brd_edge.runtime.metrics", "brd_edge.runtime.runners.tensorrt"} <= set(names.split())
+    assert set(third_party.split()) <= {"numpy", "PIL"}
+    assert house == ""
+
+
+def test_written_sidecars_are_stable(engines: dict[str, Path], tmp_path: Path) -> None:
+    write_engine(tmp_path, read_engine(engines["onnxruntime"]))
+    assert (tmp_path / SIDECAR).read_bytes() == (engines["onnxruntime"] / SIDECAR).read_bytes()
