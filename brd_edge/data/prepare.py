@@ -7,10 +7,20 @@ journal beside the index remembers what is done, so an interrupted preparation g
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+)
 from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +42,7 @@ _JOURNAL_VERSION = 1
 _SHOWN_PROBLEMS = 50
 _SCENES_PER_SEED = 1_000_000
 _SCENE_WORKERS = 2
+_FEW_SCENES = 8
 
 # writing atomically reads the umask by setting it, and the umask belongs to the whole process
 _WRITING = threading.Lock()
@@ -132,17 +143,44 @@ def prepare_scenes(
     (out / INDEX_NAME).unlink(missing_ok=True)
     first = seed * _SCENES_PER_SEED
     seeds = {"train": range(first, first + train), "val": range(first + limit, first + limit + val)}
-    with _pool(_SCENE_WORKERS) as pool:
-        futures = [
-            pool.submit(_draw, number, out, f"{split}/{i:06d}", height, width)
-            for split, numbers in seeds.items()
-            for i, number in enumerate(numbers)
-        ]
-        _drain(futures, Future.result, progress)
-        drawn = [future.result() for future in futures]
+    jobs = [
+        (number, out, f"{split}/{i:06d}", height, width)
+        for split, numbers in seeds.items()
+        for i, number in enumerate(numbers)
+    ]
+    try:
+        with _closing(_open_scene_pool(len(jobs))) as pool:
+            futures = [pool.submit(_draw, *job) for job in jobs]
+            _drain(futures, Future.result, progress)
+            drawn = [future.result() for future in futures]
+    except BrokenExecutor as error:
+        raise DataError(
+            "scenes: a drawing process ended early: out of memory, or the calling script does its work outside "
+            f"`if __name__ == '__main__':` ({error})"
+        ) from error
     dataset = Dataset("scenes", tuple(CLASSES), tuple(PALETTE), tuple(drawn[:train]), tuple(drawn[train:]))
     save_index(out, dataset)
     return dataset
+
+
+def _open_scene_pool(scenes: int) -> Executor:
+    """Drawing is mostly Python, so threads do not speed it up; a few scenes are not worth a process."""
+    if scenes < _FEW_SCENES:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(_SCENE_WORKERS, mp_context=get_context("spawn"), initializer=_follow_parent)
+
+
+def _follow_parent() -> None:
+    """Leave Ctrl-C to the parent, and end with it even when it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+
+    def end() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _draw(seed: int, out: Path, key: str, height: int, width: int) -> Sample:
@@ -164,7 +202,7 @@ def _scan(layout: Layout, root: Path, out: Path) -> Content:
     if out.resolve() in {root.resolve(), base.resolve()}:
         raise DataError(f"{out}: the data set itself lies here; choose another directory to write to")
     try:
-        return layout.scan(base.absolute())
+        return layout.scan(base.resolve())
     except OSError as error:
         raise DataError(f"{layout.title}: {root} cannot be read ({error})") from error
 
@@ -182,7 +220,7 @@ def _convert_all(
     known = {key: item for key, item in read_journal(journal, header).items() if key in jobs}
     done: dict[str, Converted] = {}
     reasons: dict[str, list[str]] = {}
-    with open_journal(journal, header, known) as note, _pool(max(1, workers)) as pool:
+    with open_journal(journal, header, known) as note, _closing(ThreadPoolExecutor(max(1, workers))) as pool:
         keys = {pool.submit(_convert, key, source, known.get(key), content, out): key for key, source in jobs.items()}
 
         def collect(future: Future[Converted | list[str]]) -> None:
@@ -306,9 +344,8 @@ def _journal_header(layout: Layout, content: Content) -> dict[str, Any]:
 
 
 @contextmanager
-def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A thread pool that, when interrupted, drops what it has not begun."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="prepare")
+def _closing(pool: Executor) -> Iterator[Executor]:
+    """Close the pool at the end; when interrupted, drop what it has not begun."""
     try:
         yield pool
     finally:

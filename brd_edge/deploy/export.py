@@ -7,8 +7,9 @@ the input contract, the classes and the palette travel in the file's metadata.
 from __future__ import annotations
 
 import json
-import logging
+import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-__all__ = ["INPUT_NAME", "METADATA_PREFIX", "OPSET", "OUTPUT_NAME", "export_onnx", "read_metadata"]
+__all__ = ["INPUT_NAME", "METADATA_PREFIX", "OPSET", "OUTPUT_NAME", "export_onnx"]
 
 INPUT_NAME = "image"
 OUTPUT_NAME = "class_map"
 OPSET = 20
 METADATA_PREFIX = "brd_edge."
+
+# The exporter merges equal weights up to this many elements
+_MERGED_ELEMENTS = 1024
 
 
 def export_onnx(
@@ -63,6 +67,7 @@ def export_onnx(
     _check(model, path, contract, classes, palette, metadata)
     proto = _convert(model, path, contract)
     _strip(proto)
+    _unshare(proto)
     properties = {
         f"{METADATA_PREFIX}contract": json.dumps(contract.to_json(), sort_keys=True),
         f"{METADATA_PREFIX}contract_hash": contract.hash,
@@ -74,22 +79,6 @@ def export_onnx(
         proto.metadata_props.add(key=key, value=value)
     _validate(proto, path, contract)
     write_bytes_atomic(path, proto.SerializeToString(deterministic=True))
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of an ONNX file, as `export_onnx` wrote it.
-
-    Raises:
-        EngineError: The file is missing or not ONNX.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise EngineError(f"{path}: not a readable ONNX file ({error})") from error
-    return {item.key: item.value for item in proto.metadata_props}
 
 
 def _check(
@@ -150,19 +139,11 @@ def _convert(model: nn.Module, path: Path, contract: InputContract) -> onnx.Mode
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # The exporter announces its steps and optional packages; what matters comes as an exception.
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for category in (DeprecationWarning, FutureWarning, UserWarning):
-                warnings.simplefilter("ignore", category)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    # what the exporter deprecates inside itself is not the user's to mend; problems come as exceptions
+    with warnings.catch_warnings():
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.filterwarnings("ignore", category=category, module=r"(torch|onnxscript|onnx_ir|copyreg)(\.|$)")
+        yield
 
 
 def _strip(proto: onnx.ModelProto) -> None:
@@ -175,6 +156,32 @@ def _strip(proto: onnx.ModelProto) -> None:
         for item in items:
             item.doc_string = ""
             del item.metadata_props[:]
+
+
+def _unshare(proto: onnx.ModelProto) -> None:
+    """Give every use of a small weight its own copy.
+
+    The exporter merges small weights that happen to be equal, such as the zero biases of an
+    untrained model. Undone, the file's structure and size depend on the model alone, not on what
+    it has learnt.
+    """
+    import onnx
+
+    small = {
+        item.name: item
+        for item in proto.graph.initializer
+        if item.data_type == onnx.TensorProto.FLOAT and math.prod(item.dims) <= _MERGED_ELEMENTS
+    }
+    uses: Counter[str] = Counter()
+    for node in proto.graph.node:
+        for slot, name in enumerate(node.input):
+            if name not in small:
+                continue
+            if uses[name]:
+                copied = proto.graph.initializer.add()
+                copied.CopyFrom(small[name])
+                copied.name = node.input[slot] = f"{name}_use{uses[name]}"
+            uses[name] += 1
 
 
 def _validate(proto: onnx.ModelProto, path: Path, contract: InputContract) -> None:

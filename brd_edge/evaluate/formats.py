@@ -29,7 +29,7 @@ def percent(fraction: float | None, *, digits: int = 1, missing: str = MISSING) 
 
 
 def points(difference: float | None, *, missing: str = MISSING) -> str:
-    """Write a difference of two fractions in percentage points, signed: `-0.052` gives `"−5.2"`."""
+    """Write a difference of two fractions in percentage points, with a plus or a minus sign: `0.052` gives `"+5.2"`."""
     if _absent(difference):
         return missing
     rounded = round(100 * float(difference or 0), 1)

@@ -220,7 +220,8 @@ def _photo(pixels: np.ndarray, longest: int, alt: str) -> Picture:
     height, width = _fitted(pixels.shape, longest)
     picture = Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=84, subsampling=0, optimize=True)
+    # not optimize=True: with it Pillow fails on noisy pictures, whose bytes outgrow its one buffer
+    picture.save(buffer, format="JPEG", quality=84, subsampling=0)
     return Picture(_data_uri("image/jpeg", buffer.getvalue()), width, height, alt)
 
 

@@ -14,12 +14,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
@@ -71,7 +73,7 @@ def latency_miou_svg(points: Sequence[EnginePoint], references: Sequence[tuple[s
     Returns:
         An `<svg>` element.
     """
-    with _figure(height_pt=280) as figure:
+    with _figure(height_pt=280 + 14 * max(0, len(points) - 4)) as figure:
         axes = figure.add_subplot()
         _style(axes, grid="both")
         _latency_axis(axes, [point.latency_ms for point in points], from_zero=True)
@@ -90,7 +92,8 @@ def latency_miou_svg(points: Sequence[EnginePoint], references: Sequence[tuple[s
                 markeredgecolor=_SURFACE,
             )
         figure.draw_without_rendering()
-        taken = _label_levels(axes, references)
+        taken = [_marker_box(axes, point) for point in points]
+        _label_levels(axes, references, taken)
         _label_points(axes, points, taken)
         return _svg(figure, "latency-miou")
 
@@ -104,7 +107,7 @@ def latency_distribution_svg(rows: Sequence[tuple[str, int, Sequence[float]]]) -
     Returns:
         An `<svg>` element.
     """
-    with _figure(height_pt=52 + 70 * len(rows)) as figure:
+    with _figure(height_pt=52 + (70 if len(rows) <= 3 else 48) * len(rows)) as figure:
         axes = figure.add_subplot()
         _style(axes, grid="x")
         everything = np.array([value for _, _, samples in rows for value in samples])
@@ -132,6 +135,8 @@ def curves_svg(name: str, curves: Sequence[Curve]) -> str:
     Returns:
         An `<svg>` element.
     """
+    from matplotlib.ticker import MaxNLocator
+
     with _figure(height_pt=230) as figure:
         axes = figure.add_subplot()
         _style(axes, grid="both")
@@ -150,8 +155,9 @@ def curves_svg(name: str, curves: Sequence[Curve]) -> str:
             )
         if seen and min(seen) > 0 and max(seen) / min(seen) > 100:
             axes.set_yscale("log")
+            _plain_ticks(axes.yaxis)
         axes.set_xlabel("step")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
         axes.margins(x=0.02)
         return _svg(figure, name)
 
@@ -162,15 +168,15 @@ def _figure(*, height_pt: float) -> Iterator[Figure]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    settings: dict[str, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "brd-edge",
-        "text.parse_math": False,  # a name may hold a dollar sign
-        "axes.unicode_minus": True,
-        "font.size": 11.5,
-        "path.simplify": True,
-    }
-    with mpl.rc_context(settings), warnings.catch_warnings():
+    settings = mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "brd-edge",
+            "text.parse_math": False,  # a name may hold a dollar sign
+            "font.size": 11.5,
+        }
+    )
+    with settings, warnings.catch_warnings():
         # the page's own font draws the text; matplotlib's only measures it
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
         figure = Figure(figsize=(_WIDTH_PT / 72, height_pt / 72), dpi=72, layout="constrained", facecolor="none")
@@ -182,6 +188,7 @@ def _style(axes: Axes, *, grid: str) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side in {"left", "bottom"})
         spine.set_color(_LINE)
+    axes.tick_params(which="both", color=_MUTED)
     axes.tick_params(colors=_MUTED, labelcolor=_MUTED, length=3, labelsize=11)
     axes.xaxis.label.set_color(_MUTED)
     axes.yaxis.label.set_color(_MUTED)
@@ -190,15 +197,14 @@ def _style(axes: Axes, *, grid: str) -> None:
 
 
 def _latency_axis(axes: Axes, latencies_ms: Sequence[float] | np.ndarray, *, from_zero: bool) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator
 
     least, most = float(np.min(latencies_ms)), float(np.max(latencies_ms))
     if least > 0 and most / least > 10:
         axes.set_xscale("log")
         axes.set_xlim(least / 1.5, most * 1.8)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        _plain_ticks(axes.xaxis)
         axes.set_xlabel("latency, ms (logarithmic)")
         return
     margin = 0.08 * (most - least) or 0.1 * most or 1.0
@@ -206,9 +212,16 @@ def _latency_axis(axes: Axes, latencies_ms: Sequence[float] | np.ndarray, *, fro
     axes.set_xlabel("latency, ms")
 
 
-def _label_levels(axes: Axes, references: Sequence[tuple[str, float]]) -> list[Bbox]:
+def _plain_ticks(axis: Axis) -> None:
+    """Write a logarithmic axis's numbers out, without the powers of ten that need mathematical setting."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _label_levels(axes: Axes, references: Sequence[tuple[str, float]], taken: list[Bbox]) -> None:
     """Draw the dashed levels; a name that would cover another goes under its line or to the right."""
-    taken: list[Bbox] = []
     for name, level in references:
         axes.axhline(100 * level, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         label = axes.annotate(
@@ -221,19 +234,24 @@ def _label_levels(axes: Axes, references: Sequence[tuple[str, float]]) -> list[B
             fontsize=10.5,
         )
         _place(axes, label, taken, [(4, 3, "left", "bottom"), (4, -3, "left", "top"), (110, 3, "left", "bottom")])
-    return taken
+
+
+def _marker_box(axes: Axes, point: EnginePoint) -> Bbox:
+    from matplotlib.transforms import Bbox
+
+    x, y = axes.transData.transform((point.latency_ms, 100 * point.miou))
+    return Bbox.from_extents(x - 5, y - 5, x + 5, y + 5)
 
 
 def _label_points(axes: Axes, points: Sequence[EnginePoint], taken: list[Bbox]) -> None:
-    from matplotlib.transforms import Bbox
-
-    for point in points:
-        x, y = axes.transData.transform((point.latency_ms, 100 * point.miou))
-        taken.append(Bbox.from_extents(x - 5, y - 5, x + 5, y + 5))
     candidates = [
         (0, 10, "center", "bottom"),
         (0, -10, "center", "top"),
-        *((side * 10, 14 * rise, where, "center") for rise in (0, 1, -1) for side, where in ((1, "left"), (-1, "right"))),
+        *(
+            (side * 10, 14 * rise, where, "center")
+            for rise in (0, 1, -1)
+            for side, where in ((1, "left"), (-1, "right"))
+        ),
         *((0, 10 + 15 * lane, "center", "bottom") for lane in (1, 2, 3)),
         *((0, -10 - 15 * lane, "center", "top") for lane in (1, 2, 3)),
     ]
@@ -280,7 +298,7 @@ def _condensed(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
     if len(steps) <= _MAX_POINTS:
         return steps, values
     edges = np.linspace(0, len(steps), _MAX_POINTS + 1).astype(int)
-    parts = [slice(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [slice(start, stop) for start, stop in pairwise(edges)]
     means = [np.nanmean(values[part]) if np.isfinite(values[part]).any() else math.nan for part in parts]
     return np.array([steps[part].mean() for part in parts]), np.array(means)
 

@@ -34,6 +34,7 @@ __all__ = ["Curve", "ReportSample", "write_report"]
 _GALLERY_CHARACTERS = 6_000_000  # what the pictures may take of a file that is to stay below 8 MB
 _DIFFERENCES_SHOWN = 20
 _LEGEND_CLASSES = 40
+_NO_DATASET: dict[str, Any] = {"name": "", "classes": [], "palette": [], "train": None, "val": None}
 _STATUS_MARKS = {"measured": "✓", "built": "●", "skipped": "○", "failed": "✕"}
 _MACHINE_NAMES = {"cpu": "CPU", "cores": "Cores", "os": "System", "python": "Python", "gpu": "GPU", "driver": "Driver"}
 
@@ -80,9 +81,9 @@ def _page(
 ) -> dict[str, Any]:
     """Return everything that the template names."""
     engines = list(benchmark.get("engines") or [])
-    dataset = benchmark.get("dataset") or {}
+    dataset = _NO_DATASET | (benchmark.get("dataset") or {})
     labels = engine_labels(engines)
-    gallery = _gallery(samples, dataset.get("palette") or [])
+    gallery = _gallery(samples, dataset["palette"])
     return {
         "recipe": benchmark.get("recipe") or "unnamed",
         "created": benchmark.get("created") or "",

@@ -84,7 +84,9 @@ def _models(benchmark: Mapping[str, Any]) -> list[str]:
             continue
         detail = model.get("model")
         if detail and model.get("params") is not None:
-            detail = f"{detail}, {quantity(model['params'])} parameters, {quantity(model.get('macs'), missing='-')} MACs"
+            detail = (
+                f"{detail}, {quantity(model['params'])} parameters, {quantity(model.get('macs'), missing='-')} MACs"
+            )
         rows.append(
             [
                 role if role != "compared" else f"compared with {one_line(model.get('name') or '-')}",

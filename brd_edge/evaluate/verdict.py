@@ -123,7 +123,9 @@ def _engine_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
     return VerdictTile("plain", title, latency, detail, sentence)
 
 
-def _gap_tile(student: Mapping[str, Any], other: Mapping[str, Any], name: str, subject: str, called: str) -> VerdictTile:
+def _gap_tile(
+    student: Mapping[str, Any], other: Mapping[str, Any], name: str, subject: str, called: str
+) -> VerdictTile:
     title, difference = f"Student against {name}", gap(student, other, "miou")
     if difference is None:
         detail = "The mIoU of one of the two is missing."

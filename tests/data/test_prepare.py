@@ -5,6 +5,9 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
+import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -403,6 +406,46 @@ def test_scenes_are_drawn_from_disjoint_seeds(tmp_path: Path) -> None:
     again = prepare_scenes(tmp_path / "c", **settings, seed=1)
     assert (tmp_path / "a/index.json").read_bytes() == (tmp_path / "c/index.json").read_bytes()
     assert [s.id for s in again.train] == [s.id for s in dataset.train]
+
+
+def test_many_scenes_are_drawn_by_processes_as_here(tmp_path: Path) -> None:
+    from brd_edge.data.scenes import draw_scene
+
+    dataset = prepare_scenes(tmp_path, train=7, val=1, height=48, width=64, seed=0)
+    assert len({sample.image.read_bytes() for sample in (*dataset.train, *dataset.val)}) == 8
+    for sample, seed in ((dataset.train[6], 6), (dataset.val[0], 500_000)):
+        image, label = draw_scene(seed, 48, 64)
+        np.testing.assert_array_equal(np.asarray(Image.open(sample.image)), image)
+        np.testing.assert_array_equal(read_label(sample), label)
+
+
+def is_running(process_id: int) -> bool:
+    try:
+        state = Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads process states from /proc")
+def test_drawing_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path; from brd_edge.data.prepare import prepare_scenes;"
+        f"prepare_scenes(Path({str(tmp_path)!r}), train=4000, val=1, height=48, width=64, seed=0,"
+        "progress=lambda done, total: print(done, flush=True))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent, parent.stdout:
+        parent.stdout.readline()
+        children = [int(i) for i in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+        parent.kill()
+    assert len(children) >= 2
+    deadline = time.monotonic() + 20
+    while any(map(is_running, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, children))
+    assert not (tmp_path / "index.json").exists()
 
 
 @pytest.mark.parametrize("wrong", [{"seed": -1}, {"train": 0}, {"val": 0}, {"train": 500_001}])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,9 +81,9 @@ def test_tensorrt_rtx_builds_ahead_of_time(graph: Path, tmp_path: Path) -> None:
     assert info.runtime_version == f"tensorrt_rtx {trt.__version__}"
     verify_files(tmp_path / "engine", info)
     content = (tmp_path / "engine" / info.entry).read_bytes()
-    assert len(content) == info.size_bytes > 10_000
-    # one part for each architecture; an engine for fewer is smaller
-    assert content[:4] == b"ptrt" or content[:4] == b"ftrt"
+    assert len(content) == info.size_bytes
+    # TensorRT writes the architectures' names into the engine
+    assert {int(number) for number in re.findall(rb"\bsm(\d{2,3})\b", content)} == {75, 80, 86, 89, 120, 121}
 
 
 def test_tensorrt_names_the_node_that_it_does_not_take(tmp_path: Path) -> None:
@@ -117,8 +118,8 @@ def test_a_graph_that_is_none_or_does_not_fit(graph: Path, tmp_path: Path, runti
 
 
 def test_weights_in_other_files_are_refused(tmp_path: Path) -> None:
-    text = f"{HEAD} <float[1] one = {{1}}> {{ {BODY} }}"
-    model = onnx.parser.parse_model(text)
+    model = onnx.parser.parse_model(f"{HEAD} {{ {BODY} }}")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(9, np.float32), "one"))
     onnx.save(model, tmp_path / "student.onnx", save_as_external_data=True, location="weights", size_threshold=0)
     assert (tmp_path / "weights").exists()
     with pytest.raises(EngineError, match="'one' lies in another file"):

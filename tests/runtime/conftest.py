@@ -31,7 +31,7 @@ def contract() -> InputContract:
 
 @pytest.fixture(scope="session")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Whole numbers and fractions that tell classes apart: float32 is exact, so all runtimes must agree to the pixel."""
+    """Whole numbers and fractions that tell classes apart: float32 is exact, so all runtimes must agree."""
     rng = np.random.default_rng(7)
     model = onnx.parser.parse_model(GRAPH)
     weight = rng.integers(-8, 9, (len(CLASSES), 3, 3, 3)).astype(np.float32)

@@ -35,7 +35,7 @@ def published_boundary(mask: np.ndarray, distance: int) -> np.ndarray:
 def published_boundary_iou(pairs: list[tuple[np.ndarray, np.ndarray]], classes: int, ratio: float) -> np.ndarray:
     intersection, union = np.zeros(classes), np.zeros(classes)
     for prediction, label in pairs:
-        distance = max(1, int(round(ratio * np.sqrt(label.shape[0] ** 2 + label.shape[1] ** 2))))
+        distance = max(1, round(ratio * math.hypot(*label.shape)))
         ignored = label == IGNORE
         for index in range(classes):
             regions = [

@@ -174,7 +174,7 @@ def test_openvino_fp32_is_fp32_and_other_precisions_are_refused(engines: dict[st
 
 @pytest.mark.skipif(gpu() is not None, reason="this machine has an NVIDIA GPU")
 def test_tensorrt_without_a_gpu(engines: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(RuntimeMissingError, match="no NVIDIA driver|finds no GPU"):
+    with pytest.raises(RuntimeMissingError, match=r"no NVIDIA driver|finds no GPU"):
         open_engine(engines["tensorrt"])
     info = read_engine(engines["tensorrt"])
     assert info.runtime_version.startswith("tensorrt_rtx 1.")
@@ -303,13 +303,14 @@ IMPORT_ALL = """
 block("torch", "torchvision", "nvidia", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pydantic",
       "yaml", "scipy", "matplotlib", "jinja2", "timm", "cuda")
 import importlib, pkgutil
+before = set(sys.modules)  # what the interpreter's own start brought
 import brd_edge.runtime
 names = [module.name for module in pkgutil.walk_packages(brd_edge.runtime.__path__, "brd_edge.runtime.")]
 for name in names:
     importlib.import_module(name)
 print(*names)
 print(*sorted({name.split(".")[0] for name, module in sys.modules.items()
-               if "site-packages" in (getattr(module, "__file__", None) or "")}))
+               if name not in before and "site-packages" in (getattr(module, "__file__", None) or "")}))
 print(*sorted(name for name in sys.modules if name.startswith("brd_edge.") and name != "brd_edge.runtime"
               and not name.startswith("brd_edge.runtime.")))
 """

@@ -1,0 +1,251 @@
+"""Every loss against a plain float64 numpy implementation, and against what its formula promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.special import log_softmax, softmax
+
+from brd_edge.distill.boundary import (
+    boundary_band,
+    boundary_class_loss,
+    boundary_feature_loss,
+    boundary_map,
+    common_strides,
+)
+from brd_edge.distill.logits import logit_loss
+from brd_edge.distill.relation import relation_loss, relation_loss_naive, relation_pixels
+from brd_edge.runtime.errors import ModelError
+
+Array = NDArray[np.float64]
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _labels(height: int = 32, width: int = 48, seed: int = 0) -> torch.Tensor:
+    """Blocks of classes 0 to 4, with an ignored corner."""
+    coarse = torch.randint(0, 5, (2, height // 8, width // 8), generator=torch.Generator().manual_seed(seed))
+    labels = coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    labels[:, :8, :8] = 255
+    return labels
+
+
+def _numpy_residual(features: Array, kernel: int) -> Array:
+    # scipy's "mirror" is torch's "reflect": the edge is not repeated
+    return features - ndimage.uniform_filter(features, (1, 1, kernel, kernel), mode="mirror")
+
+
+def _numpy_map(features: Array, kernel: int) -> Array:
+    magnitude = np.sqrt((_numpy_residual(features, kernel) ** 2).mean(1, keepdims=True))
+    return magnitude / magnitude.mean((2, 3), keepdims=True)
+
+
+def _numpy_band(labels: NDArray[np.int64], step: int) -> tuple[Array, Array]:
+    band = np.zeros(labels.shape, bool)
+    for image, label in enumerate(labels):
+        for (y, x), value in np.ndenumerate(label):
+            for other in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if 0 <= other[0] < label.shape[0] and 0 <= other[1] < label.shape[1]:
+                    band[image, y, x] |= value != label[other] and 255 not in (value, label[other])
+    images, height, width = labels.shape
+
+    def pool(values: NDArray[np.bool_]) -> Array:
+        cells = values.reshape(images, height // step, step, width // step, step)
+        return cells.any((2, 4))[:, None].astype(float)
+
+    return pool(band), pool(labels != 255)
+
+
+def _numpy_band_mean(distance: Array, labels: torch.Tensor, band_weight: float) -> float:
+    band, known = _numpy_band(labels.numpy(), labels.shape[1] // distance.shape[2])
+    weight = known * (1 + band_weight * band)
+    return float((distance * weight).sum() / weight.sum())
+
+
+def test_boundary_band_against_a_pixel_loop() -> None:
+    labels = _labels()
+
+    band, known = boundary_band(labels, 8, 12)
+
+    expected_band, expected_known = _numpy_band(labels.numpy(), 4)
+    np.testing.assert_array_equal(band, expected_band)
+    np.testing.assert_array_equal(known, expected_known)
+    assert 0 < band.mean() < 1
+    assert known.min() == 0, "the ignored corner is not known"
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_boundary_feature_loss_against_numpy(kernel: int) -> None:
+    teacher = {4: _random(2, 6, 8, 12, seed=1), 8: _random(2, 9, 4, 6, seed=2)}
+    student = {4: _random(2, 3, 8, 12, seed=3), 8: _random(2, 5, 4, 6, seed=4)}
+    labels = _labels()
+
+    found = boundary_feature_loss(teacher, student, labels, strides=(4, 8), kernel=kernel, band_weight=3.0)
+
+    expected = np.mean(
+        [
+            _numpy_band_mean(
+                abs(
+                    _numpy_map(teacher[stride].double().numpy(), kernel)
+                    - _numpy_map(student[stride].double().numpy(), kernel)
+                ),
+                labels,
+                3.0,
+            )
+            for stride in (4, 8)
+        ]
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_boundary_class_loss_against_numpy() -> None:
+    teacher, student, labels = _random(2, 5, 32, 48, seed=1), _random(2, 5, 32, 48, seed=2), _labels()
+
+    found = boundary_class_loss(teacher, student, labels, kernel=3, band_weight=2.0)
+
+    difference = softmax(teacher.double().numpy(), 1) - softmax(student.double().numpy(), 1)
+    expected = _numpy_band_mean(abs(_numpy_residual(difference, 3)).sum(1, keepdims=True), labels, 2.0)
+    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+
+def test_logit_loss_against_numpy() -> None:
+    teacher, student, labels = _random(2, 5, 32, 48, seed=1), _random(2, 5, 32, 48, seed=2), _labels()
+
+    found = logit_loss(teacher, student, labels, temperature=2.0)
+
+    target = log_softmax(teacher.double().numpy() / 2, 1)
+    divergence = (np.exp(target) * (target - log_softmax(student.double().numpy() / 2, 1))).sum(1)
+    assert float(found) == pytest.approx(4 * divergence[labels.numpy() != 255].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("block", [7, 512])
+def test_relation_loss_against_numpy(block: int) -> None:
+    teacher, student, labels = _random(2, 6, 8, 12, seed=1), _random(2, 3, 8, 12, seed=2), _labels()
+
+    found = relation_loss(teacher, student, labels, temperature=0.3, block=block)
+
+    def relation(features: torch.Tensor, known: NDArray[np.bool_]) -> Array:
+        pixels = features.double().numpy().reshape(features.shape[0], -1).T[known]
+        pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
+        return np.asarray(log_softmax(pixels @ pixels.T / 0.3, 1))
+
+    losses = []
+    for image in range(2):
+        known = _numpy_band(labels.numpy(), 4)[1][image].ravel() > 0
+        target, mine = relation(teacher[image], known), relation(student[image], known)
+        losses.append((np.exp(target) * (target - mine)).sum(1).mean())
+    assert float(found) == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_streamed_relation_gradient_equals_the_naive_one() -> None:
+    teacher, student = _random(1, 6, 8, 12, seed=1), _random(1, 3, 8, 12, seed=2).requires_grad_()
+    naive_student = student.detach().clone().requires_grad_()
+
+    relation_loss(teacher, student, temperature=0.2, block=17).backward()
+    relation_loss_naive(relation_pixels(teacher, 8, 12)[0], relation_pixels(naive_student, 8, 12)[0], 0.2).backward()
+
+    assert student.grad is not None
+    assert naive_student.grad is not None
+    torch.testing.assert_close(student.grad, naive_student.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_streamed_relation_gradcheck() -> None:
+    from brd_edge.distill.relation import _StreamedRelation
+
+    teacher = torch.nn.functional.normalize(_random(9, 4, seed=1).double(), dim=1)
+    student = torch.nn.functional.normalize(_random(9, 3, seed=2).double(), dim=1).requires_grad_()
+
+    assert torch.autograd.gradcheck(lambda s: _StreamedRelation.apply(teacher, s, 0.3, 4), (student,))
+
+
+def test_losses_vanish_when_student_and_teacher_are_equal() -> None:
+    features, logits, labels = _random(2, 6, 8, 12), _random(2, 5, 32, 48), _labels()
+
+    assert float(boundary_feature_loss({4: features}, {4: features}, labels, strides=(4,))) == 0
+    assert float(boundary_class_loss(logits, logits, labels)) == 0
+    assert float(logit_loss(logits, logits, labels)) == pytest.approx(0, abs=1e-6)
+    assert float(relation_loss(features, features, labels)) == pytest.approx(0, abs=1e-6)
+
+
+def test_invariances() -> None:
+    features, logits, labels = _random(2, 6, 8, 12), _random(2, 5, 32, 48), _labels()
+    turn, _ = np.linalg.qr(_random(6, 6, seed=5).numpy())
+    turned = torch.einsum("cd,ndhw->nchw", torch.from_numpy(turn), features)
+
+    torch.testing.assert_close(boundary_map(7 * features + 3, 3), boundary_map(features, 3), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(boundary_map(turned, 3), boundary_map(features, 3), rtol=1e-4, atol=1e-5)
+    assert float(logit_loss(logits + 2, logits, labels)) == pytest.approx(0, abs=1e-5)
+    assert float(relation_loss(5 * features, features, labels)) == pytest.approx(0, abs=1e-5)
+    assert float(relation_loss(turned, features, labels)) == pytest.approx(0, abs=1e-5)
+
+
+def test_unlike_grids_and_channels_are_compared_on_the_coarser_grid() -> None:
+    teacher, student, labels = _random(2, 6, 16, 24, seed=1), _random(2, 3, 8, 12, seed=2), _labels()
+    pooled = torch.nn.functional.avg_pool2d(teacher, 2)
+
+    for loss in (
+        lambda features: boundary_feature_loss({4: features}, {4: student}, labels, strides=(4,)),
+        lambda features: relation_loss(features, student, labels),
+    ):
+        assert float(loss(teacher)) == pytest.approx(float(loss(pooled)), rel=1e-5)
+
+
+def test_ignored_pixels_do_not_leak_in() -> None:
+    """What the student says inside an ignored region must not change the loss."""
+    labels = _labels()
+    labels[:, :16] = 255
+    teacher, student = _random(2, 5, 32, 48, seed=1), _random(2, 5, 32, 48, seed=2)
+    other = student.clone()
+    other[:, :, :12] = _random(2, 5, 12, 48, seed=9)
+
+    assert float(logit_loss(teacher, other, labels)) == float(logit_loss(teacher, student, labels))
+    # the operator reaches one pixel over the border of the region, hence the rows that were left alone
+    assert float(boundary_class_loss(teacher, other, labels)) == pytest.approx(
+        float(boundary_class_loss(teacher, student, labels)), rel=1e-6
+    )
+    coarse_teacher, coarse = _random(2, 6, 8, 12, seed=3), _random(2, 3, 8, 12, seed=4)
+    changed = coarse.clone()
+    changed[:, :, :4] = _random(2, 3, 4, 12, seed=8)
+    assert float(relation_loss(coarse_teacher, changed, labels)) == float(relation_loss(coarse_teacher, coarse, labels))
+
+
+def test_a_batch_without_any_label_gives_zero_and_finite_gradients() -> None:
+    labels = torch.full((2, 32, 48), 255)
+    student = _random(2, 5, 32, 48, seed=2).requires_grad_()
+    teacher = _random(2, 5, 32, 48, seed=1)
+    total = (
+        logit_loss(teacher, student, labels)
+        + boundary_class_loss(teacher, student, labels)
+        + boundary_feature_loss({1: teacher}, {1: student}, labels, strides=(1,))
+        + relation_loss(teacher, student, labels)
+    )
+
+    total.backward()
+
+    assert float(total.detach()) == 0
+    assert student.grad is not None
+    assert torch.count_nonzero(student.grad) == 0
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.0])
+def test_constant_features_have_finite_gradients(constant: float) -> None:
+    student = torch.full((1, 3, 8, 12), constant, requires_grad=True)
+
+    loss = boundary_feature_loss({4: _random(1, 6, 8, 12)}, {4: student}, _labels()[:1], strides=(4,))
+    loss = loss + relation_loss(_random(1, 6, 8, 12), student, _labels()[:1])
+    loss.backward()
+
+    assert student.grad is not None
+    assert torch.isfinite(loss)
+    assert torch.isfinite(student.grad).all()
+
+
+def test_strides_that_do_not_match_are_refused() -> None:
+    assert common_strides([2, 4, 8, 16], [4, 16, 32], (4, 8, 16)) == (4, 16)
+    with pytest.raises(ModelError, match=r"none of \[32\] is a stage of both"):
+        common_strides([2, 4, 8, 16], [4, 16, 32], (32,))

@@ -1,0 +1,391 @@
+"""The report is read back with the standard library's parser and opened in a real browser."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from brd_edge.evaluate.formats import MISSING
+from brd_edge.evaluate.report import Curve, ReportSample, write_report
+from brd_edge.runtime.errors import DataError
+
+CLASSES = ["road", "sky", "<script>alert('class')</script>", "thin & tall $pole"]
+PALETTE = [[128, 64, 128], [70, 130, 180], [220, 20, 60], [153, 153, 153]]
+VOID = {"img", "meta", "br", "link", "input", "hr"}
+UNMEASURED = dict.fromkeys(
+    ("latency_ms", "miou", "boundary_iou", "class_iou", "argmax_agreement", "size_bytes", "build_s", "runtime_version")
+)
+
+
+class Page(HTMLParser):
+    """Collects elements with their attributes, and the text that a reader sees."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.markup = markup
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.rows: list[list[str]] = []
+        self.words: list[str] = []
+        self.feed(markup)
+        self.close()
+        assert self.open == [], f"elements were left open: {self.open}"
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in {"td", "th"}:
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.words.append(data)
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] = " ".join(f"{self.rows[-1][-1]} {data}".split())
+
+    def all(self, *tags: str) -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.elements if tag in tags]
+
+
+def a_benchmark() -> dict[str, Any]:
+    samples = [42.6 + 0.01 * (index % 30) for index in range(120)]
+    class_iou = [0.9, 0.8, None, 0.25]
+    measured = {"miou": 0.6501, "boundary_iou": 0.341, "class_iou": class_iou, "reason": "", "status": "measured"}
+    engines = [
+        {
+            **{"runtime": "onnxruntime", "precision": "fp32", "target": "x86-cpu", "runtime_version": "1.32.0"},
+            **measured,
+            **{"latency_ms": {"p50": 42.61, "p95": 45.5, "p99": 46.9, "mean": 43, "min": 41, "n": 120}},
+            **{"samples_ms": samples, "argmax_agreement": 0.99998, "size_bytes": 4_412_345, "build_s": 1.2},
+        },
+        {
+            **{"runtime": "openvino", "precision": "fp32", "target": "x86-cpu", "runtime_version": "2026.4.0"},
+            **measured,
+            **{"latency_ms": {"p50": 35.92, "p95": 38.3, "p99": 40.7, "mean": 36, "min": 34, "n": 120}},
+            **{"samples_ms": [value - 7 for value in samples], "argmax_agreement": 0.9996, "size_bytes": 4_512_345},
+        },
+        {
+            **{"runtime": "tensorrt", "precision": "fp32", "target": "rtx-sm75", **UNMEASURED, "size_bytes": 9_400_000},
+            **{"status": "built", "reason": "This machine has no <NVIDIA> driver."},
+        },
+        {
+            **{"runtime": "tensorrt", "precision": "fp16", "target": "jetson-orin", **UNMEASURED},
+            **{"status": "skipped", "reason": "Not installed: pip install brd-edge[tensorrt]"},
+        },
+    ]
+    return {
+        "schema_version": 1,
+        "recipe": "quick & start",
+        "created": "2026-01-01T12:00:00Z",
+        "command": "python -m brd_edge.pipeline pipelines/quickstart.yaml",
+        "duration_s": {"prepare": 12.3, "teacher": 80.1},
+        "dataset": {"name": "scenes", "classes": CLASSES, "palette": PALETTE, "train": 160, "val": 32},
+        "contract": {"height": 96, "width": 128, "mean": [0.485, 0.456, 0.406], "layout": "NHWC"},
+        "teacher": {
+            **{"model": "DeepLabV3Plus / resnet34", "params": 22_400_000, "macs": 9_000_000_000},
+            **{"miou": 0.71, "boundary_iou": 0.55, "class_iou": [0.95, 0.85, 0.4, 0.6]},
+        },
+        "student": {
+            **{"model": "Fpn / small", "params": 1_120_000, "macs": 450_000_000, "method": "brd"},
+            **{"miou": 0.6502, "boundary_iou": 0.342, "class_iou": class_iou},
+        },
+        "compared": {"name": "plain", "miou": 0.62, "boundary_iou": 0.3, "class_iou": [0.9, 0.7, 0.1, 0.2]},
+        "engines": engines,
+        "zero_cost": {"equal": True, "nodes": 97, "params_equal": True, "macs_equal": True, "differences": []},
+        "environment": {"cpu": "A CPU", "cores": 2, "os": "Linux", "gpu": None, "packages": {"torch": "2.15.0"}},
+    }
+
+
+def a_sample(name: str, *, height: int = 72, width: int = 96, seed: int = 0) -> ReportSample:
+    rows, columns = np.mgrid[:height, :width]
+    label = np.where(rows < height // 2, 1, 0).astype(np.uint8)
+    label[(rows - height // 2) ** 2 + (columns - width // 3) ** 2 < (height // 6) ** 2] = 2
+    label[:, width // 2 : width // 2 + 2] = 3
+    label[-4:] = 255
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    teacher = np.where(label == 255, 0, label).astype(np.uint8)
+    student = np.roll(teacher, 2, axis=1)
+    return ReportSample(
+        name, image, label, {"teacher": teacher, "student": student, "onnxruntime fp32": student, "openvino": teacher}
+    )
+
+
+def some_curves() -> dict[str, list[Curve]]:
+    steps = list(range(900))
+    falling = [2 / (1 + step / 100) for step in steps]
+    return {
+        "distill <loss>": [
+            Curve("boundary $b", steps, falling),
+            Curve("relation", steps, [float("nan"), *falling[1:]]),
+        ],
+        "never measured": [Curve("empty", [], []), Curve("nothing finite", [1], [float("nan")])],
+        "validation mIoU": [Curve("student", [100, 200, 300], [0.2, 0.4, 0.6])],
+    }
+
+
+def written(
+    directory: Path, benchmark: dict[str, Any], samples: list[ReportSample], curves: dict[str, list[Curve]]
+) -> Page:
+    path = directory / "report.html"
+    write_report(path, benchmark=benchmark, samples=samples, curves=curves)
+    assert path.stat().st_size < 8_000_000
+    return Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    samples = [a_sample("frame_1"), a_sample("<b>frame</b>", height=80, width=60)]
+    return written(tmp_path_factory.mktemp("report"), a_benchmark(), samples, some_curves())
+
+
+def test_nothing_is_loaded_from_anywhere(page: Page) -> None:
+    for tag, attributes in page.elements:
+        assert tag not in {"script", "link", "iframe", "object", "embed"}
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/")), (tag, name)
+    assert re.findall(r"(?:https?:)?//[a-z]", re.sub(r"data:image/[a-z]+;base64,[\w+/=]+", "", page.markup)) == []
+    assert re.findall(r"url\((?!#)|@import", page.markup) == []
+    policies = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    assert len(policies) == 1
+    assert policies[0].startswith("default-src 'none'")
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page: Page) -> None:
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {attributes["href"][1:] for _, attributes in page.elements if "href" in attributes}
+    targets |= set(re.findall(r"url\(#([^)]+)\)", page.markup))
+    targets |= {attributes["aria-labelledby"] for _, attributes in page.elements if "aria-labelledby" in attributes}
+    assert targets <= set(ids)
+    assert {"engines", "gallery", "proof", "terms"} <= targets
+
+
+def test_page_is_accessible(page: Page) -> None:
+    assert page.all("html")[0]["lang"] == "en"
+    assert len(page.all("h1")) == 1
+    pictures = page.all("img")
+    assert len(pictures) == 2 * 2 * 6
+    assert all(len(picture["alt"]) > 10 for picture in pictures)
+    assert all(int(picture["width"]) > 0 and int(picture["height"]) > 0 for picture in pictures)
+    assert len({picture["alt"] for picture in pictures}) == len(pictures)
+    assert page.all("th")
+    assert all(header.get("scope") in {"col", "row", "colgroup"} for header in page.all("th"))
+    charts = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
+    assert len(charts) == len(page.all("svg")) == 4
+    assert all(len(chart["aria-label"]) > 20 for chart in charts)
+    regions = [attributes for _, attributes in page.elements if attributes.get("class") == "scroll"]
+    assert len(regions) == len(page.all("table"))
+    assert all(region["tabindex"] == "0" and region["aria-label"] for region in regions)
+
+
+def test_colours_contrast_in_both_themes(page: Page) -> None:
+    def luminance(color: str) -> float:
+        channels = [int(color[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    themes = [
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+        for block in re.findall(r":root \{(.*?)\}", page.markup, re.S)
+    ]
+    assert len(themes) == 2
+    pairs = [(text, back) for text in ("ink", "muted", "accent") for back in ("page", "surface")]
+    pairs += [(tone, f"{tone}-soft") for tone in ("good", "bad", "info", "quiet")] + [("ink", "soft")]
+    pairs += [("ink", "good-soft"), ("ink", "bad-soft")]
+    for theme in themes:
+        for text, back in pairs:
+            light, dark = sorted((luminance(theme[text]), luminance(theme[back])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, back)  # WCAG 2.2, 1.4.3, level AA
+
+
+def test_names_are_escaped(page: Page) -> None:
+    for name in (*CLASSES, "<b>frame</b>", "This machine has no <NVIDIA> driver.", "quick & start", "distill <loss>"):
+        assert name in page.text
+    assert "boundary $b" in page.text
+    assert page.all("script", "b", "nvidia", "loss") == []
+
+
+def test_engine_rows_show_the_measurements(page: Page) -> None:
+    rows = {row[0].split(" x86")[0].split(" rtx")[0].split(" jetson")[0]: row for row in page.rows}
+    assert rows["onnxruntime fp32"][1:] == ["✓ measured", "42.6", "45.5", "46.9", "65.0", "34.1", "100.00", "4.4"]
+    assert rows["openvino fp32 best"][2:] == ["35.9", "38.3", "40.7", "65.0", "34.1", "99.96", "4.5"]
+    assert rows["tensorrt fp32"][1:] == ["● built", "This machine has no <NVIDIA> driver.", "9.4"]
+    assert rows["tensorrt fp16"][1] == "○ skipped"
+    assert rows["tensorrt fp16"][2] == "Not installed: pip install brd-edge[tensorrt]"
+
+
+def test_verdict_models_classes_and_setup_are_there(page: Page) -> None:
+    sentences = (
+        "The zero-cost proof held. The best engine, openvino fp32, takes 35.9 ms a frame (p50) with 65.0 % mIoU. "
+        "The student is 6.0 points of mIoU below its teacher. It is 3.0 points of mIoU above “plain”."
+    )
+    assert sentences in page.text
+    assert "5 % of its parameters, 5 % of its MACs" in page.text
+    assert [
+        "teacher",
+        "DeepLabV3Plus / resnet34",
+        f"{MISSING} not known",
+        "22.4 M",
+        "9.00 G",
+        "71.0",
+        "55.0",
+        f"{MISSING} not known",
+    ] in page.rows
+    assert [CLASSES[2], "40.0", "10.0", f"{MISSING} absent", f"{MISSING} absent", f"{MISSING} absent"] in page.rows
+    for fact in ("(97 nodes)", "A CPU", "torch 2.15.0", "96 × 128", "1 min 20 s", "pipelines/quickstart.yaml"):  # noqa: RUF001
+        assert fact in page.text
+    for term in ("mIoU", "Boundary IoU", "p50, p95, p99", "Argmax agreement"):
+        assert f"<dt>{term}</dt>" in page.markup
+
+
+def test_failed_proof_is_said_first_and_lists_differences(tmp_path: Path) -> None:
+    benchmark = a_benchmark()
+    benchmark["zero_cost"].update(equal=False, differences=[f"node {index} <Conv>" for index in range(25)])
+    text = written(tmp_path, benchmark, [], {}).text
+    assert "The zero-cost proof did not hold." in text
+    assert "25 differences from the same student" in text
+    assert "node 19 <Conv> and 5 more" in text
+    assert "node 20 <Conv>" not in text
+
+
+def nulled(value: Any) -> Any:
+    """Put null where a number was measured, and keep names and structure."""
+    if isinstance(value, dict):
+        return {key: nulled(item) for key, item in value.items()}
+    return value if isinstance(value, str | list) else None
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_nothing_measured_is_no_error(tmp_path: Path, bare: bool) -> None:
+    benchmark: dict[str, Any] = {"schema_version": 1, "recipe": "bare"}
+    if not bare:
+        full = a_benchmark()
+        benchmark = {**nulled(full), "dataset": full["dataset"], "environment": full["environment"], "compared": None}
+        benchmark["engines"] = [{**nulled(engine), "class_iou": None, "samples_ms": []} for engine in full["engines"]]
+    page = written(tmp_path, benchmark, [], {})
+    for word in ("None", "nan", "null", "Undefined"):
+        assert re.search(rf"\b{word}\b(?! measured)", page.text) is None
+    assert "Zero added inference cost is not proven. No engine was measured." in page.text
+    for engine in benchmark.get("engines", []):
+        assert any(row[0].startswith(f"{engine['runtime']} {engine['precision']}") for row in page.rows)
+
+
+def test_same_arguments_give_the_same_bytes_and_leave_matplotlib_alone(tmp_path: Path) -> None:
+    settings = dict(mpl.rcParams)
+    pages = [written(tmp_path, a_benchmark(), [a_sample("one")], some_curves()).markup for _ in range(2)]
+    assert pages[0] == pages[1]
+    assert dict(mpl.rcParams) == settings
+
+
+def test_arguments_are_not_changed(tmp_path: Path) -> None:
+    benchmark, sample = a_benchmark(), a_sample("one")
+    before, masks = copy.deepcopy(benchmark), {title: mask.copy() for title, mask in sample.masks.items()}
+    written(tmp_path, benchmark, [sample], {})
+    assert benchmark == before
+    assert all(np.array_equal(sample.masks[title], mask) for title, mask in masks.items())
+
+
+def test_file_stays_small_and_says_what_was_left_out(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    masks = {f"engine {index}": noise.integers(0, 4, (420, 420)).astype(np.uint8) for index in range(8)}
+    image = noise.integers(0, 256, (420, 420, 3)).astype(np.uint8)
+    samples = [ReportSample(f"noise {index}", image, masks["engine 0"], masks) for index in range(12)]
+    page = written(tmp_path, a_benchmark(), samples, {})
+    shown = sum(f"noise {index}" in page.text for index in range(12))
+    assert 1 <= shown < 12
+    assert f"{12 - shown} more images are not shown" in page.text
+
+
+def test_wrong_array_is_one_clear_error(tmp_path: Path) -> None:
+    sample = a_sample("frame_7")
+    logits = {"student": sample.label.astype(np.float32)}
+    with pytest.raises(DataError, match=r"'frame_7': mask 'student' must be uint8 \(H, W\), got float32 \(72, 96\)"):
+        write_report(
+            tmp_path / "report.html",
+            benchmark=a_benchmark(),
+            samples=[ReportSample("frame_7", sample.image, sample.label, logits)],
+            curves={},
+        )
+    assert not (tmp_path / "report.html").exists()
+
+
+WRAPPER = """<!doctype html><body><pre id="found"></pre>
+<iframe src="report.html" style="width: 1280px; height: 900px"></iframe>
+<iframe src="report.html" style="width: 390px; height: 800px"></iframe>
+<script>
+addEventListener("load", () => {
+  const found = [...document.querySelectorAll("iframe")].map((frame) => {
+    const page = frame.contentDocument, root = page.documentElement;
+    const flat = [...page.querySelectorAll("svg, .scroll, .tiles")].filter((e) => e.clientHeight < 20);
+    return {
+      width: root.clientWidth, scroll: root.scrollWidth, height: root.scrollHeight,
+      images: [...page.images].length, broken: [...page.images].filter((i) => !i.complete || !i.naturalWidth).length,
+      flat: flat.length, columns: getComputedStyle(page.querySelector(".tiles")).gridTemplateColumns.split(" ").length,
+    };
+  });
+  document.getElementById("found").textContent = JSON.stringify(found);
+});
+</script></body>"""
+
+
+def test_browser_shows_it_at_desk_and_phone_width(tmp_path: Path) -> None:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        pytest.skip(f"no headless browser: none of {', '.join(names)} is on PATH")
+    benchmark = a_benchmark()
+    benchmark["recipe"] = "a_long_name_without_a_break_" * 5
+    benchmark["engines"][3]["reason"] = "/a/path/that/does/not/end" * 8
+    benchmark["engines"] += [{**benchmark["engines"][0], "precision": f"int8-{index}"} for index in range(6)]
+    written(tmp_path, benchmark, [a_sample("frame_1"), a_sample("long_name_" * 12)], some_curves())
+    (tmp_path / "wrapper.html").write_text(WRAPPER)
+    run = subprocess.run(
+        [
+            browser,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            *("--allow-file-access-from-files", "--enable-logging=stderr", "--virtual-time-budget=10000"),
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=1400,1000",
+            "--dump-dom",
+            (tmp_path / "wrapper.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert [line for line in run.stderr.splitlines() if "CONSOLE" in line] == []
+    match = re.search(r'<pre id="found">(.+?)</pre>', run.stdout)
+    assert match is not None, run.stderr
+    desk, phone = json.loads(match[1])
+    assert desk["scroll"] <= desk["width"]
+    assert phone["scroll"] <= phone["width"] <= 390
+    assert desk["width"] > 1200
+    for shown in (desk, phone):
+        assert shown["images"] == 24
+        assert shown["broken"] == shown["flat"] == 0
+        assert shown["height"] > 2000
+    assert desk["columns"] > phone["columns"] == 2

@@ -1,0 +1,62 @@
+"""What the report says first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from brd_edge.evaluate.verdict import best_engine, judge_proof, verdict
+
+
+def an_engine(name: str, p50: float | None, miou: float | None) -> dict[str, Any]:
+    latency = None if p50 is None else {"p50": p50}
+    return {"runtime": name, "precision": "fp32", "target": "cpu", "latency_ms": latency, "miou": miou}
+
+
+@pytest.mark.parametrize(
+    ("engines", "best"),
+    [
+        ([("accurate", 40, 0.60), ("near", 30, 0.595), ("collapsed", 10, 0.40)], "near"),
+        ([("slow", 40, None), ("fast", 30, None)], "fast"),
+        ([("untested", 5, None), ("tested", 30, 0.5)], "tested"),
+        ([("untimed", None, 0.9), ("timed", 30, 0.5)], "timed"),
+        ([("untimed", None, 0.9)], None),
+        ([], None),
+    ],
+)
+def test_best_engine_is_fast_but_not_at_the_cost_of_accuracy(
+    engines: list[tuple[str, float | None, float | None]], best: str | None
+) -> None:
+    found = best_engine([an_engine(*engine) for engine in engines])
+    assert (found["runtime"] if found else None) == best
+
+
+@pytest.mark.parametrize(
+    ("equal", "params", "macs", "held"),
+    [
+        (True, True, True, True),
+        (True, True, False, False),
+        (False, None, None, False),
+        (True, True, None, None),
+        (None, None, None, None),
+    ],
+)
+def test_proof_is_held_only_where_everything_was_compared(
+    equal: bool | None, params: bool | None, macs: bool | None, held: bool | None
+) -> None:
+    found = {"equal": equal, "params_equal": params, "macs_equal": macs, "nodes": 97, "differences": []}
+    assert judge_proof(found).held is held
+    tone = {True: "good", False: "bad", None: "open"}[held]
+    assert verdict({"zero_cost": found})[0].tone == tone
+
+
+def test_gap_has_its_sign_and_an_equal_model_is_level() -> None:
+    student = {"miou": 0.6, "boundary_iou": 0.4, "params": 1e6, "macs": 1e9}
+    teacher = {"miou": 0.7, "boundary_iou": 0.5, "params": 4e6, "macs": 8e9}
+    tiles = verdict({"student": student, "teacher": teacher, "compared": {"name": "plain", "miou": 0.6003}})
+    assert [tile.value for tile in tiles[2:]] == ["−10.0 points", "±0.0 points"]  # noqa: RUF001
+    assert tiles[2].detail == (
+        "mIoU 60.0 % against 70.0 %, Boundary IoU −10.0 points; 25 % of its parameters, 12 % of its MACs."  # noqa: RUF001
+    )
+    assert tiles[3].sentence == "It is level in mIoU with “plain”."

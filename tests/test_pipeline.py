@@ -1,0 +1,268 @@
+"""The whole command on a tiny recipe: every stage is real, only the sizes are small."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from brd_edge.pipeline import main
+from brd_edge.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "pipelines" / "quickstart.yaml")
+TINY = (
+    "data.size=[64, 96]",
+    "data.scenes={train: 8, val: 3}",
+    "data.loader=torch",
+    "teacher.options={decoder_channels: 16}",
+    "teacher.encoder=tu-mobilenetv3_small_050",
+    "teacher.train.epochs=2",
+    "teacher.train.batch_size=4",
+    "student.options={decoder_channels: 16}",
+    "distill.train.epochs=3",
+    "distill.train.batch_size=4",
+    "benchmark.samples_min=5",
+    "benchmark.budget_s=0.5",
+    "benchmark.report_images=2",
+)
+
+
+def _arguments(run: Path, *more: str, settings: Sequence[str] = ()) -> list[str]:
+    overrides = [part for setting in (*TINY, *settings) for part in ("--set", setting)]
+    return [QUICKSTART, "--run-dir", str(run), *overrides, *more]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    assert main(_arguments(run)) in (0, 3), "a tiny student may miss its gates, but nothing may fail"
+    return run
+
+
+def test_a_run_leaves_everything(finished: Path) -> None:
+    for name in (
+        "recipe.yaml",
+        "environment.json",
+        "run.log",
+        "data/index.json",
+        "teacher/model/model.safetensors",
+        "teacher/metrics.jsonl",
+        "distill/model/config.json",
+        "export/student.onnx",
+        "export/zero_cost.json",
+        "benchmark.json",
+        "report.html",
+        "bundle/manifest.json",
+    ):
+        assert (finished / name).is_file(), name
+    assert {path.stem for path in (finished / "stages").iterdir()} == set(STAGES)
+    assert not list(finished.rglob("checkpoint.safetensors")), "unfinished work is cleared away"
+    assert str(ROOT) not in (finished / "export" / "student.onnx").read_bytes().decode("latin-1")
+
+
+def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
+    benchmark = json.loads((finished / "benchmark.json").read_text(encoding="utf-8"))
+
+    assert benchmark["schema_version"] == 1
+    assert benchmark["zero_cost"] == {
+        "equal": True,
+        "nodes": benchmark["zero_cost"]["nodes"],
+        "params_equal": True,
+        "macs_equal": True,
+        "differences": [],
+    }
+    graph = onnx.load(finished / "export" / "student.onnx").graph
+    assert benchmark["zero_cost"]["nodes"] == len(graph.node)
+    assert benchmark["student"]["params"] > 0
+    assert benchmark["student"]["method"] == "brd"
+    engines = {entry["runtime"]: entry for entry in benchmark["engines"]}
+    assert set(engines) == {"onnxruntime", "openvino", "tensorrt"}
+    for runtime in ("onnxruntime", "openvino"):
+        entry = engines[runtime]
+        assert entry["status"] == "measured", entry["reason"]
+        assert entry["argmax_agreement"] >= 0.9999
+        assert entry["miou"] == pytest.approx(benchmark["student"]["miou"], abs=0.002)
+        latency = entry["latency_ms"]
+        assert latency["n"] == len(entry["samples_ms"]) >= 5
+        assert latency["p50"] == pytest.approx(np.percentile(entry["samples_ms"], 50))
+        assert 0 < latency["min"] <= latency["p50"] <= latency["p95"] <= latency["p99"]
+        files = list((finished / "engines" / entry["name"]).iterdir())
+        assert entry["size_bytes"] == sum(path.stat().st_size for path in files if path.name != "engine.json")
+    assert engines["tensorrt"]["status"] in {"built", "measured", "skipped"}
+    if engines["tensorrt"]["status"] != "measured":
+        assert engines["tensorrt"]["reason"]
+
+
+def test_a_bundle_holds_golden_frames_that_the_engine_reproduces(finished: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    bundle = finished / "bundle"
+    manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
+
+    session = ort.InferenceSession(bundle / "student.onnx")
+    for name in manifest["golden"]["frames"]:
+        frame = np.asarray(Image.open(bundle / "golden" / f"{name}.frame.png"))
+        expected = np.asarray(Image.open(bundle / "golden" / f"{name}.class_map.png"))
+        (found,) = session.run(None, {"image": frame[None]})
+        assert np.mean(found[0] == expected) >= manifest["golden"]["agreement_min"]
+    found = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert found == {*manifest["files"], "manifest.json"}
+
+
+def test_a_second_run_does_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (finished / "stages").iterdir()}
+
+    main(_arguments(finished))
+
+    output = capsys.readouterr()
+    assert output.err.count(": unchanged") == len(STAGES)
+    assert "onnxruntime" in output.out, "the table is shown again"
+    assert {path: path.stat().st_mtime_ns for path in (finished / "stages").iterdir()} == before
+
+
+def test_a_second_run_loads_neither_torch_nor_an_engine(finished: Path) -> None:
+    code = (
+        "import sys; from brd_edge.pipeline import main; main(sys.argv[1:]); "
+        "print('loaded:', sorted({'torch', 'openvino', 'onnxruntime', 'nvidia.dali'} & set(sys.modules)))"
+    )
+    arguments = _arguments(finished)
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+
+    assert "loaded: []" in done.stdout
+
+
+def test_an_export_setting_does_not_train_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(_arguments(finished, "--plan", settings=["export.opset=21"]))
+
+    plan = capsys.readouterr().out
+    actions = dict(re.findall(r"^(\w+) +(run|cached|kept|left out) ", plan, re.MULTILINE))
+    assert actions == {name: "run" if name not in {"prepare", "teacher", "distill"} else "cached" for name in STAGES}
+    assert "changed settings: export" in plan
+
+
+def test_a_broken_gate_is_exit_code_3_and_is_not_bundled(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(_arguments(finished, settings=["gates.size_bytes_max=10"]))
+
+    output = capsys.readouterr()
+    assert code == 3
+    assert "size_bytes_max" in output.err
+    manifest = json.loads((finished / "bundle" / "manifest.json").read_text(encoding="utf-8"))
+    assert not any(name.startswith(("onnxruntime", "openvino")) for name in manifest["engines"])
+
+
+def test_until_and_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(_arguments(tmp_path, "--until", "prepare")) == 0
+    assert main(_arguments(tmp_path, "--from", "distill")) == 1
+    assert "the stage teacher has not been done" in capsys.readouterr().err
+    assert main(_arguments(tmp_path, "--from", "prepare", "--until", "prepare")) == 0
+    assert "(--from)" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as caught:
+        main(_arguments(tmp_path, "--from", "build", "--until", "export"))
+    assert caught.value.code == 2
+
+
+def test_a_missing_data_set_is_one_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CITYSCAPES_ROOT", raising=False)
+    recipe = str(ROOT / "pipelines" / "cityscapes_jetson.yaml")
+
+    assert main([recipe, "--run-dir", str(tmp_path)]) == 1
+
+    error = capsys.readouterr().err
+    assert "CITYSCAPES_ROOT is not set" in error
+    assert "Traceback" not in error
+
+
+def test_a_wrong_recipe_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([QUICKSTART, "--run-dir", str(tmp_path), "--set", "distill.methd=kd"]) == 2
+    assert "did you mean method?" in capsys.readouterr().err
+
+
+def test_a_runtime_that_is_not_installed_is_skipped(finished: Path, tmp_path: Path) -> None:
+    """In a process where OpenVINO cannot be found, the other engine is built all the same."""
+    blocker = (
+        "import sys, importlib.metadata as m\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'openvino': raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "real = m.version\n"
+        "def version(name):\n"
+        "    if name == 'openvino': raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "m.version = version\n"
+        "from brd_edge.pipeline import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    engines = "engines=[{runtime: openvino}, {runtime: onnxruntime}]"
+
+    done = subprocess.run(
+        [sys.executable, "-c", blocker, *_arguments(run, settings=[engines, "gates={}"])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    benchmark = json.loads((run / "benchmark.json").read_text(encoding="utf-8"))
+    skipped, measured = benchmark["engines"]
+    assert skipped["status"] == "skipped"
+    assert 'pip install "brd-edge[openvino]"' in skipped["reason"]
+    assert measured["status"] == "measured"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, number: signal.Signals) -> None:
+    settings = ["teacher.train.epochs=8", "teacher.train.checkpoint_s=0.001", "data.loader=auto"]
+    command = [sys.executable, "-m", "brd_edge.pipeline"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    arguments = {run: [*command, *_arguments(run, "--until", "teacher", settings=settings)] for run in (whole, broken)}
+    subprocess.run(arguments[whole], check=True, capture_output=True)
+
+    # a moment of chance, the same in every test run, anywhere in the 16 steps
+    wanted = random.Random(int(number)).randint(1, 14)  # noqa: S311
+    process = subprocess.Popen(arguments[broken], stderr=subprocess.PIPE, text=True)
+    stopped_at = _wait_for_checkpoint(broken / "teacher" / "checkpoint.safetensors", process, wanted)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+
+    assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL), error
+    assert not (broken / "stages" / "teacher.json").exists(), f"finished before the signal at step {stopped_at}"
+    resumed = subprocess.run(arguments[broken], check=True, capture_output=True, text=True)
+    assert "[1/8] prepare: unchanged" in resumed.stderr
+    weights = [(run / "teacher" / "model" / "model.safetensors").read_bytes() for run in (whole, broken)]
+    assert weights[0] == weights[1]
+    records = [(run / "teacher" / "metrics.jsonl").read_text(encoding="utf-8") for run in (whole, broken)]
+    assert records[0] == records[1]
+
+
+def _wait_for_checkpoint(path: Path, process: subprocess.Popen[str], step: int) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with safe_open(path, framework="np") as file:
+                found = int(json.loads(file.metadata()["state"])["step"])
+        except (OSError, SafetensorError):
+            found = 0
+        if found >= step:
+            return found
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    raise AssertionError(f"no checkpoint of step {step} was written: {process.communicate()[1]}")

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from brd_edge.data.layouts import LAYOUTS
+from brd_edge.planning import format_plan, plan
+from brd_edge.recipe import DataSection, load_recipe
+from brd_edge.recipe_schema import json_schema, main
+from brd_edge.run import Run
+from brd_edge.runtime.errors import RecipeError
+from brd_edge.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "pipelines" / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_can_be_planned(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path, environment={})
+
+    assert recipe.name == path.stem, "the run directory is named after the recipe"
+    text = format_plan(plan(Run(tmp_path), recipe, list(STAGES), first=None, force=False), recipe, list(STAGES))
+    for name in STAGES:
+        assert name in text
+    if recipe.data.layout != "scenes":
+        variable = LAYOUTS[recipe.data.layout].variable
+        assert f"missing: {LAYOUTS[recipe.data.layout].title}: {variable} is not set" in text
+    assert list(tmp_path.iterdir()) == [], "a plan changes nothing"
+
+
+def test_layouts_of_the_schema_are_those_of_the_package() -> None:
+    schema = DataSection.model_json_schema()
+
+    assert set(schema["properties"]["layout"]["enum"]) == {"scenes", *LAYOUTS}
+
+
+def test_committed_json_schema_is_current(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--check", str(ROOT / "pipelines" / "recipe.schema.json")]) == 0
+
+    stale = tmp_path / "schema.json"
+    stale.write_text("{}", encoding="utf-8")
+    assert main(["--check", str(stale)]) == 1
+    assert "make schema" in capsys.readouterr().err
+
+
+def test_json_schema_describes_every_key() -> None:
+    schema = json_schema()
+
+    for name, section in schema["$defs"].items():
+        for key, value in section["properties"].items():
+            assert "description" in value or "$ref" in value or "allOf" in value, f"{name}.{key} has no description"
+    json.dumps(schema, allow_nan=False)
+
+
+def test_all_errors_are_shown_together_with_their_paths() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(
+            QUICKSTART,
+            overrides=[
+                "distil.method=kd",
+                "distill.lamda_kd=3",
+                "distill.train.epochs=0",
+                "data.layout=camvidd",
+                "data.size=[128]",
+                "engines.0.target=toaster",
+                "teacher.train=",
+            ],
+            environment={},
+        )
+
+    message = str(caught.value)
+    assert "7 errors" in message
+    assert "distil: unknown key; did you mean distill?" in message
+    assert "distill.lamda_kd: unknown key; did you mean lambda_kd?" in message
+    assert "distill.train.epochs: expected greater than or equal to 1, got 0" in message
+    assert "data.layout: expected 'scenes', 'camvid'" in message
+    assert "got 'camvidd'" in message
+    assert "data.size.1: missing" in message
+    assert "unknown target 'toaster'" in message
+    assert "teacher.train: expected a section with keys of its own, got ''" in message
+
+
+def test_missing_keys_say_what_is_expected(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("name: x\ndata: {layout: scenes}\n", encoding="utf-8")
+
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+
+    assert "data.size: missing; expected: Height and width in pixels" in str(caught.value)
+    assert "teacher: missing; expected a section: The large model" in str(caught.value)
+
+
+def test_teacher_needs_exactly_one_source() -> None:
+    with pytest.raises(RecipeError, match="give either `checkpoint`"):
+        load_recipe(QUICKSTART, overrides=["teacher.checkpoint=/some/teacher"])
+
+
+def test_an_engine_stands_once() -> None:
+    engine = "{runtime: openvino, precision: fp32, target: x86-cpu}"
+
+    with pytest.raises(RecipeError, match="stand twice: openvino/fp32/x86-cpu"):
+        load_recipe(QUICKSTART, overrides=[f"engines=[{engine}, {engine}]"])
+
+
+def test_variables_come_from_the_environment() -> None:
+    camvid = ROOT / "pipelines" / "camvid.yaml"
+
+    found = load_recipe(camvid, environment={"CAMVID_ROOT": "/data/cam vid", "TEACHER_WEIGHTS": "w.safetensors"})
+    unset = load_recipe(camvid, environment={})
+
+    assert (found.data.root, found.teacher.encoder_weights) == ("/data/cam vid", "w.safetensors")
+    assert (unset.data.root, unset.teacher.encoder_weights) == (None, "imagenet")
+
+
+def test_a_variable_without_default_must_be_set() -> None:
+    overrides = ["data.root=${NOWHERE}", "name=${ALSO_NOWHERE}"]
+
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(QUICKSTART, overrides=overrides, environment={})
+
+    assert "data.root: ${NOWHERE} needs the environment variable NOWHERE" in str(caught.value)
+    assert "name: ${ALSO_NOWHERE}" in str(caught.value)
+
+
+def test_overrides_reach_lists_and_keep_types() -> None:
+    recipe = load_recipe(
+        QUICKSTART, overrides=["distill.train.epochs=3", "data.size=[64, 96]", "engines.1.runtime=openvino"]
+    )
+
+    assert (recipe.distill.train.epochs, recipe.data.size, recipe.engines[1].runtime) == (3, (64, 96), "openvino")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("engines.9.target=x", "a list of 3"),
+        ("name.first=x", "has no keys"),
+        ("name=[", "not valid YAML"),
+    ],
+)
+def test_bad_overrides_are_named(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(QUICKSTART, overrides=[override])
+
+    assert f"--set {override}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected a mapping"),
+        (b"- a\n- b\n", "expected a mapping"),
+        (b"name: [", "not valid YAML"),
+        (b"\xff\xfe\x00", "cannot be read as UTF-8|not valid YAML"),
+        (b"name: !!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_recipe(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(content)
+
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(path)
+
+    assert str(path) in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there() -> None:
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(Path("pipelines/nowhere.yaml"))

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from brd_edge.run import Artifact, Run, changed_inputs, code_digest, digest, open_run
+from brd_edge.runtime.errors import RunError
+from brd_edge.runtime.files import atomic_path, write_bytes_atomic, write_json_atomic
+
+
+def _artifact(stage: str = "export") -> Artifact:
+    return Artifact(stage=stage, fingerprint="f", settings={"a": 1}, inputs={"stage x": "y"}, code="c")
+
+
+def test_a_kept_artifact_comes_back_and_notices_damage(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    output = tmp_path / "export" / "student.onnx"
+    write_bytes_atomic(output, b"graph")
+    kept = run.keep(_artifact(), [output])
+
+    found = run.artifact("export")
+
+    assert found == kept
+    assert found is not None
+    assert run.damaged(found) is None
+    output.write_bytes(b"other")
+    assert run.damaged(found) == "export/student.onnx was changed"
+    output.unlink()
+    assert run.damaged(found) == "export/student.onnx is missing"
+
+
+def test_a_damaged_record_counts_as_not_done(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.keep(_artifact(), [])
+    (tmp_path / "stages" / "export.json").write_text('{"stage": ', encoding="utf-8")
+
+    assert run.artifact("export") is None
+
+
+def test_content_depends_on_what_was_made_not_on_how_long_it_took() -> None:
+    fast, slow = (Artifact("s", "f", {}, {}, "c", {"a": "1"}, {"n": 1}, seconds) for seconds in (1.0, 9.0))
+    other = Artifact("s", "f", {}, {}, "c", {"a": "2"}, {"n": 1}, 1.0)
+
+    assert fast.content == slow.content != other.content
+
+
+def test_a_run_directory_belongs_to_one_process(tmp_path: Path) -> None:
+    code = "import sys, pathlib, brd_edge.run as r\nwith r.open_run(pathlib.Path(sys.argv[1])): pass"
+    with open_run(tmp_path):
+        other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+        assert "another process works in this run directory" in other.stderr
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(RunError, match="cannot be used as a run directory"), open_run(tmp_path / "file" / "run"):
+        pass
+
+
+def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json_atomic(path, {"old": 1})
+
+    with pytest.raises(ValueError, match="JSON"):
+        write_json_atomic(path, {"new": float("nan")})
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+
+    assert json.loads(path.read_text(encoding="utf-8")) == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]  # noqa: PTH208
+
+
+def test_digests() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
+    assert code_digest(["run.py"]) != code_digest(["run.py", "runtime"])
+    assert changed_inputs({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}) == ["b", "c"]
