@@ -29,7 +29,7 @@ install: .venv/.installed
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit(f"brd_edge needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: run make PYTHON=python3.12 …")'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --require-hashes --target .uv -r requirements-uv.lock
 	test -x $(PY) || $(UV) venv --quiet --python $(PYTHON) .venv
-	$(UV) pip sync --python $(PY) --require-hashes requirements.lock
+	$(UV) pip sync --compile-bytecode --python $(PY) --require-hashes requirements.lock
 	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
 	touch $@
 

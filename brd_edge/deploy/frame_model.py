@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from segmentation_models_pytorch.decoders.pspnet.decoder import PSPBlock
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = ["BinnedMean", "FrameModel", "make_frame_model"]
+
+_NEGLIGIBLE = 1e-30
 
 
 class FrameModel(nn.Module):
@@ -84,19 +87,36 @@ def make_frame_model(model: nn.Module, mean: Sequence[float], std: Sequence[floa
     Returns:
         A module on the CPU in eval mode, float32, with contiguous weights that need no gradient.
     """
-    plain = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    _replace(plain)
+    plain = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format)
+    _replace_pooling(plain)
+    _keep_zero_biases(plain)
     return FrameModel(plain, mean, std).eval().requires_grad_(False)
 
 
-def _replace(module: nn.Module) -> None:
+def _replace_pooling(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
         if isinstance(child, PSPBlock):
             module.add_module(name, _PyramidLevel(child))
         elif isinstance(child, nn.AdaptiveAvgPool2d):
-            size = child.output_size
+            size: int | tuple[int | None, int | None] = cast("Any", child.output_size)
             module.add_module(name, BinnedMean((size, size) if isinstance(size, int) else (size[0], size[1])))
-        _replace(module.get_submodule(name))
+        _replace_pooling(module.get_submodule(name))
+
+
+@torch.no_grad()
+def _keep_zero_biases(model: nn.Module) -> None:
+    """Stop the exporter from dropping biases because they happen to be zero.
+
+    It drops them where all are zero, as in an untrained model: the graph would depend on what
+    the weights are, and could not be compared with a trained one's. One negligible number, far
+    below the resolution of what it is added to, keeps the bias in place.
+    """
+    for module in model.modules():
+        if not isinstance(module, nn.BatchNorm2d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            continue
+        shift = [module.bias, module.running_mean] if isinstance(module, nn.BatchNorm2d) else [module.bias]
+        if module.bias is not None and not any(bool(item.any()) for item in shift if item is not None):
+            module.bias[0] = _NEGLIGIBLE
 
 
 def _mean_of_bins(x: Tensor, axis: int, bins: int | None) -> Tensor:

@@ -154,17 +154,17 @@ def _align(mine: _Graph, theirs: _Graph) -> Iterator[tuple[int | None, int | Non
     left, right = ([node.signature for node in graph.nodes] for graph in (mine, theirs))
     for _, i, i_end, j, j_end in SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
         # in a stretch that differs, nodes of one operator in the same order are taken for each other
-        ops = [[graph.nodes[k].op for k in span] for graph, span in ((mine, range(i, i_end)), (theirs, range(j, j_end)))]
-        for _, a, a_end, b, b_end in SequenceMatcher(None, *ops, autojunk=False).get_opcodes():
-            common = min(a_end - a, b_end - b) if ops[0][a:a_end] == ops[1][b:b_end] else 0
-            yield from ((i + a + k, j + b + k) for k in range(common))
-            yield from ((k, None) for k in range(i + a + common, i + a_end))
-            yield from ((None, k) for k in range(j + b + common, j + b_end))
+        ops_i = [node.op for node in mine.nodes[i:i_end]]
+        ops_j = [node.op for node in theirs.nodes[j:j_end]]
+        for tag, a, a_end, b, b_end in SequenceMatcher(None, ops_i, ops_j, autojunk=False).get_opcodes():
+            if tag == "equal":
+                yield from ((i + a + k, j + b + k) for k in range(a_end - a))
+                continue
+            yield from ((k, None) for k in range(i + a, i + a_end))
+            yield from ((None, k) for k in range(j + b, j + b_end))
 
 
-def _node_differences(
-    mine: _Graph, theirs: _Graph, left: int, right: int, partner: Mapping[int, int]
-) -> Iterator[str]:
+def _node_differences(mine: _Graph, theirs: _Graph, left: int, right: int, partner: Mapping[int, int]) -> Iterator[str]:
     a, b = mine.nodes[left], theirs.nodes[right]
     for name in sorted({*a.attributes, *b.attributes}):
         values = a.attributes.get(name, "unset"), b.attributes.get(name, "unset")
@@ -179,9 +179,7 @@ def _node_differences(
         yield f"output {', '.join(a.outputs)} against {', '.join(b.outputs)}"
 
 
-def _value_differences(
-    a: _Value, b: _Value, mine: _Graph, theirs: _Graph, partner: Mapping[int, int]
-) -> Iterator[str]:
+def _value_differences(a: _Value, b: _Value, mine: _Graph, theirs: _Graph, partner: Mapping[int, int]) -> Iterator[str]:
     if a.type != b.type:
         yield f"is {a.type} against {b.type}"
     if a.content != b.content:
@@ -203,18 +201,20 @@ def _short(text: str) -> str:
 
 def _load(path: Path) -> onnx.ModelProto:
     import onnx
-    from google.protobuf.message import DecodeError
 
+    if not path.is_file():
+        raise EngineError(f"{path}: no such file; expected an ONNX graph")
     try:
-        proto = onnx.load(path)
-        onnx.checker.check_model(proto)
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
+        # by name: the checker's own reader says what is wrong with a file that is not ONNX at all
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
         raise EngineError(f"{path}: expected a valid ONNX graph: {error}") from error
-    return proto
+    return onnx.load(path)
 
 
 def _read(path: Path) -> _Graph:
     import onnx
+    import onnx.inliner
 
     proto = _load(path)
     if proto.functions:
@@ -243,7 +243,7 @@ def _read_graph(graph: onnx.GraphProto, opsets: Mapping[str, int], outer: Mappin
             _tensor_value(tensors[name], structural) if name in tensors else values.get(name, _Value("nothing", "none"))
             for name in node.input
         )
-        attributes = {item.name: _attribute_text(item, {**values, **_weights(tensors)}) for item in node.attribute}
+        attributes = {item.name: _attribute_text(item, values, tensors) for item in node.attribute}
         made = tuple(types.get(name, "unknown") if name else "none" for name in node.output)
         for slot, name in enumerate(node.output):
             values[name] = _Value(f"output {slot}", made[slot], producer=len(nodes))
@@ -279,12 +279,14 @@ def _constant_of(node: onnx.NodeProto) -> onnx.TensorProto | None:
     return value if isinstance(value, onnx.TensorProto) else onnx.numpy_helper.from_array(np.asarray(value))
 
 
-def _attribute_text(attribute: onnx.AttributeProto, scope: Mapping[str, _Value]) -> str:
+def _attribute_text(
+    attribute: onnx.AttributeProto, values: Mapping[str, _Value], tensors: Mapping[str, onnx.TensorProto]
+) -> str:
     import onnx
 
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, onnx.GraphProto):
-        return repr(_read_graph(value, {}, scope))
+        return repr(_read_graph(value, {}, {**values, **_weights(tensors)}))
     if isinstance(value, onnx.TensorProto):
         return repr(_tensor_value(value, structural=True))
     if isinstance(value, bytes):

@@ -133,7 +133,7 @@ def _check_options(spec: ModelSpec) -> None:
     known = [name for name, item in parameters.items() if item.kind is not item.VAR_KEYWORD]
     known = [name for name in known if name != "self" and name not in RESERVED_OPTIONS]
     for name in spec.options:
-        # what the class does not name goes to the timm model of a "tu-" encoder; for others it would be dropped silently
+        # what the class does not name goes to the timm model of a "tu-" encoder; other encoders would drop it silently
         if name not in known and not spec.encoder.startswith("tu-"):
             raise ModelError(
                 f"model: {spec.arch} has no option {name!r}{nearest(name, known)}; there are {', '.join(known)}"

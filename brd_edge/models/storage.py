@@ -108,8 +108,8 @@ def _spec_from_sidecar(sidecar: Path, weights: Path) -> ModelSpec:
     found = sha256_file(weights)
     if values.get("weights_sha256") != found:
         raise ModelError(
-            f"{weights}: SHA-256 is {found}, {sidecar.name} says {values.get('weights_sha256')}: the file is damaged or "
-            f"from another model. Save it again; if you replaced the weights on purpose, delete {sidecar.name}"
+            f"{weights}: SHA-256 is {found}, {sidecar.name} says {values.get('weights_sha256')}: the file is damaged "
+            f"or from another model. Save it again; if you replaced the weights on purpose, delete {sidecar.name}"
         )
     try:
         return ModelSpec.from_json(values["spec"])
@@ -120,7 +120,9 @@ def _spec_from_sidecar(sidecar: Path, weights: Path) -> ModelSpec:
 def _spec_from_config(config: Mapping[str, Any], path: Path) -> ModelSpec:
     for key in ("_model_class", "encoder_name", "classes"):
         if key not in config:
-            raise ModelError(f"{path}: key {key!r} is missing; expected the config of a segmentation_models_pytorch model")
+            raise ModelError(
+                f"{path}: key {key!r} is missing; expected the config of a segmentation_models_pytorch model"
+            )
     arch = config["_model_class"]
     if config.get("in_channels", 3) != 3:
         raise ModelError(f"{path}: key 'in_channels' must be 3 (RGB frames), got {config['in_channels']!r}")

@@ -80,7 +80,9 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
         module.load_state_dict(dict(state), strict=True)
     except (RuntimeError, KeyError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
-        raise ModelError(f"{what} do not fit the model: {' '.join(_shorten(line) for line in lines[:_SHOWN])}") from error
+        raise ModelError(
+            f"{what} do not fit the model: {' '.join(_shorten(line) for line in lines[:_SHOWN])}"
+        ) from error
 
 
 def _rename_timm(encoder: nn.Module, name: str, state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
