@@ -189,7 +189,7 @@ def paint_ground(
         road |= (z > street.side_street[0]) & (z < street.side_street[1])
 
     tile = noise_tile(rng, 256, (16, 64, 200))
-    coarse = tile[np.mod(z * 2.0, 256).astype(np.int64), np.mod(x * 6.0, 256).astype(np.int64)]
+    coarse = tile[np.mod(z * 2.0, 256).astype(np.int64) % 256, np.mod(x * 6.0, 256).astype(np.int64) % 256]
     grain = rng.integers(0, 256, (rows, columns), dtype=np.uint8).astype(np.float32) * np.float32(1 / 127.5) - 1
     asphalt = float(rng.uniform(82, 122))
     paving = np.asarray(pick(rng, _PAVINGS), dtype=np.float32)

@@ -43,8 +43,9 @@ def export_onnx(
     classes: Sequence[str],
     palette: Sequence[Sequence[int]],
     metadata: Mapping[str, str],
+    opset: int = OPSET,
 ) -> None:
-    """Write a model as ONNX, opset 20: input `image` uint8 (1, H, W, 3), output `class_map` uint8 (1, H, W).
+    """Write a model as ONNX: input `image` uint8 (1, H, W, 3), output `class_map` uint8 (1, H, W).
 
     The file holds the weights, no path of this machine and no time: the same weights and the same
     package versions give the same bytes. Its metadata has the keys `brd_edge.contract` (JSON),
@@ -59,13 +60,14 @@ def export_onnx(
         classes: The name of each class, in the order of the model's outputs.
         palette: An RGB triple per class, 0 to 255.
         metadata: Further keys and values to store; not beginning with `brd_edge.`.
+        opset: ONNX operator set, 18 or newer.
 
     Raises:
         ModelError: The model does not take the contract's size.
         EngineError: The classes, palette or weights are wrong, or the model cannot be converted.
     """
     _check(model, path, contract, classes, palette, metadata)
-    proto = _convert(model, path, contract)
+    proto = _convert(model, path, contract, opset)
     _strip(proto)
     _unshare(proto)
     properties = {
@@ -108,7 +110,7 @@ def _check(
             raise EngineError(f"{path}: weight {name!r} is not finite: the training diverged, export an earlier model")
 
 
-def _convert(model: nn.Module, path: Path, contract: InputContract) -> onnx.ModelProto:
+def _convert(model: nn.Module, path: Path, contract: InputContract, opset: int) -> onnx.ModelProto:
     import torch
 
     from brd_edge.deploy.frame_model import make_frame_model
@@ -122,7 +124,7 @@ def _convert(model: nn.Module, path: Path, contract: InputContract) -> onnx.Mode
                 (frame,),
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
-                opset_version=OPSET,
+                opset_version=opset,
                 dynamo=True,
                 external_data=False,
                 verbose=False,
