@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from segmentation_models_pytorch.decoders.pspnet.decoder import PSPBlock
+from segmentation_models_pytorch.decoders.segformer.decoder import MLP
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -88,19 +89,29 @@ def make_frame_model(model: nn.Module, mean: Sequence[float], std: Sequence[floa
         A module on the CPU in eval mode, float32, with contiguous weights that need no gradient.
     """
     plain = copy.deepcopy(model).cpu().float().to(memory_format=torch.contiguous_format)
-    _replace_pooling(plain)
+    _replace_awkward(plain)
     _keep_zero_biases(plain)
     return FrameModel(plain, mean, std).eval().requires_grad_(False)
 
 
-def _replace_pooling(module: nn.Module) -> None:
+def _replace_awkward(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
         if isinstance(child, PSPBlock):
             module.add_module(name, _PyramidLevel(child))
         elif isinstance(child, nn.AdaptiveAvgPool2d):
             size: int | tuple[int | None, int | None] = cast("Any", child.output_size)
             module.add_module(name, BinnedMean((size, size) if isinstance(size, int) else (size[0], size[1])))
-        _replace_pooling(module.get_submodule(name))
+        elif isinstance(child, MLP):
+            module.add_module(name, _as_convolution(child.linear))
+        _replace_awkward(module.get_submodule(name))
+
+
+def _as_convolution(linear: nn.Linear) -> nn.Conv2d:
+    # smp's Segformer flattens and transposes around this layer, and TensorRT-RTX has no fp32 product on SM75
+    convolution = nn.Conv2d(linear.in_features, linear.out_features, kernel_size=1)
+    convolution.weight = nn.Parameter(linear.weight.detach()[:, :, None, None].clone())
+    convolution.bias = nn.Parameter(linear.bias.detach().clone())
+    return convolution
 
 
 @torch.no_grad()

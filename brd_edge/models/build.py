@@ -111,7 +111,8 @@ def _check_encoder(name: str) -> None:
     from segmentation_models_pytorch.encoders import get_encoder_names
 
     if not name.startswith("tu-"):
-        known = list(get_encoder_names())
+        # "timm-" encoders are deprecated: they load, but are not suggested
+        known = [item for item in get_encoder_names() if not item.startswith("timm-")]
         if name not in known:
             raise ModelError(
                 f"unknown encoder {name!r}{nearest(name, known)}; there are {', '.join(known)}, "

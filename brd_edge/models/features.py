@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from brd_edge.models.spec import ARCHITECTURES
 from brd_edge.runtime.errors import ModelError
@@ -22,6 +23,8 @@ __all__ = [
     "forward_features",
     "required_multiple",
 ]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,8 @@ def feature_table(model: nn.Module, height: int, width: int) -> list[FeatureInfo
     Raises:
         ModelError: The model does not take this size, or its logits are not of the image's size.
     """
-    import torch
-
     check_size(model, height, width)
-    with torch.no_grad():
-        shadow, images = _shadow(model, height, width)
-        features = forward_features(shadow, images)
+    features = _dry_run(model, height, width, forward_features)
     named = [(f"encoder.{stride}", feature) for stride, feature in sorted(features.encoder.items())]
     named += [("decoder", features.decoder), ("logits", features.logits)]
     table = [_info(name, feature, height) for name, feature in named]
@@ -165,29 +164,28 @@ def count_macs(model: nn.Module, height: int, width: int) -> int:
     Raises:
         ModelError: The model does not take this size.
     """
-    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    check_size(model, height, width)
-    with torch.no_grad():
-        shadow, images = _shadow(model, height, width)
+    def count(shadow: nn.Module, images: Tensor) -> int:
         with FlopCounterMode(display=False) as counter:
             shadow(images)
-    return int(counter.get_total_flops()) // 2
+        return int(counter.get_total_flops())
+
+    check_size(model, height, width)
+    return _dry_run(model, height, width, count) // 2
 
 
-def _shadow(model: nn.Module, height: int, width: int) -> tuple[nn.Module, Tensor]:
-    """Copy a model in eval mode to the meta device, where shapes are computed and values are not."""
+def _dry_run(model: nn.Module, height: int, width: int, run: Callable[[nn.Module, Tensor], _T]) -> _T:
+    """Run a copy of a model in eval mode on the meta device, where shapes are computed and values are not."""
     import torch
 
-    shadow = copy.deepcopy(model).to("meta").eval()
-    images = torch.zeros((1, 3, height, width), device="meta")
-    try:
-        shadow(images)
-    except (RuntimeError, NotImplementedError):
-        # some encoders make tensors on the CPU within their forward pass: these are really run
-        return copy.deepcopy(model).cpu().float().eval(), torch.zeros((1, 3, height, width))
-    return shadow, images
+    shape = (1, 3, height, width)
+    with torch.no_grad():
+        try:
+            return run(copy.deepcopy(model).to("meta").eval(), torch.zeros(shape, device="meta"))
+        except (RuntimeError, NotImplementedError):
+            # some encoders make tensors on the CPU within their forward pass: these are really run
+            return run(copy.deepcopy(model).cpu().float().eval(), torch.zeros(shape))
 
 
 def _info(name: str, feature: Tensor, image_height: int) -> FeatureInfo:
