@@ -119,9 +119,11 @@ def _convert(model: nn.Module, path: Path, contract: InputContract, opset: int) 
     frame = torch.zeros((1, contract.height, contract.width, 3), dtype=torch.uint8)
     try:
         with _quiet(), torch.no_grad():
+            # traced here: given a module, the exporter would try further ways and bury the cause of a failure
+            traced = torch.export.export(frame_model, (frame,))
             program = torch.onnx.export(
-                frame_model,
-                (frame,),
+                traced,
+                (),
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
                 opset_version=opset,
@@ -130,9 +132,12 @@ def _convert(model: nn.Module, path: Path, contract: InputContract, opset: int) 
                 verbose=False,
             )
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
         raise EngineError(
-            f"{path}: {type(model).__name__} cannot be converted to ONNX: {type(error).__name__}: {lines[0]}"
+            f"{path}: {type(model).__name__} cannot be converted to ONNX: {type(cause).__name__}: {lines[0]}"
         ) from error
     if program is None:
         raise EngineError(f"{path}: the exporter returned no program")

@@ -87,4 +87,5 @@ def to_label_size(class_map: ByteArray, height: int, width: int) -> ByteArray:
         return class_map
     rows = ((np.arange(height) + 0.5) * class_map.shape[0] / height).astype(np.intp)
     columns = ((np.arange(width) + 0.5) * class_map.shape[1] / width).astype(np.intp)
-    return class_map[rows[:, None], columns]
+    resized: ByteArray = class_map[rows[:, None], columns]
+    return resized

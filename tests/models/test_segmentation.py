@@ -82,7 +82,7 @@ def test_image_and_empty_stages_are_no_features():
 
 
 def test_gradients_flow_to_every_feature():
-    features = forward_features(build("DeepLabV3Plus"), images())
+    features = forward_features(build("DeepLabV3Plus").eval(), images())
     loss = features.decoder.sum() + sum(feature.sum() for feature in features.encoder.values())
     (loss + features.logits.sum()).backward()
     assert features.logits.requires_grad
