@@ -1,219 +1,36 @@
-"""The command: reads a recipe and runs its stages in order, each only when something changed."""
+"""The command: `python -m brd_edge.pipeline RECIPE`, also installed as `brd-edge`."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-import shlex
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
-
-import yaml
-
-from brd_edge import __version__
-from brd_edge.environment import describe_environment
-from brd_edge.interrupt import Stop, listen_for_stop
-from brd_edge.planning import format_plan, missing_for, next_artifact, plan, reason_to_run
-from brd_edge.recipe import Recipe, load_recipe
-from brd_edge.run import Artifact, Run, open_run
-from brd_edge.runtime.errors import BrdEdgeError, EngineError, GateError, RunError
-from brd_edge.runtime.files import write_json_atomic, write_text_atomic
-from brd_edge.stages import STAGES
-from brd_edge.stages.context import Context, Stage
 
 __all__ = ["main"]
 
-log = logging.getLogger("brd_edge")
-
-_EPILOG = """\
-exit codes: 0 done, 1 a stage or an engine failed, 2 the recipe or the command line is wrong,
-3 a gate was not held, 130 interrupted (run the same command again to go on)
-"""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
-    command = shlex.join(["python", "-m", "brd_edge.pipeline", *given])
+    """Run a recipe.
+
+    Args:
+        arguments: The command line without the program; the process's own when not given.
+
+    Returns:
+        The exit code: 0 done, 1 a stage or an engine failed, 2 the recipe or the command line is wrong,
+        3 a gate was not held, 130 interrupted.
+    """
     try:
-        recipe = load_recipe(options.recipe, overrides=options.set)
-        stages = _selected(options.first, options.until)
-        directory = options.run_dir or Path("runs") / recipe.name
-        if options.plan:
-            run = Run(directory.resolve())
-            print(format_plan(plan(run, recipe, stages, first=options.first, force=options.force), recipe, stages))
-            return 0
-        with open_run(directory) as run, listen_for_stop() as stop:
-            return _run(run, recipe, stages, stop, options, command)
-    except BrdEdgeError as error:
-        return _fail(error)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="brd-edge",
-        description="Run a recipe: from a data set and a teacher to a distilled student and its measured engines.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("recipe", type=Path, help="YAML file, for example pipelines/quickstart.yaml")
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="run directory (runs/<recipe name>)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, such as distill.method=kd"
-    )
-    parser.add_argument(
-        "--from",
-        dest="first",
-        choices=list(STAGES),
-        metavar="STAGE",
-        help=f"run this stage again and keep the ones before it as they are ({', '.join(STAGES)})",
-    )
-    parser.add_argument("--until", choices=list(STAGES), metavar="STAGE", help="stop after this stage")
-    parser.add_argument("--plan", action="store_true", help="print what would be done and what is missing")
-    parser.add_argument("--force", action="store_true", help="run the stages even where nothing changed")
-    parser.add_argument("--version", action="version", version=f"brd-edge {__version__}")
-    return parser
-
-
-def _selected(first: str | None, until: str | None) -> list[str]:
-    names = list(STAGES)
-    start = names.index(first) if first else 0
-    end = names.index(until) + 1 if until else len(names)
-    if start >= end:
-        _parser().error(f"--from {first} comes after --until {until}; the order is {', '.join(names)}")
-    return names[start:end]
-
-
-def _run(run: Run, recipe: Recipe, stages: Sequence[str], stop: Stop, options: argparse.Namespace, command: str) -> int:
-    handlers = _open_log(run)
-    try:
-        log.info("%s", command)
-        missing = missing_for(recipe, stages)
-        if missing:
-            raise RunError("\n".join(missing))
-        write_text_atomic(run.path("recipe.yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-        write_json_atomic(run.path("environment.json"), describe_environment())
-        artifacts = _run_stages(run, recipe, stages, stop, options, command)
-        return _conclude(run, artifacts, stages)
-    except BrdEdgeError as error:
-        log.info("failed", exc_info=True)
-        return _fail(error)
-    except OSError as error:
-        log.exception("failed")
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"brd-edge: error: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        log.exception("failed")
+        from brd_edge.execution import execute
+    except ModuleNotFoundError as error:
+        # a device installs the package bare, to run engines and not recipes
+        if (error.name or "").startswith("brd_edge"):
+            raise
         print(
-            f"brd-edge: unexpected error: {type(error).__name__}: {error}\n"
-            f"The details are in {run.path('run.log')}; please report them.",
+            f"brd-edge: error: running a recipe needs the package {error.name}, which is not installed; "
+            'pip install "brd-edge[all]" brings everything',
             file=sys.stderr,
         )
         return 1
-    finally:
-        for name in ("brd_edge", "py.warnings"):
-            for handler in handlers:
-                logging.getLogger(name).removeHandler(handler)
-        for handler in handlers:
-            handler.close()
-        logging.captureWarnings(False)
-
-
-def _run_stages(
-    run: Run, recipe: Recipe, stages: Sequence[str], stop: Stop, options: argparse.Namespace, command: str
-) -> dict[str, Artifact]:
-    artifacts = _kept(run, stages)
-    for name in stages:
-        stage = STAGES[name]
-        inputs = {need: artifacts[need] for need in stage.needs}
-        wanted = next_artifact(stage, recipe, inputs)
-        forced = options.force or name == options.first
-        reason = ("--force" if options.force else "--from") if forced else reason_to_run(run, wanted)
-        position = f"[{list(STAGES).index(name) + 1}/{len(STAGES)}] {name}"
-        if reason is None:
-            found = run.artifact(name)
-            assert found is not None
-            artifacts[name] = found
-            _say(f"{position}: unchanged")
-            continue
-        _say(f"{position}: {stage.plan(recipe)} ({reason})")
-        context = Context(recipe, run, inputs, stop, _say, command, wanted.fingerprint)
-        artifacts[name] = _run_stage(stage, context, wanted)
-    return artifacts
-
-
-def _run_stage(stage: Stage, context: Context, wanted: Artifact) -> Artifact:
-    context.run.forget(stage.name)
-    start = time.monotonic()
-    outcome = stage.work(context)
-    duration_s = round(time.monotonic() - start, 1)
-    finished = replace(wanted, result=outcome.result, duration_s=duration_s)
-    kept = context.run.keep(finished, outcome.outputs)
-    # only now is the unfinished work of a training not needed any more
-    context.run.path(stage.name, "checkpoint.safetensors").unlink(missing_ok=True)
-    _say(f"      {outcome.summary} [{duration_s:.0f} s]")
-    return kept
-
-
-def _kept(run: Run, stages: Sequence[str]) -> dict[str, Artifact]:
-    """Return the artifacts of the stages before the first one; with --from they are not questioned."""
-    kept: dict[str, Artifact] = {}
-    for name in list(STAGES)[: list(STAGES).index(stages[0])]:
-        artifact = run.artifact(name)
-        if artifact is None:
-            raise RunError(f"--from {stages[0]}: the stage {name} has not been done in {run.directory}; run it first")
-        damage = run.damaged(artifact)
-        if damage is not None:
-            raise RunError(f"--from {stages[0]}: the stage {name} cannot be kept: {damage}; run it again")
-        kept[name] = artifact
-    return kept
-
-
-def _conclude(run: Run, artifacts: dict[str, Artifact], stages: Sequence[str]) -> int:
-    from brd_edge.evaluate.table import format_table
-
-    if "benchmark" not in stages:
-        return 0
-    benchmark = json.loads(run.path("benchmark.json").read_text(encoding="utf-8"))
-    print(f"\n{format_table(benchmark)}\n")
-    print(f"report: {run.path('report.html')}")
-    broken = artifacts["benchmark"].result["gates_broken"]
-    if broken:
-        raise GateError("gates that were not held:\n" + "\n".join(f"  {line}" for line in broken))
-    failed = [f"{entry['name']}: {entry['reason']}" for entry in benchmark["engines"] if entry["status"] == "failed"]
-    if failed:
-        lines = "\n".join(f"  {line}" for line in failed)
-        raise EngineError(f"engines that failed (--from build tries again):\n{lines}")
-    return 0
-
-
-def _open_log(run: Run) -> list[logging.Handler]:
-    handler = logging.FileHandler(run.path("run.log"), encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    # what libraries warn about helps whoever reads the log, and nobody who watches the run
-    logging.captureWarnings(True)
-    for name in ("brd_edge", "py.warnings"):
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-        logger.addHandler(handler)
-    return [handler]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-    log.info("%s", text)
-
-
-def _fail(error: BrdEdgeError) -> int:
-    print(f"brd-edge: error: {error}", file=sys.stderr)
-    return error.exit_code
+    return execute(sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":
