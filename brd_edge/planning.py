@@ -53,7 +53,7 @@ def reason_to_run(run: Run, wanted: Artifact) -> str | None:
         changes = [f"changed settings: {', '.join(keys)}"] if keys else []
         changes += [f"changed: {', '.join(inputs)}"] if inputs else []
         changes += ["changed code"] if found.code != wanted.code else []
-        return "; ".join(changes)
+        return "; ".join(changes) or "changed"
     return run.damaged(found)
 
 

@@ -266,3 +266,20 @@ def _wait_for_checkpoint(path: Path, process: subprocess.Popen[str], step: int) 
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     raise AssertionError(f"no checkpoint of step {step} was written: {process.communicate()[1]}")
+
+
+def test_a_device_without_the_training_packages_gets_a_clear_error() -> None:
+    code = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in {'pydantic', 'yaml', 'torch'}: raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from brd_edge.pipeline import main\n"
+        "sys.exit(main(['pipelines/quickstart.yaml']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert 'pip install "brd-edge[all]"' in done.stderr
+    assert "Traceback" not in done.stderr

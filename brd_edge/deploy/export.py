@@ -6,12 +6,13 @@ the input contract, the classes and the palette travel in the file's metadata.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -150,7 +151,9 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", category=category, module=r"(torch|onnxscript|onnx_ir|copyreg)(\.|$)")
-        yield
+        # a failing trace prints its whole graph beside raising
+        with redirect_stderr(io.StringIO()):
+            yield
 
 
 def _strip(proto: onnx.ModelProto) -> None:

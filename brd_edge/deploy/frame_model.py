@@ -108,7 +108,8 @@ def _replace_awkward(module: nn.Module) -> None:
 
 def _as_convolution(linear: nn.Linear) -> nn.Conv2d:
     # smp's Segformer flattens and transposes around this layer, and TensorRT-RTX has no fp32 product on SM75
-    convolution = nn.Conv2d(linear.in_features, linear.out_features, kernel_size=1)
+    # (made on the meta device, it draws no random numbers)
+    convolution = nn.Conv2d(linear.in_features, linear.out_features, kernel_size=1, device="meta")
     convolution.weight = nn.Parameter(linear.weight.detach()[:, :, None, None].clone())
     convolution.bias = nn.Parameter(linear.bias.detach().clone())
     return convolution
