@@ -46,4 +46,4 @@ format: install
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv .uv runs
+	rm -rf .venv .uv

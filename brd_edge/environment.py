@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe_environment", "gpu_names"]
+__all__ = ["describe_environment", "gpu_names", "package_version"]
 
 _PACKAGES = (
     "brd-edge",
@@ -45,7 +45,7 @@ def describe_environment() -> dict[str, Any]:
         "gpu": gpus[0][0] if gpus else None,
         "driver": gpus[0][1] if gpus else None,
         "commit": _commit(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "packages": {name: found for name in _PACKAGES if (found := package_version(name)) is not None},
     }
 
 
@@ -90,7 +90,8 @@ def _output(command: list[str]) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """Return an installed package's version from its metadata, without importing it."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -7,6 +7,7 @@ with its path in the file.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from brd_edge.recipe_errors import describe_errors, text_keys
 from brd_edge.runtime.errors import RecipeError
@@ -40,13 +41,14 @@ _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
-Triple = tuple[float, float, float]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(gt=0, le=1)]
 # an environment variable that is not set and has an empty default means "not given"
 OptionalText = Annotated[str | None, BeforeValidator(lambda value: None if value == "" else value)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ScenesSection(_Section):
@@ -67,9 +69,9 @@ class DataSection(_Section):
     """Directory of the data set; not used by `scenes`."""
     size: tuple[Positive, Positive]
     """Height and width in pixels of the frames that the engines get."""
-    mean: Triple = (0.485, 0.456, 0.406)
+    mean: tuple[Unit, Unit, Unit] = (0.485, 0.456, 0.406)
     """Mean per RGB channel, on the scale 0 to 1."""
-    std: Triple = (0.229, 0.224, 0.225)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     """Standard deviation per RGB channel, on the scale 0 to 1."""
     loader: Literal["auto", "dali", "torch"] = "auto"
     """Which training loader reads the files; `auto` takes DALI where it is installed."""
@@ -90,6 +92,17 @@ class ModelSection(_Section):
     """`imagenet`, a local safetensors file in timm's naming, or nothing for random weights."""
     options: dict[str, Any] = {}
     """More keyword arguments of the architecture, for example `decoder_channels: 128`."""
+
+    @field_validator("arch")
+    @classmethod
+    def _known_architecture(cls, arch: str) -> str:
+        from brd_edge.models.spec import ARCHITECTURES
+
+        if arch not in ARCHITECTURES:
+            nearest = difflib.get_close_matches(arch, ARCHITECTURES, n=1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            raise ValueError(f"unknown architecture {arch!r}; {hint}There are {', '.join(ARCHITECTURES)}")
+        return arch
 
 
 class TrainSection(_Section):
@@ -222,6 +235,12 @@ class BenchmarkSection(_Section):
     compare_run: OptionalText = None
     """Run directory of an earlier student (for example one trained with `distill.method: none`)."""
 
+    @model_validator(mode="after")
+    def _samples_in_order(self) -> BenchmarkSection:
+        if self.samples_min > self.samples_max:
+            raise ValueError(f"samples_min {self.samples_min} is above samples_max {self.samples_max}")
+        return self
+
 
 class GatesSection(_Section):
     """Limits that a measured engine must hold before it is bundled."""
@@ -313,9 +332,21 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = (), environment: Mappi
         raise RecipeError(f"{path}: {count}\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, which takes the last of two equal keys, made to refuse them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a mapping with a key that stands twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.MarkedYAMLError(problem=f"the key {twice[0]} stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; the ready-made ones lie in pipelines/") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -334,7 +365,7 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: expected key=value, for example --set distill.train.epochs=2")
     try:
         value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from None
     parts = key.split(".")
     here: Any = content

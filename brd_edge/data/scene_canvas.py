@@ -11,6 +11,7 @@ z ahead. Image coordinates are pixels (u to the right, v down), pixel centres li
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -34,17 +35,23 @@ __all__ = [
     "Canvas",
     "Colour",
     "FloatArray",
+    "Ink",
     "Light",
+    "Part",
+    "Spot",
     "averaged",
     "billboard",
     "fill_disc",
+    "fill_parts",
     "fill_polygon",
+    "fill_polygons",
     "fill_post",
     "noise_tile",
     "open_canvas",
     "paste_pixels",
     "pick",
     "project",
+    "subpixels",
     "tint",
 ]
 
@@ -60,7 +67,11 @@ FAR_OUTSIDE_PX = 30_000
 POST_MIN_SUBPIXELS = 5
 
 Colour: TypeAlias = tuple[float, float, float]
+# A colour as it is drawn, 0..255.
+Ink: TypeAlias = tuple[int, int, int]
 FloatArray: TypeAlias = NDArray[np.floating]
+# A polygon of a thing, in the thing's own coordinates, and its colour.
+Part: TypeAlias = tuple[Sequence[tuple[float, ...]], Ink]
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,14 @@ class Canvas:
     light: Light
 
 
+@dataclass(frozen=True)
+class Spot:
+    """A place on the ground, metres to the right of and ahead of the camera."""
+
+    x_m: float
+    z_m: float
+
+
 def open_canvas(pixels: NDArray[np.uint8], *, camera: Camera, light: Light) -> Canvas:
     """Starts a canvas from a background.
 
@@ -140,72 +159,89 @@ def averaged(canvas: Canvas) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 def project(camera: Camera, points: FloatArray) -> FloatArray:
     """World points (..., 3) in metres to image points (..., 2) in output pixels."""
     depth = np.maximum(points[..., 2], NEAR_M)
-    u = camera.vanish_u_px + camera.focal_px * (points[..., 0] / depth + camera.bend_per_m * depth)
-    v = camera.vanish_v_px + camera.focal_px * (camera.eye_m - points[..., 1]) / depth
-    return np.stack([u, v], axis=-1)
+    scale = camera.focal_px / depth
+    image = np.empty((*points.shape[:-1], 2))
+    image[..., 0] = camera.vanish_u_px + points[..., 0] * scale + (camera.focal_px * camera.bend_per_m) * depth
+    image[..., 1] = camera.vanish_v_px + (camera.eye_m - points[..., 1]) * scale
+    return image
 
 
 def billboard(camera: Camera, x_m: float, z_m: float, shape: FloatArray) -> FloatArray:
     """Points (..., 2) of a flat thing (metres sideways, metres up) that faces the camera, in output pixels."""
-    shape = np.asarray(shape, dtype=np.float64)
-    points = np.empty((*shape.shape[:-1], 3))
-    points[..., 0] = x_m + shape[..., 0]
-    points[..., 1] = shape[..., 1]
-    points[..., 2] = z_m
-    return project(camera, points)
+    scale = camera.focal_px / max(z_m, NEAR_M)
+    foot_u = camera.vanish_u_px + x_m * scale + camera.focal_px * camera.bend_per_m * z_m
+    foot_v = camera.vanish_v_px + camera.eye_m * scale
+    return np.asarray(shape) * (scale, -scale) + (foot_u, foot_v)
 
 
-def tint(light: Light, colour: Colour, depth_m: float, factor: float = 1.0) -> tuple[int, int, int]:
+def tint(light: Light, colour: Colour, depth_m: float, factor: float = 1.0) -> Ink:
     """A surface colour as it is seen: lit by `factor`, tinted by the light, faded into the haze."""
     keep = light.haze_m / (light.haze_m + depth_m)
-    red, green, blue = (
-        min(255, max(0, round(c * factor * g * keep + h * (1.0 - keep))))
-        for c, g, h in zip(colour, light.gain, light.haze, strict=True)
-    )
-    return red, green, blue
+    lit, veil = factor * keep, 1.0 - keep
+    red = colour[0] * light.gain[0] * lit + light.haze[0] * veil
+    green = colour[1] * light.gain[1] * lit + light.haze[1] * veil
+    blue = colour[2] * light.gain[2] * lit + light.haze[2] * veil
+    return min(255, max(0, round(red))), min(255, max(0, round(green))), min(255, max(0, round(blue)))
 
 
-def _subpixels(points: FloatArray) -> list[tuple[int, int]]:
-    # The centre of subpixel i lies at (i + 0.5) / SUPERSAMPLE output pixels.
+def subpixels(points: FloatArray) -> NDArray[np.int64]:
+    """Output pixels to the nearest whole subpixel; the centre of subpixel i lies at (i + 0.5) / `SUPERSAMPLE`."""
     grid = np.rint(np.asarray(points) * SUPERSAMPLE - 0.5)
-    rows: list[list[int]] = np.clip(grid, -FAR_OUTSIDE_PX, FAR_OUTSIDE_PX).astype(np.int64).tolist()
-    return [(u, v) for u, v in rows]
+    whole: NDArray[np.int64] = np.minimum(np.maximum(grid, -FAR_OUTSIDE_PX), FAR_OUTSIDE_PX).astype(np.int64)
+    return whole
 
 
-def fill_polygon(canvas: Canvas, points: FloatArray, colour: tuple[int, int, int], label: int) -> None:
+def fill_polygon(canvas: Canvas, points: FloatArray, colour: Ink, label: int) -> None:
     """Fills a polygon given by its corners (N, 2) in output pixels."""
-    canvas.draw.polygon(_subpixels(points), fill=(*colour, label))
+    canvas.draw.polygon(subpixels(points).ravel().tolist(), fill=(*colour, label))
 
 
-def fill_disc(
-    canvas: Canvas, centre: FloatArray, radii_px: tuple[float, float], colour: tuple[int, int, int], label: int
-) -> None:
+def fill_polygons(canvas: Canvas, polygons: FloatArray, colours: Sequence[Ink], label: int) -> None:
+    """Fills polygons (M, N, 2) in output pixels, each in its own colour; those outside the image cost nothing."""
+    corners = subpixels(polygons)
+    if len(corners) == 0:
+        return
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    seen = ((high >= 0) & (low < canvas.image.size)).all(axis=1)
+    flat = corners.reshape(len(corners), -1).tolist()
+    for i in np.flatnonzero(seen).tolist():
+        canvas.draw.polygon(flat[i], fill=(*colours[i], label))
+
+
+def fill_parts(canvas: Canvas, parts: Sequence[Part], place: Callable[[FloatArray], FloatArray], label: int) -> None:
+    """Fills the polygons of a thing one after the other; `place` brings all their corners to output pixels at once."""
+    corners = np.asarray([corner for outline, _ in parts for corner in outline], dtype=np.float64)
+    flat = subpixels(place(corners)).ravel().tolist()
+    begin = 0
+    for outline, colour in parts:
+        end = begin + 2 * len(outline)
+        canvas.draw.polygon(flat[begin:end], fill=(*colour, label))
+        begin = end
+
+
+def fill_disc(canvas: Canvas, centre: FloatArray, radii_px: tuple[float, float], colour: Ink, label: int) -> None:
     """Fills an upright ellipse around `centre` (u, v) in output pixels."""
     reach = np.asarray(radii_px)
-    low, high = _subpixels(np.stack([centre - reach, centre + reach]))
-    canvas.draw.ellipse((low, high), fill=(*colour, label))
+    box = subpixels(np.concatenate([centre - reach, centre + reach])).tolist()
+    canvas.draw.ellipse(box, fill=(*colour, label))
 
 
-def fill_post(canvas: Canvas, ends: FloatArray, *, width_px: float, colour: tuple[int, int, int], label: int) -> None:
+def fill_post(canvas: Canvas, ends: FloatArray, *, width_px: float, colour: Ink, label: int) -> None:
     """Fills an upright bar between its `ends` (top, bottom), (2, 2) in output pixels.
 
     It is never thinner than 1.67 pixels, so that its label survives in every row.
     """
     width = max(POST_MIN_SUBPIXELS, round(width_px * SUPERSAMPLE))
-    (_, v_top), (u, v_bottom) = _subpixels(ends)
+    (_, v_top), (u, v_bottom) = subpixels(ends).tolist()
     left = u - width // 2
     if v_bottom >= v_top:
         canvas.draw.rectangle((left, v_top, left + width - 1, v_bottom), fill=(*colour, label))
 
 
-def paste_pixels(
-    canvas: Canvas, colours: NDArray[np.uint8], mask: NDArray[np.bool_], corner: tuple[int, int], label: int
-) -> None:
-    """Writes subpixels (h, w, 3) where `mask` (h, w) holds, the upper left one at `corner` (u, v) in subpixels."""
-    pixels = np.empty((*mask.shape, 4), dtype=np.uint8)
-    pixels[..., :3] = colours
-    pixels[..., 3] = label
-    canvas.image.paste(Image.fromarray(pixels), corner, Image.fromarray(mask.astype(np.uint8) * np.uint8(255)))
+def paste_pixels(canvas: Canvas, pixels: NDArray[np.uint8], mask: NDArray[np.bool_], corner: tuple[int, int]) -> None:
+    """Writes subpixels (h, w, 4) where `mask` (h, w) holds, the upper left one at `corner` (u, v) in subpixels."""
+    opaque = mask.view(np.uint8) * np.uint8(255)
+    canvas.image.paste(Image.fromarray(pixels), corner, Image.fromarray(opaque))
 
 
 def noise_tile(rng: np.random.Generator, size: int, octaves: tuple[int, ...]) -> NDArray[np.float32]:
@@ -228,6 +264,7 @@ def noise_tile(rng: np.random.Generator, size: int, octaves: tuple[int, ...]) ->
 
 def pick(rng: np.random.Generator, choices: tuple[Colour, ...], spread: float = 12.0) -> Colour:
     """One of the colours, varied in brightness and a little in each channel."""
-    base = choices[int(rng.integers(len(choices)))]
-    shift = rng.uniform(-spread, spread) + rng.uniform(-spread, spread, 3) * 0.5
-    return (base[0] + float(shift[0]), base[1] + float(shift[1]), base[2] + float(shift[2]))
+    which, shift, red, green, blue = rng.random(5).tolist()
+    base = choices[int(which * len(choices))]
+    shift = (2.0 * shift - 1.5) * spread
+    return base[0] + shift + red * spread, base[1] + shift + green * spread, base[2] + shift + blue * spread

@@ -1,9 +1,8 @@
-"""Things that stand in a drawn street: cars, people, trees, poles and signs."""
+"""Cars, people and trees of the drawn street scenes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,28 +12,28 @@ from numpy.typing import NDArray
 from brd_edge.data.scene_canvas import (
     CAR,
     PERSON,
-    POLE,
-    SIGN,
     SUPERSAMPLE,
     TREE,
     Canvas,
     Colour,
     FloatArray,
+    Ink,
+    Part,
+    Spot,
     billboard,
     fill_disc,
+    fill_parts,
     fill_polygon,
-    fill_post,
     paste_pixels,
     pick,
     project,
     tint,
 )
 
-__all__ = ["CarShape", "Spot", "paint_car", "paint_lamp", "paint_person", "paint_sign", "paint_tree", "pick_car"]
+__all__ = ["CarShape", "paint_car", "paint_person", "paint_tree", "pick_car"]
 
 _Points: TypeAlias = tuple[tuple[float, float], ...]
 _Outline: TypeAlias = tuple[_Points, str, _Points]
-_Place: TypeAlias = Callable[[FloatArray, FloatArray | float], FloatArray]
 
 _BODIES: tuple[Colour, ...] = (
     (60, 60, 64),
@@ -68,10 +67,10 @@ _LEAVES: tuple[Colour, ...] = (
     (118, 78, 48),
 )
 _BARK: tuple[Colour, ...] = ((78, 66, 56), (96, 90, 84), (58, 50, 46))
-_METAL: tuple[Colour, ...] = ((112, 114, 118), (78, 80, 84), (146, 148, 150), (58, 72, 64))
-_PLATES: tuple[Colour, ...] = ((40, 82, 160), (212, 190, 60), (206, 206, 204), (186, 44, 40), (42, 104, 70))
-_RED: Colour = (188, 42, 38)
-_WHITE: Colour = (214, 214, 210)
+_TAIL: Colour = (190, 36, 30)
+_HEAD: Colour = (226, 222, 200)
+_RUBBER: Colour = (28, 28, 30)
+_RING = ((1.0, 0.0), (0.71, 0.71), (0.0, 1.0), (-0.71, 0.71), (-1.0, 0.0), (-0.71, -0.71), (0.0, -1.0), (0.71, -0.71))
 
 # Outlines seen from the right, from the lower rear corner over the roof to the lower front corner:
 # (share of the length, share of the height); the materials belong to the edges between them.
@@ -114,14 +113,6 @@ _VAN: _Outline = (
 
 
 @dataclass(frozen=True)
-class Spot:
-    """A place on the ground, metres to the right of and ahead of the camera."""
-
-    x_m: float
-    z_m: float
-
-
-@dataclass(frozen=True)
 class CarShape:
     """Size, outline and colours of a car; `yaw` 0 drives away from the camera."""
 
@@ -160,33 +151,29 @@ def pick_car(rng: np.random.Generator, yaw: float) -> CarShape:
 
 def paint_car(rng: np.random.Generator, canvas: Canvas, spot: Spot, car: CarShape) -> None:
     """Paints a car as a prism: the faces turned towards the camera, far ones first, then the near flank."""
-    width = car.size_m[1]
+    half = car.size_m[1] / 2
     sine, cosine = math.sin(car.yaw), math.cos(car.yaw)
-    near_side = 1.0 if spot.x_m * cosine - spot.z_m * sine < 0 else -1.0
-    lights = tint(canvas.light, (190, 36, 30) if cosine > 0 else (226, 222, 200), spot.z_m)
+    side = 1.0 if spot.x_m * cosine - spot.z_m * sine < 0 else -1.0
+    flank = 0.85 + 0.3 * canvas.light.strength * canvas.light.sun[0] * side * cosine
+    body = tint(canvas.light, car.body, spot.z_m, flank)
+    glass = tint(canvas.light, car.glass, spot.z_m, float(rng.uniform(0.7, 1.2)))
+    parts = _wheels(canvas, spot, car, -side * half * 0.92)
+    for edge in _faces(canvas, spot, car):
+        parts += _face(canvas, spot, car, edge)
+    parts.append(([(*corner, side * half) for corner in car.outline.tolist()], body))
+    parts.append(([(*corner, side * half) for corner in car.window.tolist()], glass))
+    parts += _wheels(canvas, spot, car, side * half)
 
-    def place(points: FloatArray, across: FloatArray | float) -> FloatArray:
-        """Points (along, up) at an offset across the car to image points."""
-        along, up = points[..., 0], points[..., 1]
-        world = np.stack([spot.x_m + along * sine + across * cosine, up, spot.z_m + along * cosine - across * sine], -1)
+    def place(points: FloatArray) -> FloatArray:
+        """Points (along, up, across) in the car's own frame to image points."""
+        along, across = points[:, 0], points[:, 2]
+        world = np.empty_like(points)
+        world[:, 0] = spot.x_m + along * sine + across * cosine
+        world[:, 1] = points[:, 1]
+        world[:, 2] = spot.z_m + along * cosine - across * sine
         return project(canvas.camera, world)
 
-    _paint_wheels(canvas, spot, car, place, -near_side * width * 0.46)
-    for face in _faces(canvas, spot, car):
-        ends = car.outline[[face, face + 1, face + 1, face]]
-        across = np.asarray([-0.5, -0.5, 0.5, 0.5]) * width
-        glass = car.materials[face] == "g"
-        rise = abs(float(ends[1, 1] - ends[0, 1])) / (abs(float(ends[1, 0] - ends[0, 0])) + 1e-6)
-        factor = 0.82 if rise > 1.0 else 1.12
-        colour = tint(canvas.light, car.glass if glass else car.body, spot.z_m, factor)
-        fill_polygon(canvas, place(ends, across), colour, CAR)
-        if face in (0, len(car.materials) - 1):
-            _paint_face(canvas, ends, width=width, place=place, lights=lights, depth_m=spot.z_m)
-    flank = 0.85 + 0.3 * canvas.light.strength * canvas.light.sun[0] * near_side * cosine
-    fill_polygon(canvas, place(car.outline, near_side * width / 2), tint(canvas.light, car.body, spot.z_m, flank), CAR)
-    glass_colour = tint(canvas.light, car.glass, spot.z_m, float(rng.uniform(0.7, 1.2)))
-    fill_polygon(canvas, place(car.window, near_side * width / 2), glass_colour, CAR)
-    _paint_wheels(canvas, spot, car, place, near_side * width * 0.5)
+    fill_parts(canvas, parts, place, CAR)
 
 
 def _faces(canvas: Canvas, spot: Spot, car: CarShape) -> list[int]:
@@ -203,61 +190,74 @@ def _faces(canvas: Canvas, spot: Spot, car: CarShape) -> list[int]:
     return [int(i) for i in np.argsort(-distance, kind="stable") if seen[i]]
 
 
-def _paint_face(
-    canvas: Canvas, ends: FloatArray, *, width: float, place: _Place, lights: tuple[int, int, int], depth_m: float
-) -> None:
-    """Lights and number plate on the rear or the front face."""
-    low, high = sorted((float(ends[0, 1]), float(ends[1, 1])))
-    along = float(ends[:, 0].mean())
+def _face(canvas: Canvas, spot: Spot, car: CarShape, edge: int) -> list[Part]:
+    """The face above one edge of the outline; the rear and the front with lights, number plate and tyres."""
+    (along, low), (end, high) = car.outline[edge : edge + 2].tolist()
+    half = car.size_m[1] / 2
+    factor = 0.82 if abs(high - low) > abs(end - along) else 1.12
+    colour = car.glass if car.materials[edge] == "g" else car.body
+    across = (-half, -half, half, half)
+    corners = zip((along, end, end, along), (low, high, high, low), across, strict=True)
+    parts: list[Part] = [(list(corners), tint(canvas.light, colour, spot.z_m, factor))]
+    last = len(car.materials) - 1
+    if edge not in (0, last):
+        return parts
+    if edge == last:
+        along, low, high = end, high, low
+    rise = high - low
 
-    def patch(left: float, right: float, bottom: float, top: float, colour: tuple[int, int, int]) -> None:
-        rows = [low + (high - low) * share for share in (bottom, top)]
-        points = np.asarray([[along, rows[0]], [along, rows[0]], [along, rows[1]], [along, rows[1]]])
-        fill_polygon(canvas, place(points, np.asarray([left, right, right, left]) * width), colour, CAR)
+    def patch(left: float, right: float, bottom: float, top: float, ink: Ink) -> None:
+        rows = (bottom, bottom, top, top)
+        sides = (left * half, right * half, right * half, left * half)
+        parts.append(([(along, up, beside) for up, beside in zip(rows, sides, strict=True)], ink))
 
-    patch(-0.47, -0.3, 0.55, 0.85, lights)
-    patch(0.3, 0.47, 0.55, 0.85, lights)
-    patch(-0.14, 0.14, 0.3, 0.5, tint(canvas.light, (206, 204, 190), depth_m))
-    patch(-0.5, 0.5, 0.0, 0.12, tint(canvas.light, (30, 30, 32), depth_m))
+    lights = tint(canvas.light, _TAIL if edge == 0 else _HEAD, spot.z_m)
+    rubber = tint(canvas.light, _RUBBER, spot.z_m)
+    for left, right in ((-0.94, -0.68), (0.68, 0.94)):
+        patch(left, right, 0.0, low, rubber)
+        patch(left, right - 0.08, low + 0.5 * rise, low + 0.8 * rise, lights)
+    patch(-0.3, 0.3, low + 0.3 * rise, low + 0.3 * rise + 0.13, tint(canvas.light, (206, 204, 190), spot.z_m))
+    patch(-1.0, 1.0, low, low + 0.12 * rise, rubber)
+    return parts
 
 
-def _paint_wheels(canvas: Canvas, spot: Spot, car: CarShape, place: _Place, across: float) -> None:
+def _wheels(canvas: Canvas, spot: Spot, car: CarShape, across: float) -> list[Part]:
+    """The wheels of one flank."""
     radius = 0.1 + 0.15 * car.size_m[2]
-    ring = np.asarray([[1, 0], [0.71, 0.71], [0, 1], [-0.71, 0.71], [-1, 0], [-0.71, -0.71], [0, -1], [0.71, -0.71]])
-    for at in (-0.31, 0.31):
-        centre = np.asarray([at * car.size_m[0], radius])
-        fill_polygon(canvas, place(centre + ring * radius, across), tint(canvas.light, (26, 26, 28), spot.z_m), CAR)
-        hub = tint(canvas.light, (120, 120, 122), spot.z_m)
-        fill_polygon(canvas, place(centre + ring * radius * 0.5, across), hub, CAR)
+    rubber, hub = (tint(canvas.light, colour, spot.z_m) for colour in (_RUBBER, (120.0, 120.0, 122.0)))
+    parts: list[Part] = []
+    for centre in (-0.31 * car.size_m[0], 0.31 * car.size_m[0]):
+        for size, ink in ((radius, rubber), (radius * 0.5, hub)):
+            parts.append(([(centre + a * size, radius + b * size, across) for a, b in _RING], ink))
+    return parts
 
 
 def paint_person(rng: np.random.Generator, canvas: Canvas, spot: Spot) -> None:
     """Paints a walking or standing person of 1.1 to 1.9 m."""
     height = float(rng.uniform(1.55, 1.9) if rng.random() < 0.85 else rng.uniform(1.1, 1.4))
-    stride = float(rng.uniform(0.02, 0.3))
+    stride = float(rng.uniform(0.02, 0.17))
     lean = float(rng.uniform(-0.05, 0.05))
     coat, trousers = (tint(canvas.light, pick(rng, _CLOTHES, 18.0), spot.z_m) for _ in range(2))
     skin = tint(canvas.light, pick(rng, _SKIN), spot.z_m)
     hair = tint(canvas.light, pick(rng, _BARK), spot.z_m, 0.6)
-    swing = float(rng.uniform(0.0, 0.22))
+    swing = float(rng.uniform(0.0, 0.14))
     skirt = float(rng.uniform(0.42, 0.62))
     broad = float(rng.uniform(0.2, 0.27))
 
-    def part(points: list[tuple[float, float]], colour: tuple[int, int, int]) -> None:
-        fill_polygon(canvas, billboard(canvas.camera, spot.x_m, spot.z_m, np.asarray(points) * height), colour, PERSON)
-
-    for foot in (-stride, stride):
-        part([(-0.07, 0.5), (0.07, 0.5), (foot + 0.05, 0.0), (foot - 0.04, 0.0)], trousers)
+    parts: list[Part] = [
+        ([(-0.07, 0.5), (0.07, 0.5), (foot + 0.05, 0.0), (foot - 0.04, 0.0)], trousers) for foot in (-stride, stride)
+    ]
     for hand in (-1.0, 1.0):
-        reach = hand * (broad * 0.5 + swing)
-        part([(hand * broad * 0.4, 0.82), (hand * broad * 0.55, 0.8), (reach + 0.03, 0.45), (reach - 0.03, 0.45)], coat)
+        reach, cuff = hand * broad * 0.4, hand * (broad * 0.5 + swing)
+        parts.append(([(reach, 0.82), (reach + hand * 0.03, 0.8), (cuff + 0.03, 0.45), (cuff - 0.03, 0.45)], coat))
     half = broad / 2
-    part([(-half * 0.8, skirt - 0.1), (half * 0.8, skirt - 0.1), (half + lean, 0.83), (-half + lean, 0.83)], coat)
+    hem = skirt - 0.1
+    parts.append(([(-half * 0.8, hem), (half * 0.8, hem), (half + lean, 0.83), (-half + lean, 0.83)], coat))
+    fill_parts(canvas, parts, lambda shape: billboard(canvas.camera, spot.x_m, spot.z_m, shape * height), PERSON)
     head = billboard(canvas.camera, spot.x_m, spot.z_m, np.asarray([lean, 0.915]) * height)
     size = canvas.camera.focal_px * height / spot.z_m
     fill_disc(canvas, head, (0.05 * size, 0.07 * size), skin, PERSON)
-    crown = head - np.asarray([0.0, 0.035 * size])
-    fill_disc(canvas, crown, (0.055 * size, 0.04 * size), hair, PERSON)
+    fill_disc(canvas, head - np.asarray([0.0, 0.035 * size]), (0.055 * size, 0.04 * size), hair, PERSON)
 
 
 def paint_tree(rng: np.random.Generator, canvas: Canvas, spot: Spot, tile: NDArray[np.float32], bush: bool) -> None:
@@ -276,8 +276,16 @@ def paint_tree(rng: np.random.Generator, canvas: Canvas, spot: Spot, tile: NDArr
         fill_polygon(canvas, billboard(canvas.camera, spot.x_m, spot.z_m, stem), bark, TREE)
     centre = billboard(canvas.camera, spot.x_m, spot.z_m, np.asarray([0.0, trunk + half_y * 0.8])) * SUPERSAMPLE
     scale = canvas.camera.focal_px / spot.z_m * SUPERSAMPLE
-    radii = (half_x * scale, half_y * scale)
-    _paint_crown(canvas, centre, radii=radii, tile=tile, offset=offset, leaves=leaves, dense=dense, depth_m=spot.z_m)
+    _paint_crown(
+        canvas,
+        centre,
+        radii=(half_x * scale, half_y * scale),
+        tile=tile,
+        offset=offset,
+        leaves=leaves,
+        dense=dense,
+        depth_m=spot.z_m,
+    )
 
 
 def _paint_crown(
@@ -299,84 +307,18 @@ def _paint_crown(
         return
     across = (np.arange(left, right, dtype=np.float32) - np.float32(centre[0])) / np.float32(radii[0])
     down = (np.arange(top, bottom, dtype=np.float32) - np.float32(centre[1])) / np.float32(radii[1])
-    u = np.mod((across * 85).astype(np.int64) + offset[0], 256)
-    v = np.mod((down * 85).astype(np.int64) + offset[1], 256)
+    u = ((across * 85).astype(np.int64) + offset[0]) % 256
+    v = ((down * 85).astype(np.int64) + offset[1]) % 256
     texture = tile[np.ix_(v, u)]
-    body = np.float32(dense) - (down * down)[:, None] - (across * across)[None, :]
-    mask = body + texture * np.float32(1.3) > 0
-    sun = canvas.light.sun
-    shade = 0.85 + 0.4 * texture[::-1, ::-1] - (0.3 * down)[:, None] + np.float32(0.25 * sun[0]) * across[None, :]
-    keep = canvas.light.haze_m / (canvas.light.haze_m + depth_m)
-    colour = np.asarray(leaves, np.float32) * np.asarray(canvas.light.gain, np.float32) * np.float32(keep)
-    haze = np.asarray(canvas.light.haze, np.float32) * np.float32(1 - keep)
-    pixels = np.clip(shade[..., None] * colour + haze, 0, 255).astype(np.uint8)
-    paste_pixels(canvas, pixels, mask, (left, top), TREE)
-
-
-def _paint_pole(canvas: Canvas, spot: Spot, height_m: float, width_m: float, colour: Colour) -> FloatArray:
-    """Paints an upright pole and returns its top in pixels."""
-    ends = billboard(canvas.camera, spot.x_m, spot.z_m, np.asarray([[0.0, height_m], [0.0, 0.0]]))
-    width_px = canvas.camera.focal_px * width_m / spot.z_m
-    fill_post(canvas, ends, width_px=width_px, colour=tint(canvas.light, colour, spot.z_m), label=POLE)
-    top: FloatArray = ends[0]
-    return top
-
-
-def paint_lamp(rng: np.random.Generator, canvas: Canvas, spot: Spot, bollard: bool) -> None:
-    """Paints a street lamp whose arm reaches over the road, or a bollard; class pole."""
-    metal = pick(rng, _METAL)
-    height, arm, width = (float(v) for v in rng.uniform((4.5, 0.8, 0.1), (8.0, 2.2, 0.17)))
-    if bollard:
-        _paint_pole(canvas, spot, 1.0, width, metal)
-        return
-    _paint_pole(canvas, spot, height, width, metal)
-    reach = -math.copysign(arm, spot.x_m)
-    beam = [[0.0, height - 0.12], [0.0, height + 0.05], [reach, height + 0.45], [reach, height + 0.25]]
-    head = [[reach, height + 0.2], [reach, height + 0.5], [reach * 1.5, height + 0.5], [reach * 1.5, height + 0.3]]
-    for shape in (beam, head):
-        corners = billboard(canvas.camera, spot.x_m, spot.z_m, np.asarray(shape))
-        fill_polygon(canvas, corners, tint(canvas.light, metal, spot.z_m), POLE)
-
-
-def paint_sign(rng: np.random.Generator, canvas: Canvas, spot: Spot, traffic_light: bool) -> None:
-    """Paints a sign (disc, triangle, square or board) or a traffic light on a pole; classes sign and pole."""
-    metal = pick(rng, _METAL)
-    height, size = (float(v) for v in rng.uniform((2.2, 0.34), (3.0, 0.5)))
-    kind = int(rng.integers(0, 5))
-    plate = pick(rng, _PLATES)
-    lamp = int(rng.integers(0, 3))
-    reverse = bool(rng.random() < 0.15)
-    top = _paint_pole(canvas, spot, height + 0.2, 0.09, metal)
-    pixels_per_m = canvas.camera.focal_px / spot.z_m
-    # Even the farthest plate is a few pixels wide, or nobody could learn it.
-    radius = max(size * pixels_per_m, 1.8)
-    if traffic_light:
-        _paint_traffic_light(canvas, top, max(0.3 * pixels_per_m, 1.8), lamp, spot.z_m)
-        return
-    face = tint(canvas.light, metal if reverse else plate, spot.z_m)
-    rim = face if reverse else tint(canvas.light, _RED, spot.z_m)
-    inner = face if reverse else tint(canvas.light, _WHITE, spot.z_m)
-    if kind == 0:
-        fill_disc(canvas, top, (radius, radius), rim, SIGN)
-        fill_disc(canvas, top, (radius * 0.68, radius * 0.68), inner, SIGN)
-    elif kind == 1:
-        corners = np.asarray([[-1.1, 0.8], [1.1, 0.8], [0.0, -1.1]])
-        fill_polygon(canvas, top + corners * radius, rim, SIGN)
-        fill_polygon(canvas, top + (corners * 0.55 + [0.0, 0.1]) * radius, inner, SIGN)
-    elif kind == 2:
-        fill_disc(canvas, top, (radius, radius), face, SIGN)
-    else:
-        wide = 0.9 if kind == 3 else 1.9
-        corners = np.asarray([[-wide, -0.9], [wide, -0.9], [wide, 0.9], [-wide, 0.9]])
-        fill_polygon(canvas, top + corners * radius, face, SIGN)
-        fill_polygon(canvas, top + corners * [0.7, 0.25] * radius, inner, SIGN)
-
-
-def _paint_traffic_light(canvas: Canvas, top: FloatArray, half_px: float, lamp: int, depth_m: float) -> None:
-    corners = np.asarray([[-0.75, -1.8], [0.75, -1.8], [0.75, 1.8], [-0.75, 1.8]])
-    fill_polygon(canvas, top + corners * half_px, tint(canvas.light, (34, 36, 34), depth_m), SIGN)
-    colours: tuple[Colour, ...] = ((230, 50, 40), (232, 176, 40), (60, 210, 120))
-    for i in range(3):
-        glow = tint(canvas.light, colours[i] if i == lamp else (58, 56, 54), depth_m)
-        at = top + np.asarray([0.0, (i - 1) * 1.1]) * half_px
-        fill_disc(canvas, at, (half_px * 0.45, half_px * 0.45), glow, SIGN)
+    mask = np.float32(1.3) * texture > (down * down)[:, None] + (across * across - np.float32(dense))[None, :]
+    # Brightness in 256 steps, so that a table gives the colour (and the class) of each.
+    tilt = np.float32(25.0 * canvas.light.sun[0])
+    steps = texture[::-1, ::-1] * np.float32(40.0)
+    steps += (85.0 - 30.0 * down)[:, None]
+    steps += (tilt * across)[None, :]
+    brightness = np.minimum(np.maximum(steps, 0), 255).astype(np.uint8)
+    dark, step = (np.asarray(tint(canvas.light, leaves, depth_m, f)) for f in (0.0, 1.0))
+    table = np.full((256, 4), TREE, dtype=np.uint8)
+    table[:, :3] = np.clip(dark + (step - dark) * (np.arange(256) / 100.0)[:, None], 0, 255)
+    pixels = table.view(np.uint32).ravel()[brightness].view(np.uint8).reshape(*mask.shape, 4)
+    paste_pixels(canvas, pixels, mask, (left, top))

@@ -20,9 +20,10 @@ from brd_edge.data.scene_canvas import (
     FloatArray,
     Light,
     fill_polygon,
-    noise_tile,
+    fill_polygons,
     pick,
     project,
+    subpixels,
     tint,
 )
 
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 _LANE_M = 3.2
-_MARKING = (205.0, 205.0, 198.0)
+_MARKING = 204.0
 _PAVINGS: tuple[Colour, ...] = ((128, 126, 124), (112, 112, 116), (146, 140, 130), (132, 112, 102), (104, 102, 100))
 _WALLS: tuple[Colour, ...] = (
     (168, 156, 138),
@@ -144,18 +145,18 @@ def plan_street(rng: np.random.Generator) -> Street:
     )
 
 
-def paint_sky(rng: np.random.Generator, pixels: NDArray[np.uint8], light: Light) -> None:
-    """Fills `pixels` (rows above the horizon, 3W, 4) with a gradient and clouds, class sky."""
+def paint_sky(rng: np.random.Generator, pixels: NDArray[np.uint8], *, light: Light, tile: NDArray[np.float32]) -> None:
+    """Fills `pixels` (rows above the horizon, 3W, 4) with a gradient and clouds from the noise `tile`, class sky."""
     rows, columns = pixels.shape[:2]
     top = np.asarray(pick(rng, ((92, 138, 196), (120, 156, 200), (168, 176, 188), (150, 152, 158), (196, 198, 202))))
     haze = np.asarray(light.haze)
     cloud = np.clip(haze * 0.5 + 128.0, 0, 255)
-    tile = noise_tile(rng, 128, (5, 11, 23, 47))
     cover = float(rng.uniform(-0.35, 0.35))
     # Clouds are soft: a quarter of the resolution is plenty.
     small_rows, small_columns = max(2, rows // 4), max(2, columns // 4)
-    lines = np.linspace(0, 127, small_rows).astype(np.int64)
-    across = np.linspace(0, 127, small_columns).astype(np.int64)
+    last = tile.shape[0] - 1
+    lines = np.linspace(0, last, small_rows).astype(np.int64)
+    across = np.linspace(0, last, small_columns).astype(np.int64)
     amount = np.clip((tile[np.ix_(lines, across)] - cover) * 2.2, 0.0, 0.85)[..., None]
     down = np.linspace(0.0, 1.0, small_rows)[:, None, None]
     base = top * (1.0 - down) + haze * down
@@ -173,6 +174,7 @@ def paint_ground(
     shadows: list[Shadow],
     camera: Camera,
     light: Light,
+    tile: NDArray[np.float32],
 ) -> None:
     """Fills `pixels` (rows below the horizon, 3W, 4) with road and pavement, their texture and the shadows on them.
 
@@ -188,30 +190,46 @@ def paint_ground(
     if street.side_street is not None:
         road |= (z > street.side_street[0]) & (z < street.side_street[1])
 
-    tile = noise_tile(rng, 256, (16, 64, 200))
-    coarse = tile[np.mod(z * 2.0, 256).astype(np.int64) % 256, np.mod(x * 6.0, 256).astype(np.int64) % 256]
-    grain = rng.integers(0, 256, (rows, columns), dtype=np.uint8).astype(np.float32) * np.float32(1 / 127.5) - 1
-    asphalt = float(rng.uniform(82, 122))
-    paving = np.asarray(pick(rng, _PAVINGS), dtype=np.float32)
-    ground = np.where(road[..., None], np.asarray([asphalt, asphalt, asphalt + 3], np.float32), paving)
-    ground += (coarse * np.float32(rng.uniform(8, 22)) + grain * np.float32(rng.uniform(8, 20)))[..., None]
-    paint = _markings(rng, street, x, z) & road
-    ground[paint] += (np.asarray(_MARKING, np.float32) - asphalt) * np.float32(rng.uniform(0.4, 1.0))
-    ground[_joints(street, x, z) & ~road] *= np.float32(0.8)
-
+    asphalt, patches, grain, paint = (float(a) for a in rng.uniform((82, 8, 0.06, 0.4), (122, 22, 0.16, 1.0)))
+    paving = pick(rng, _PAVINGS)
+    # Texture and light are the same for the three channels: one plane each.
+    texture = rng.integers(0, 256, x.shape, dtype=np.uint8).astype(np.float32) * np.float32(grain)
+    texture += np.float32(patches) * _patches(tile, x, z) - np.float32(grain * 127.5)
+    texture += (_markings(rng, street, x, z) & road) * np.float32((_MARKING - asphalt) * paint)
+    keep = np.float32(light.haze_m) / (np.float32(light.haze_m) + z)
+    lit = np.where(_joints(street, x, z) & ~road, np.float32(0.8) * keep, keep)
     dark = _shadow_mask(x, first_row=first_row, street=street, shadows=shadows, camera=camera, light=light)
-    ground *= (1.0 - np.float32(0.2 + 0.4 * light.strength) * dark)[..., None]
-    keep = np.float32(light.haze_m) / (np.float32(light.haze_m) + z)[..., None]
-    ground *= np.asarray(light.gain, np.float32) * keep
-    ground += np.asarray(light.haze, np.float32) * (1 - keep)
-    pixels[..., :3] = np.clip(ground, 0, 255)
+    np.multiply(lit, np.float32(0.8 - 0.4 * light.strength), out=lit, where=dark)
+    for channel, base in enumerate((asphalt, asphalt, asphalt + 3.0)):
+        plane = np.where(road, np.float32(base), np.float32(paving[channel]))
+        plane += texture
+        plane *= lit
+        plane *= np.float32(light.gain[channel])
+        plane += np.float32(light.haze[channel]) * (1 - keep)
+        pixels[..., channel] = np.minimum(np.maximum(plane, 0, out=plane), 255, out=plane)
     pixels[..., 3] = np.where(road, np.uint8(ROAD), np.uint8(PAVEMENT))
+
+
+def _patches(tile: NDArray[np.float32], x: FloatArray, z: FloatArray) -> NDArray[np.float32]:
+    """Worn and mended patches: the noise tile laid out on the ground."""
+    size = tile.shape[0]
+    across = (x * 8.0).astype(np.int32) % size
+    across += (z * 3.0).astype(np.int32) % size * np.int32(size)
+    laid: NDArray[np.float32] = tile.ravel().take(across)
+    return laid
+
+
+def _share(x: FloatArray, period: float) -> FloatArray:
+    """Where x lies in its period, 0..1; much faster than a remainder."""
+    turns = x * np.float32(1.0 / period)
+    turns -= np.floor(turns)
+    return turns
 
 
 def _markings(rng: np.random.Generator, street: Street, x: FloatArray, z: FloatArray) -> NDArray[np.bool_]:
     painted = np.zeros(x.shape, dtype=bool)
-    dash = np.mod(z + np.float32(rng.uniform(0, 9)), 9.0) < 4.0
-    half = float(rng.uniform(0.06, 0.1))
+    start, half = (float(a) for a in rng.uniform((0.0, 0.06), (9.0, 0.1)))
+    dash = _share(z + np.float32(start), 9.0) < 0.45
     for centre, dashed in street.markings:
         line = np.abs(x - np.float32(centre)) < half
         painted |= line & dash if dashed else line
@@ -219,16 +237,19 @@ def _markings(rng: np.random.Generator, street: Street, x: FloatArray, z: FloatA
         begin, end = street.side_street
         painted &= (z < begin - 1.0) | (z > end + 1.0)
     if street.zebra_m is not None:
-        across = (z > street.zebra_m) & (z < street.zebra_m + 3.0)
-        painted = np.where(across, np.mod(x, 1.0) < 0.5, painted)
+        rows = np.flatnonzero((z > street.zebra_m) & (z < street.zebra_m + 3.0))
+        painted[rows] = _share(x[rows], 1.0) < 0.5
     return painted
 
 
 def _joints(street: Street, x: FloatArray, z: FloatArray) -> NDArray[np.bool_]:
     """Joints between the slabs and at the kerb, as far as they can be seen."""
-    kerb = (np.abs(x - np.float32(street.left_m)) < 0.12) | (np.abs(x - np.float32(street.right_m)) < 0.12)
-    slabs = (np.mod(x, 0.8) < 0.05) | (np.mod(z, 1.2) < 0.07)
-    joints: NDArray[np.bool_] = kerb | (slabs & (z < 14.0))
+    half = np.float32(0.12)
+    joints: NDArray[np.bool_] = (np.abs(x - np.float32(street.left_m)) < half) | (
+        np.abs(x - np.float32(street.right_m)) < half
+    )
+    rows = np.flatnonzero(z < 14.0)
+    joints[rows] |= (_share(x[rows], 0.8) < 0.06) | (_share(z[rows], 1.2) < 0.06)
     return joints
 
 
@@ -240,38 +261,36 @@ def _shadow_mask(
     shadows: list[Shadow],
     camera: Camera,
     light: Light,
-) -> NDArray[np.float32]:
-    """Where the ground lies in shadow: 1 in full shadow, 0 in the light."""
+) -> NDArray[np.bool_]:
+    """Where the ground lies in shadow."""
     mask = Image.new("L", (x.shape[1], x.shape[0]), 0)
     draw = ImageDraw.Draw(mask)
     # A ring of twelve points (multiples of 30 degrees), good enough for the outline of a shadow.
     ring = np.asarray([[1, 0], [0.87, 0.5], [0.5, 0.87], [0, 1], [-0.5, 0.87], [-0.87, 0.5]])
     ring = np.concatenate([ring, -ring])
-    for shadow in shadows:
-        points = np.zeros((12, 3))
-        points[:, 0] = shadow.x_m + ring[:, 0] * shadow.half_x_m
-        points[:, 2] = shadow.z_m + ring[:, 1] * shadow.half_z_m
-        corners = np.rint(project(camera, points) * SUPERSAMPLE - 0.5).astype(np.int64) - [0, first_row]
-        draw.polygon([(int(a), int(b)) for a, b in corners], fill=255)
-    dark = (np.asarray(mask) > 0).astype(np.float32)
+    blots = np.asarray([(s.x_m, s.z_m, s.half_x_m, s.half_z_m) for s in shadows]).reshape(-1, 1, 4)
+    points = np.zeros((len(blots), len(ring), 3))
+    points[..., [0, 2]] = blots[..., :2] + ring * blots[..., 2:]
+    corners = subpixels(project(camera, points)) - [0, first_row]
+    for outline in corners.reshape(len(blots), -1).tolist():
+        draw.polygon(outline, fill=255)
+    dark: NDArray[np.bool_] = np.asarray(mask) > 0
     reach = 9.0 * abs(light.sun[0])
-    side = x > street.wall_right_m - reach if light.sun[0] > 0 else x < street.wall_left_m + reach
     if light.strength > 0.3:
-        dark = np.maximum(dark, side.astype(np.float32))
+        dark |= x > street.wall_right_m - reach if light.sun[0] > 0 else x < street.wall_left_m + reach
     return dark
 
 
 def paint_skyline(rng: np.random.Generator, canvas: Canvas, width: int) -> None:
     """Paints a row of blocks at the end of the street."""
-    steps, rises = rng.uniform(((0.03,), (0.01,)), ((0.12,), (0.11,)), (2, 80)) * canvas.camera.focal_px
-    horizon, u = canvas.camera.vanish_v_px, -1.0
-    for step, rise in zip(steps.tolist(), rises.tolist(), strict=True):
-        colour = tint(canvas.light, pick(rng, _WALLS), 160.0)
-        if u < width:
-            rows = horizon - rise, horizon + 2.0
-            box = np.asarray([[u, rows[0]], [u + step, rows[0]], [u + step, rows[1]], [u, rows[1]]])
-            fill_polygon(canvas, box, colour, BUILDING)
-        u += step
+    focal, horizon = canvas.camera.focal_px, canvas.camera.vanish_v_px
+    edges = np.concatenate([[0.0], np.cumsum(rng.uniform(0.3, 1.0, 24))])
+    edges *= width / edges[-1]
+    left, right, top = edges[:-1], edges[1:], horizon - rng.uniform(0.01, 0.11, 24) * focal
+    low = np.full_like(top, horizon + 2.0)
+    boxes = np.stack([left, top, right, top, right, low, left, low], axis=-1).reshape(-1, 4, 2)
+    colours = [tint(canvas.light, pick(rng, _WALLS), 160.0) for _ in boxes]
+    fill_polygons(canvas, boxes, colours, BUILDING)
 
 
 def paint_building(rng: np.random.Generator, canvas: Canvas, building: Building) -> None:
@@ -328,11 +347,11 @@ def _paint_wall(
     edges = np.linspace(0.0, wall.length_m, 5)
     whole = _quads(canvas.camera, wall, np.stack([edges[:-1], edges[1:]], axis=-1), np.asarray([[0.0, wall.height_m]]))
     # Pieces of slightly different brightness stand for dirt, plaster and extensions.
-    for quad, dirt in zip(whole, rng.uniform(0.9, 1.08, 4).tolist(), strict=True):
-        fill_polygon(canvas, quad, tint(canvas.light, colour, wall.depth_m, wall.lit * dirt), BUILDING)
+    dirt = [tint(canvas.light, colour, wall.depth_m, wall.lit * f) for f in rng.uniform(0.9, 1.08, 4).tolist()]
+    fill_polygons(canvas, whole, dirt, BUILDING)
     pitch, storey, share = (float(v) for v in rng.uniform((2.2, 2.8, 0.35), (4.0, 3.6, 0.7)))
     tones = [tint(canvas.light, panes, wall.depth_m, wall.lit * f) for f in rng.uniform(0.6, 1.4, 4).tolist()]
-    order = rng.integers(0, 4, 64).tolist()
+    order = rng.integers(0, 4, 64)
     sills = np.arange(4.4, wall.height_m - 1.4, storey)
     if glass:
         columns = np.asarray([[0.4, wall.length_m - 0.4]])
@@ -342,8 +361,8 @@ def _paint_wall(
         columns = np.stack([lefts, lefts + pitch * share], axis=-1)
         rows = np.stack([sills, sills + 1.6], axis=-1)
     if glass or wall.depth_m < 75.0:
-        for i, quad in enumerate(_quads(canvas.camera, wall, columns, rows)):
-            fill_polygon(canvas, quad, tones[order[i % 64]], BUILDING)
+        quads = _quads(canvas.camera, wall, columns, rows)
+        fill_polygons(canvas, quads, [tones[i] for i in np.resize(order, len(quads)).tolist()], BUILDING)
 
 
 def _paint_ground_floor(rng: np.random.Generator, canvas: Canvas, wall: _Wall) -> None:
@@ -354,12 +373,12 @@ def _paint_ground_floor(rng: np.random.Generator, canvas: Canvas, wall: _Wall) -
     board = tint(canvas.light, pick(rng, _SHOPS), wall.depth_m, wall.lit)
     window = tint(canvas.light, pick(rng, _PANES), wall.depth_m, wall.lit)
     columns = np.stack([lefts, lefts + widths], axis=-1)
-    for quad in _quads(canvas.camera, wall, columns, np.asarray([[0.6 if shop else 0.1, 2.5]])):
-        fill_polygon(canvas, quad, window, BUILDING)
+    quads = _quads(canvas.camera, wall, columns, np.asarray([[0.6 if shop else 0.1, 2.5]]))
+    fill_polygons(canvas, quads, [window] * len(quads), BUILDING)
     if shop:
         columns = np.stack([lefts, lefts + 2.4], axis=-1)[:2]
-        for quad in _quads(canvas.camera, wall, columns, np.asarray([[2.7, 3.4]])):
-            fill_polygon(canvas, quad, board, BUILDING)
+        quads = _quads(canvas.camera, wall, columns, np.asarray([[2.7, 3.4]]))
+        fill_polygons(canvas, quads, [board] * len(quads), BUILDING)
 
 
 def _quads(camera: Camera, wall: _Wall, columns: FloatArray, rows: FloatArray) -> FloatArray:

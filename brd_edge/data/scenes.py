@@ -23,21 +23,15 @@ from brd_edge.data.scene_canvas import (
     Camera,
     Canvas,
     Light,
+    Spot,
     averaged,
     fill_polygon,
     noise_tile,
     open_canvas,
     tint,
 )
-from brd_edge.data.scene_objects import (
-    Spot,
-    paint_car,
-    paint_lamp,
-    paint_person,
-    paint_sign,
-    paint_tree,
-    pick_car,
-)
+from brd_edge.data.scene_objects import paint_car, paint_person, paint_tree, pick_car
+from brd_edge.data.scene_posts import paint_lamp, paint_sign
 from brd_edge.data.scene_street import (
     Building,
     Shadow,
@@ -133,7 +127,7 @@ def _render(plan_rng: np.random.Generator, pixel_rng: np.random.Generator, heigh
     items, shadows = _plan_items(plan_rng, street, tile)
     pixels = np.empty((height * SUPERSAMPLE, width * SUPERSAMPLE, 4), dtype=np.uint8)
     horizon = round(camera.vanish_v_px * SUPERSAMPLE)
-    paint_sky(plan_rng, pixels[:horizon], light)
+    paint_sky(plan_rng, pixels[:horizon], light=light, tile=tile)
     paint_ground(
         pixel_rng,
         pixels[horizon:],
@@ -142,6 +136,7 @@ def _render(plan_rng: np.random.Generator, pixel_rng: np.random.Generator, heigh
         shadows=shadows,
         camera=camera,
         light=light,
+        tile=tile,
     )
     canvas = open_canvas(pixels, camera=camera, light=light)
     paint_skyline(plan_rng, canvas, width)
@@ -153,7 +148,7 @@ def _render(plan_rng: np.random.Generator, pixel_rng: np.random.Generator, heigh
 
 
 def _plan_camera(rng: np.random.Generator, height: int, width: int) -> Camera:
-    zoom, across, up, eye, bend = rng.uniform((0.68, 0.36, 0.36, 1.25, -0.0012), (0.95, 0.64, 0.52, 1.9, 0.0012))
+    zoom, across, up, eye, bend = rng.uniform((0.68, 0.36, 0.38, 1.25, -0.0012), (0.95, 0.64, 0.54, 1.9, 0.0012))
     return Camera(
         focal_px=float(zoom) * min(width, 2 * height),
         vanish_u_px=float(across) * width,
@@ -204,7 +199,7 @@ def _in_side_street(street: Street, near_m: float, far_m: float) -> bool:
 def _plan_buildings(rng: np.random.Generator, street: Street, side: int) -> list[_Item]:
     items = []
     near = float(rng.uniform(1.5, 5.0))
-    tall = float(rng.uniform(7.0, 20.0))
+    tall = float(rng.uniform(5.5, 16.0))
     while near < 110.0:
         far = near + float(rng.uniform(8.0, 22.0))
         height = tall * float(rng.uniform(0.6, 1.5))
@@ -215,8 +210,9 @@ def _plan_buildings(rng: np.random.Generator, street: Street, side: int) -> list
             far, gap = street.side_street[0], street.side_street[1] - street.side_street[0]
         if far - near > 3.0:
             wall = _wall(street, side) + side * back
+            # Everything beside a block stands on the street's side of its wall: the far end is its depth.
             block = Building(side=side, wall_m=wall, near_m=near, far_m=far, height_m=height)
-            items.append(_Item(near, partial(paint_building, building=block)))
+            items.append(_Item(far, partial(paint_building, building=block)))
         near = far + gap
     return items
 
@@ -295,7 +291,7 @@ def _plan_cars(rng: np.random.Generator, street: Street, shadows: list[Shadow]) 
 def _plan_people(rng: np.random.Generator, street: Street, shadows: list[Shadow]) -> list[_Item]:
     """Groups on the pavements, and some people who cross the road."""
     spots = []
-    for _ in range(int(rng.integers(1, 6))):
+    for _ in range(int(rng.integers(2, 7))):
         side = -1 if rng.random() < 0.5 else 1
         kerb, wall = _kerb(street, side), _wall(street, side)
         x, z = kerb + side * 0.3 + float(rng.random()) * (wall - kerb - side * 0.7), float(rng.uniform(6.0, 32.0))
@@ -323,13 +319,15 @@ def _expose(
     plan_rng: np.random.Generator, pixel_rng: np.random.Generator, colours: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
     """Exposure, uneven brightness and sensor noise."""
-    exposure = float(plan_rng.uniform(0.5, 1.15))
+    exposure = float(plan_rng.uniform(0.6, 1.2))
     read, shot = (float(v) for v in plan_rng.uniform((2.5, 0.2), (9.0, 0.9)))
     uneven = Image.fromarray(plan_rng.integers(104, 152, (4, 6), dtype=np.uint8))
     field = np.asarray(uneven.resize((colours.shape[1], colours.shape[0]), Image.Resampling.BICUBIC), dtype=np.float32)
     signal = colours.astype(np.float32) * (field * np.float32(exposure / 128.0))[..., None]
     # Photon noise grows with the square root of the signal, read-out noise does not.
     spread = np.sqrt(np.float32(read * read) + np.float32(shot) * signal)
-    noise = pixel_rng.standard_normal(colours.shape, dtype=np.float32)
-    result: NDArray[np.uint8] = np.clip(np.rint(signal + noise * spread), 0, 255).astype(np.uint8)
+    spread *= pixel_rng.standard_normal(colours.shape, dtype=np.float32)
+    signal += spread
+    np.rint(signal, out=signal)
+    result: NDArray[np.uint8] = np.minimum(np.maximum(signal, 0, out=signal), 255, out=signal).astype(np.uint8)
     return result

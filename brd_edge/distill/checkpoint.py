@@ -26,12 +26,14 @@ class TrainState:
         step: Optimiser steps done.
         best_miou: Best validation mIoU so far, 0 to 1; -1 before the first validation.
         best_step: Step of that validation.
+        validated_step: Step of the last validation, good or not.
     """
 
     key: str
     step: int = 0
     best_miou: float = -1.0
     best_step: int = 0
+    validated_step: int = 0
 
 
 def save_checkpoint(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,10 +23,12 @@ from brd_edge.distill.schedule import learning_rate, make_optimizer
 from brd_edge.interrupt import Stop
 from brd_edge.progress import progress_bar
 from brd_edge.runtime.errors import InterruptedRunError, TrainingError
+from brd_edge.runtime.files import write_text_atomic
 
 __all__ = ["FitResult", "TrainSettings", "class_weights", "fast_bf16", "fit"]
 
 _STEPS_BETWEEN_RECORDS = 10
+_UNSAVED_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -108,29 +112,41 @@ def fit(
     model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     training = _prepare(model, loader, settings, directory, key, seed)
     total = settings.epochs * loader.steps_per_epoch
+    validate_steps = settings.validate_every * loader.steps_per_epoch
     saved = time.monotonic()
     with (
         stop.cooperative(),
         progress_bar(total, title, unit="step", initial=training.state.step) as bar,
         (directory / "metrics.jsonl").open("a", encoding="utf-8") as records,
     ):
-        while training.state.step < total:
-            terms, lr = _step(training, objective, settings, total, names, device)
-            training.state = replace(training.state, step=training.state.step + 1)
+        while True:
             step = training.state.step
-            bar.update(1)
-            if step % _STEPS_BETWEEN_RECORDS == 0 or step == total:
-                _record(records, {"step": step, "epoch": step / loader.steps_per_epoch, "lr": lr, "loss": terms})
-                bar.set_postfix_str(f"loss {sum(terms.values()):.3f}")
-            if step % (settings.validate_every * loader.steps_per_epoch) == 0 or step == total:
-                miou = _validate(training, evaluate, directory)
-                _record(records, {"step": step, "epoch": step / loader.steps_per_epoch, "miou": miou})
-            if stop.requested or time.monotonic() - saved > settings.checkpoint_s:
+            due = step > training.state.validated_step and (step % validate_steps == 0 or step == total)
+            # a validation may take long, and is owed after an interruption: save before it
+            wait_s = min(settings.checkpoint_s, _UNSAVED_S) if due else settings.checkpoint_s
+            if stop.requested or time.monotonic() - saved > wait_s:
                 _save(training, directory)
                 saved = time.monotonic()
             if stop.requested:
                 raise InterruptedRunError(f"{title}: stopped at step {step} of {total}; run it again to go on")
+            if due:
+                bar.set_postfix_str("validating")
+                miou = _validate(training, evaluate, directory)
+                _record(records, {"step": step, "epoch": step / loader.steps_per_epoch, "miou": miou})
+            if step == total:
+                break
+            terms, lr = _step(training, objective, settings, total, names, device)
+            step += 1
+            training.state = replace(training.state, step=step)
+            bar.update(1)
+            if step % _STEPS_BETWEEN_RECORDS == 0 or step == total:
+                _record(records, {"step": step, "epoch": step / loader.steps_per_epoch, "lr": lr, "loss": terms})
+                bar.set_postfix_str(f"loss {sum(terms.values()):.3f}")
     _save(training, directory)
+    if stop.requested:
+        raise InterruptedRunError(f"{title}: stopped after its last step; run it again to go on")
+    if training.state.best_step == 0:
+        raise TrainingError(f"{title}: the validation split has no labelled pixel, so that no weights could be chosen")
     load_weights(directory / "best.safetensors", model)
     return FitResult(miou=training.state.best_miou, step=training.state.best_step, steps=total)
 
@@ -150,6 +166,9 @@ def _prepare(
     model: nn.Module, loader: TrainLoader, settings: TrainSettings, directory: Path, key: str, seed: int
 ) -> _Training:
     directory.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.glob(".*.safetensors"):
+        # what a killed process was writing
+        leftover.unlink()
     torch.manual_seed(seed)
     average = copy.deepcopy(model).eval().requires_grad_(False) if settings.ema > 0 else None
     optimizer = make_optimizer(
@@ -159,13 +178,23 @@ def _prepare(
         directory / "checkpoint.safetensors", key=key, model=model, average=average, optimizer=optimizer
     )
     if restored is None:
-        for name in ("checkpoint.safetensors", "best.safetensors", "metrics.jsonl"):
-            (directory / name).unlink(missing_ok=True)
+        _set_aside(directory)
         return _Training(model, average, optimizer, loader, TrainState(key=key))
     state, loader_state = restored
     loader.restore(loader_state)
-    _drop_records_after(directory / "metrics.jsonl", state.step)
+    _drop_records_after(directory / "metrics.jsonl", state)
     return _Training(model, average, optimizer, loader, state)
+
+
+def _set_aside(directory: Path) -> None:
+    """Make room for a new training; an unfinished one of other settings is kept under another name, once."""
+    checkpoint = directory / "checkpoint.safetensors"
+    if checkpoint.exists():
+        other = directory / "other-settings.checkpoint.safetensors"
+        checkpoint.replace(other)
+        print(f"{directory.name}: an unfinished training of other settings was set aside as {other}", file=sys.stderr)
+    for name in ("best.safetensors", "metrics.jsonl"):
+        (directory / name).unlink(missing_ok=True)
 
 
 def _step(
@@ -226,8 +255,9 @@ def _validate(training: _Training, evaluate: Callable[[nn.Module], float], direc
     with torch.no_grad():
         miou = evaluate(candidate)
     training.model.train()
+    step = training.state.step
+    training.state = replace(training.state, validated_step=step)
     if miou > training.state.best_miou:
-        step = training.state.step
         save_weights(directory / "best.safetensors", candidate, {"step": str(step), "miou": repr(miou)})
         training.state = replace(training.state, best_miou=miou, best_step=step)
     return miou
@@ -247,9 +277,11 @@ def _save(training: _Training, directory: Path) -> None:
 def _record(records: Any, entry: dict[str, Any]) -> None:
     records.write(json.dumps(entry) + "\n")
     records.flush()
+    # a checkpoint counts on the records before it
+    os.fsync(records.fileno())
 
 
-def _drop_records_after(path: Path, step: int) -> None:
+def _drop_records_after(path: Path, state: TrainState) -> None:
     """Remove what an interrupted process wrote after its last checkpoint: it is about to be done again."""
     if not path.exists():
         return
@@ -260,9 +292,9 @@ def _drop_records_after(path: Path, step: int) -> None:
         except ValueError:
             # the process was killed in the middle of this line
             continue
-        if entry["step"] <= step:
+        if entry["step"] <= (state.validated_step if "miou" in entry else state.step):
             kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+    write_text_atomic(path, "".join(kept))
 
 
 def class_weights(pixels: Sequence[int], kind: str) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +55,8 @@ def evaluate_predictor(
 def model_predictor(model: torch.nn.Module, contract: InputContract, device: torch.device) -> Predictor:
     """Return a predictor that runs a PyTorch model in fp32, with the contract's normalisation.
 
+    On a GPU, TF32 is switched off: engines are compared with what this returns.
+
     The model is used in the mode that it is in; put it into eval mode first.
     """
     import torch
@@ -62,7 +65,8 @@ def model_predictor(model: torch.nn.Module, contract: InputContract, device: tor
     std = torch.tensor(contract.std, device=device).view(1, 3, 1, 1)
 
     def predict(frame: ByteArray) -> ByteArray:
-        with torch.inference_mode():
+        exact = torch.backends.cudnn.flags(allow_tf32=False) if device.type == "cuda" else nullcontext()
+        with torch.inference_mode(), exact:
             pixels = torch.from_numpy(frame).to(device).permute(2, 0, 1).unsqueeze(0).float()
             images = ((pixels / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
             logits: Any = model(images)

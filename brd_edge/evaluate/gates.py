@@ -27,7 +27,9 @@ class Limits:
 
 
 def broken_gates(limits: Limits, *, engine: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
-    """Return which gates a measured engine does not hold, and by how much.
+    """Return which gates an engine does not hold, and by how much.
+
+    An engine that was built but not measured is held to its size alone.
 
     Args:
         limits: The gates.
@@ -38,6 +40,10 @@ def broken_gates(limits: Limits, *, engine: Mapping[str, Any], reference: Mappin
         One line per broken gate; empty when all hold.
     """
     found = []
+    if limits.size_bytes_max is not None and engine["size_bytes"] > limits.size_bytes_max:
+        found.append(f"size_bytes_max: {engine['size_bytes']:,} bytes, the limit is {limits.size_bytes_max:,}")
+    if engine["latency_ms"] is None:
+        return found
     for key, name, limit in (
         ("miou", "miou_drop_max", limits.miou_drop_max),
         ("boundary_iou", "boundary_iou_drop_max", limits.boundary_iou_drop_max),
@@ -51,6 +57,4 @@ def broken_gates(limits: Limits, *, engine: Mapping[str, Any], reference: Mappin
     p95_ms = engine["latency_ms"]["p95"]
     if limits.latency_ms_p95_max is not None and p95_ms > limits.latency_ms_p95_max:
         found.append(f"latency_ms_p95_max: p95 is {p95_ms:.1f} ms, the limit is {limits.latency_ms_p95_max:g} ms")
-    if limits.size_bytes_max is not None and engine["size_bytes"] > limits.size_bytes_max:
-        found.append(f"size_bytes_max: {engine['size_bytes']:,} bytes, the limit is {limits.size_bytes_max:,}")
     return found

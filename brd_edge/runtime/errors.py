@@ -67,7 +67,11 @@ class GateError(BrdEdgeError):
     exit_code = 3
 
 
-class InterruptedRunError(BrdEdgeError):
-    """The user or the system asked the run to stop; what was done so far is saved."""
+class InterruptedRunError(BaseException):
+    """The user or the system asked the run to stop; what was done so far is saved.
+
+    Not an `Exception`, as `KeyboardInterrupt` is none: code that turns a library's failures into
+    its own must not take a request to stop for one of them.
+    """
 
     exit_code = 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,8 @@ from brd_edge.stages.reporting import report_curves, report_samples, sample_indi
 from brd_edge.stages.training import load_run_dataset
 
 __all__ = ["STAGE"]
+
+log = logging.getLogger("brd_edge")
 
 SCHEMA_VERSION = 1
 
@@ -75,6 +78,8 @@ def _missing(recipe: Recipe) -> list[str]:
     compared = _compared_run(recipe)
     if compared is not None and not (compared / "benchmark.json").is_file():
         return [f"benchmark.compare_run: {compared} has no benchmark.json; run that recipe first"]
+    if compared is not None and _compared_engine(compared) is None:
+        return [f"benchmark.compare_run: {compared} has no measured onnxruntime fp32 engine; add one to its recipe"]
     return []
 
 
@@ -175,6 +180,7 @@ def _measure(
     result = {**entry, **empty, "gates_broken": []}
     if entry["status"] != "built":
         return result
+    limits = Limits(**context.recipe.gates.model_dump())
     settings = context.recipe.benchmark
     title = f"{entry['runtime']} {entry['precision']}"
     frame = read_frame(validation.dataset.val[0], validation.contract)
@@ -190,11 +196,15 @@ def _measure(
                 budget_s=settings.budget_s,
             )
     except RuntimeMissingError as error:
-        return {**result, "status": "built", "reason": f"not measured: {error}"}
+        broken = broken_gates(limits, engine=result, reference=student)
+        return {**result, "status": "built", "reason": f"not measured: {error}", "gates_broken": broken}
     except BrdEdgeError as error:
         return {**result, "status": "failed", "reason": str(error)}
+    except Exception as error:
+        # a vendor's library may raise anything; the other engines do not depend on it
+        log.exception("%s failed", entry["name"])
+        return {**result, "status": "failed", "reason": f"{type(error).__name__}: {error}"}
     result |= {**scores, "status": "measured", "latency_ms": latency.to_json(), "samples_ms": latency.samples_ms}
-    limits = Limits(**context.recipe.gates.model_dump())
     return {**result, "gates_broken": broken_gates(limits, engine=result, reference=student)}
 
 
@@ -218,8 +228,15 @@ def _compared_run(recipe: Recipe) -> Path | None:
 
 
 def _compared_engine(directory: Path) -> Path | None:
-    found = sorted((directory / "engines").glob("onnxruntime-fp32-*/engine.json"))
-    return found[0].parent if found else None
+    """Return the measured ONNX Runtime engine of an earlier run; one that its benchmark does not know is not used."""
+    try:
+        before = json.loads((directory / "benchmark.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    for entry in before["engines"]:
+        if (entry["runtime"], entry["precision"], entry["status"]) == ("onnxruntime", "fp32", "measured"):
+            return directory / "engines" / str(entry["name"])
+    return None
 
 
 def _evaluate_compared(context: Context, validation: _Validation) -> dict[str, Any] | None:
@@ -235,7 +252,7 @@ def _evaluate_compared(context: Context, validation: _Validation) -> dict[str, A
     engine = _compared_engine(directory)
     if engine is None:
         raise RunError(
-            f"benchmark.compare_run: {directory} has no onnxruntime fp32 engine to run; add one to its recipe"
+            f"benchmark.compare_run: {directory} has no measured onnxruntime fp32 engine; add one to its recipe"
         )
     name = f"{before['student']['method']} ({before['recipe']})"
     with open_engine(engine, contract=validation.contract, threads=context.recipe.benchmark.threads) as runner:
@@ -245,7 +262,16 @@ def _evaluate_compared(context: Context, validation: _Validation) -> dict[str, A
 STAGE = Stage(
     name="benchmark",
     needs=("prepare", "teacher", "distill", "export", "build"),
-    code=("evaluate", "runtime", "stages/benchmark.py", "stages/reporting.py"),
+    code=(
+        "data/dataset.py",
+        "environment.py",
+        "evaluate",
+        "models",
+        "runtime",
+        "stages/benchmark.py",
+        "stages/context.py",
+        "stages/reporting.py",
+    ),
     settings=_settings,
     work=_work,
     plan=_plan,

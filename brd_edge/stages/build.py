@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import EngineSection, Recipe
 from brd_edge.run import tree_files
-from brd_edge.runtime.errors import EngineError, RuntimeMissingError
+from brd_edge.runtime.errors import BrdEdgeError, RuntimeMissingError
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.training import load_run_dataset
 
 __all__ = ["STAGE", "engine_name"]
+
+log = logging.getLogger("brd_edge")
 
 
 def engine_name(engine: EngineSection) -> str:
@@ -49,6 +52,10 @@ def _notes(recipe: Recipe) -> list[str]:
 def _work(context: Context) -> Outcome:
     engines = context.recipe.engines
     entries = []
+    wanted = {engine_name(engine) for engine in engines}
+    for old in context.run.path("engines").glob("*"):
+        if old.name not in wanted:
+            shutil.rmtree(old, ignore_errors=True)
     with progress_bar(len(engines), "build", unit="engine") as bar:
         for engine in engines:
             bar.set_postfix_str(engine_name(engine))
@@ -90,8 +97,12 @@ def _build(context: Context, engine: EngineSection) -> dict[str, Any]:
         )
     except RuntimeMissingError as error:
         return {**entry, "status": "skipped", "reason": str(error)}
-    except EngineError as error:
+    except BrdEdgeError as error:
         return {**entry, "status": "failed", "reason": str(error)}
+    except Exception as error:
+        # a vendor's library may raise anything; the other engines do not depend on it
+        log.exception("%s failed", engine_name(engine))
+        return {**entry, "status": "failed", "reason": f"{type(error).__name__}: {error}"}
     return {
         **entry,
         "size_bytes": info.size_bytes,

@@ -57,7 +57,8 @@ def _work(context: Context) -> Outcome:
 
 def _metrics(entry: dict[str, Any]) -> dict[str, Any]:
     keys = ("status", "reason", "latency_ms", "miou", "boundary_iou", "argmax_agreement", "size_bytes")
-    return {key: entry[key] for key in keys}
+    gates = "held" if entry["status"] == "measured" else "not measured here"
+    return {**{key: entry[key] for key in keys}, "gates": gates}
 
 
 def _golden(context: Context) -> list[GoldenFrame]:
@@ -81,7 +82,16 @@ def _golden(context: Context) -> list[GoldenFrame]:
 STAGE = Stage(
     name="bundle",
     needs=("prepare", "distill", "export", "build", "benchmark"),
-    code=("ship/bundle.py", "stages/bundle.py"),
+    code=(
+        "data/dataset.py",
+        "evaluate/accuracy.py",
+        "models",
+        "runtime/contract.py",
+        "ship/bundle.py",
+        "stages/bundle.py",
+        "stages/context.py",
+        "stages/reporting.py",
+    ),
     settings=_settings,
     work=_work,
     plan=_plan,

@@ -12,6 +12,7 @@ from brd_edge.interrupt import Stop
 from brd_edge.recipe import Recipe
 from brd_edge.run import Artifact, Run
 from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.errors import RunError
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,7 @@ class Stage:
         files: Content digests of what it reads from outside the run directory, by name.
         missing: What it cannot do without and does not find; nothing when all is there.
         notes: What it can do without, but people should know.
+        check: What is wrong with the files that it left and that are too many for the record.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Stage:
     files: Callable[[Recipe], dict[str, str]] = lambda _recipe: {}
     missing: Callable[[Recipe], list[str]] = lambda _recipe: []
     notes: Callable[[Recipe], list[str]] = lambda _recipe: []
+    check: Callable[[Run], str | None] = lambda _run: None
 
 
 def input_contract(recipe: Recipe) -> InputContract:
@@ -114,4 +117,6 @@ def training_device(recipe: Recipe) -> torch.device:
 
     if recipe.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise RunError("device: the recipe asks for cuda, but torch finds no GPU here; --set device=cpu works anywhere")
     return torch.device(recipe.device)

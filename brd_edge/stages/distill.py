@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from brd_edge.recipe import Recipe
-from brd_edge.stages.context import Context, Outcome, Stage, training_device
+from brd_edge.stages.context import Context, Outcome, Stage, missing_gpu, training_device
 from brd_edge.stages.training import (
     TRAINING_CODE,
     load_run_dataset,
+    missing_weights,
     model_spec,
     train_and_save,
     training_class_weights,
@@ -23,12 +24,16 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return {
         **training_settings(recipe),
         "student": recipe.student.model_dump(mode="json"),
-        "distill": recipe.distill.model_dump(mode="json"),
+        "distill": recipe.distill.model_dump(mode="json", exclude={"train": {"checkpoint_s"}}),
     }
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
     return weight_files(recipe.student)
+
+
+def _missing(recipe: Recipe) -> list[str]:
+    return [*missing_gpu(recipe), *missing_weights("student", recipe.student)]
 
 
 def _plan(recipe: Recipe) -> str:
@@ -71,4 +76,5 @@ STAGE = Stage(
     work=_work,
     plan=_plan,
     files=_files,
+    missing=_missing,
 )

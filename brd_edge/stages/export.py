@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from brd_edge.environment import package_version
 from brd_edge.recipe import Recipe
 from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.files import write_json_atomic
@@ -19,7 +20,17 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "contract": input_contract(recipe).to_json(),
         "student": recipe.student.model_dump(mode="json", exclude={"encoder_weights"}),
         "export": recipe.export.model_dump(mode="json"),
+        "metadata": _metadata(recipe, recipe.distill.method),
     }
+
+
+def _metadata(recipe: Recipe, method: str) -> dict[str, str]:
+    return {"recipe": recipe.name, "method": method}
+
+
+def _files(_recipe: Recipe) -> dict[str, str]:
+    # the exporters decide the graph as much as the model does
+    return {f"package {name}": package_version(name) or "not installed" for name in ("torch", "onnx", "onnxscript")}
 
 
 def _plan(recipe: Recipe) -> str:
@@ -48,7 +59,7 @@ def _work(context: Context) -> Outcome:
             contract=contract,
             classes=dataset.classes,
             palette=dataset.palette,
-            metadata={"recipe": recipe.name, "method": recipe.distill.method if name == "student" else "none"},
+            metadata=_metadata(recipe, recipe.distill.method if name == "student" else "none"),
             opset=recipe.export.opset,
         )
     graphs = compare_graphs(paths["student"], paths["plain"])
@@ -81,7 +92,8 @@ def _work(context: Context) -> Outcome:
 STAGE = Stage(
     name="export",
     needs=("prepare", "distill"),
-    code=("deploy/export.py", "evaluate/zero_cost.py", "models", "stages/export.py"),
+    code=("deploy/export.py", "deploy/frame_model.py", "evaluate/zero_cost.py", "models", "stages/export.py"),
+    files=_files,
     settings=_settings,
     work=_work,
     plan=_plan,

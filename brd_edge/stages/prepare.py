@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from brd_edge.data.dataset import Dataset
+from brd_edge.data.dataset import Dataset, load_dataset
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
-from brd_edge.run import digest, tree_files
+from brd_edge.run import Run, digest, tree_files
 from brd_edge.runtime.errors import DataError
 from brd_edge.stages.context import Context, Outcome, Stage
 
@@ -78,6 +78,14 @@ def _work(context: Context) -> Outcome:
     )
 
 
+def _check(run: Run) -> str | None:
+    try:
+        load_dataset(run.path("data"))
+    except DataError as error:
+        return str(error)
+    return None
+
+
 def _draw(recipe: Recipe, out: Path) -> Dataset:
     from brd_edge.data.prepare import prepare_scenes
 
@@ -121,6 +129,7 @@ STAGE = Stage(
         "data/scenes.py",
         "data/scene_canvas.py",
         "data/scene_objects.py",
+        "data/scene_posts.py",
         "data/scene_street.py",
         "stages/prepare.py",
     ),
@@ -129,4 +138,5 @@ STAGE = Stage(
     plan=_plan,
     files=_files,
     missing=_missing,
+    check=_check,
 )

@@ -12,7 +12,10 @@ from brd_edge.runtime.files import sha256_file
 from brd_edge.stages.context import Context, Outcome, Stage, missing_gpu, slow_without_gpu, training_device
 from brd_edge.stages.training import (
     TRAINING_CODE,
+    check_models,
     load_run_dataset,
+    missing_weights,
+    model_files,
     model_spec,
     train_and_save,
     training_class_weights,
@@ -24,7 +27,8 @@ __all__ = ["STAGE"]
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    return {**training_settings(recipe), "teacher": recipe.teacher.model_dump(mode="json")}
+    exclude = {"train": {"checkpoint_s"}}
+    return {**training_settings(recipe), "teacher": recipe.teacher.model_dump(mode="json", exclude=exclude)}
 
 
 def _checkpoint(recipe: Recipe) -> Path | None:
@@ -42,7 +46,7 @@ def _missing(recipe: Recipe) -> list[str]:
     gpu = missing_gpu(recipe)
     if checkpoint is not None and not (checkpoint / "config.json").is_file():
         return [*gpu, f"teacher.checkpoint: {checkpoint} has no config.json; expected a saved segmentation model"]
-    return gpu
+    return [*gpu, *missing_weights("teacher", recipe.teacher)]
 
 
 def _plan(recipe: Recipe) -> str:
@@ -55,6 +59,7 @@ def _plan(recipe: Recipe) -> str:
 
 def _work(context: Context) -> Outcome:
     recipe = context.recipe
+    check_models(recipe, load_run_dataset(context))
     return _load(context) if recipe.teacher.train is None else _train(context)
 
 
@@ -95,7 +100,9 @@ def _load(context: Context) -> Outcome:
         )
     directory = context.run.path("teacher", "model")
     save_model(model, spec, directory)
-    return Outcome(tree_files(directory), {}, f"{spec.arch} / {spec.encoder} from {checkpoint}")
+    # curves of a training that this teacher does not come from
+    context.run.path("teacher", "metrics.jsonl").unlink(missing_ok=True)
+    return Outcome(model_files(directory), {}, f"{spec.arch} / {spec.encoder} from {checkpoint}")
 
 
 STAGE = Stage(

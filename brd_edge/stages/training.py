@@ -10,6 +10,7 @@ import numpy as np
 
 from brd_edge.data.dataset import Dataset, load_dataset, read_label
 from brd_edge.recipe import ModelSection, Recipe, TrainSection
+from brd_edge.runtime.errors import InterruptedRunError
 from brd_edge.runtime.files import sha256_file
 from brd_edge.stages.context import Context, input_contract, training_device
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TRAINING_CODE",
+    "check_models",
     "load_run_dataset",
+    "missing_weights",
+    "model_files",
     "model_spec",
     "train_and_save",
     "training_class_weights",
@@ -37,6 +41,10 @@ TRAINING_CODE = (
     "data/torch_loader.py",
     "models",
     "distill",
+    "evaluate/accuracy.py",
+    "runtime/contract.py",
+    "runtime/metrics.py",
+    "stages/context.py",
     "stages/training.py",
 )
 
@@ -65,12 +73,50 @@ def training_settings(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def check_models(recipe: Recipe, dataset: Dataset) -> None:
+    """Build both models once, untrained, so that what cannot work is refused before hours of training.
+
+    Raises:
+        ModelError: A model cannot be built, does not take the frames or crops, or both cannot be matched.
+    """
+    from brd_edge.distill.objective import DistillSettings, distillation_objective
+    from brd_edge.models.segmentation import build_model, check_size
+
+    models = {}
+    for name, section, train in (
+        ("teacher", recipe.teacher, recipe.teacher.train),
+        ("student", recipe.student, recipe.distill.train),
+    ):
+        models[name] = build_model(model_spec(section, dataset), encoder_weights=None, seed=recipe.seed)
+        check_size(models[name], *recipe.data.size, what=f"{name} on data.size")
+        if train is not None and train.crop is not None:
+            check_size(models[name], *train.crop, what=f"{name} on train.crop")
+    if recipe.teacher.train is not None:
+        settings = DistillSettings(**recipe.distill.model_dump(exclude={"train"}))
+        distillation_objective(models["teacher"], models["student"], settings, None)
+
+
 def weight_files(section: ModelSection) -> dict[str, str]:
     """Return the checksum of the local weights that a model starts from, if any."""
     if section.encoder_weights in (None, "imagenet"):
         return {}
     path = Path(str(section.encoder_weights)).expanduser()
     return {"encoder weights": sha256_file(path)} if path.is_file() else {}
+
+
+def missing_weights(name: str, section: ModelSection) -> list[str]:
+    """Return that the local weights which a model starts from are not there, if so."""
+    if section.encoder_weights in (None, "imagenet") or Path(str(section.encoder_weights)).expanduser().is_file():
+        return []
+    return [
+        f"{name}.encoder_weights: there is no file {section.encoder_weights}; "
+        "expected `imagenet` or a safetensors file in timm's naming"
+    ]
+
+
+def model_files(directory: Path) -> list[Path]:
+    """Return the files of a saved model, without what a killed process may have left beside them."""
+    return sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
 def training_class_weights(dataset: Dataset, kind: str, device: torch.device) -> torch.Tensor | None:
@@ -114,7 +160,7 @@ def train_and_save(
             objective=objective,
             loader=loader,
             settings=_fit_settings(section),
-            evaluate=_validation(context.recipe, dataset, device),
+            evaluate=_validation(context, dataset, device),
             names=[str(sample.image) for sample in dataset.train],
             directory=directory,
             key=context.key,
@@ -126,8 +172,11 @@ def train_and_save(
     finally:
         loader.close()
     save_model(model, spec, directory / "model")
-    files = sorted(path for path in (directory / "model").iterdir() if path.is_file())
-    return files, {"miou": result.miou, "step": result.step, "steps": result.steps}
+    return [*model_files(directory / "model"), directory / "metrics.jsonl"], {
+        "miou": result.miou,
+        "step": result.step,
+        "steps": result.steps,
+    }
 
 
 def _open_loader(recipe: Recipe, section: TrainSection, dataset: Dataset, seed: int) -> Any:
@@ -170,11 +219,15 @@ def _fit_settings(section: TrainSection) -> Any:
     )
 
 
-def _validation(recipe: Recipe, dataset: Dataset, device: torch.device) -> Callable[[nn.Module], float]:
+def _validation(context: Context, dataset: Dataset, device: torch.device) -> Callable[[nn.Module], float]:
     from brd_edge.evaluate.accuracy import evaluate_predictor, model_predictor
     from brd_edge.runtime.metrics import SegmentationMetrics
 
-    contract = input_contract(recipe)
+    contract = input_contract(context.recipe)
+
+    def look(_index: int, _class_map: object) -> None:
+        if context.stop.requested:
+            raise InterruptedRunError("stopped while validating; run it again to go on")
 
     def evaluate(model: nn.Module) -> float:
         metrics = evaluate_predictor(
@@ -182,6 +235,7 @@ def _validation(recipe: Recipe, dataset: Dataset, device: torch.device) -> Calla
             dataset.val,
             contract=contract,
             metrics=SegmentationMetrics(len(dataset.classes)),
+            on_class_map=look,
         )
         return metrics.miou()
 

@@ -133,3 +133,45 @@ def test_bad_arguments_are_refused(arguments: tuple[object, ...]) -> None:
 def test_many_seeds_can_be_drawn_at_odd_sizes() -> None:
     for seed in range(40):
         draw_scene(1000 + seed, 33, 50)
+
+
+def test_a_rectangle_on_the_pixel_grid_is_exact() -> None:
+    """Edges on pixel borders: the label holds whole pixels, and no colour leaks by more than one subpixel."""
+    pixels = np.zeros((30, 48, 4), np.uint8)
+    camera = Camera(focal_px=30.0, vanish_u_px=8.0, vanish_v_px=5.0, eye_m=1.5, bend_per_m=0.0)
+    light = Light(sun=(0.0, 1.0, 0.0), strength=0.0, gain=(1.0, 1.0, 1.0), haze=(0.0, 0.0, 0.0), haze_m=1e9)
+    canvas = open_canvas(pixels, camera=camera, light=light)
+    fill_polygon(canvas, np.array([[3.0, 2.0], [12.0, 2.0], [12.0, 7.0], [3.0, 7.0]]), (255, 255, 255), 4)
+
+    colours, label = averaged(canvas)
+
+    expected = np.zeros((10, 16), np.uint8)
+    expected[2:7, 3:12] = 4
+    np.testing.assert_array_equal(label, expected)
+    assert (colours[3:6, 4:11] == 255).all()
+    outside = ndimage.binary_dilation(expected > 0, np.ones((3, 3)), iterations=1) == 0
+    assert (colours[outside] == 0).all()
+
+
+def test_the_label_is_the_centre_subpixel_and_the_image_the_block_mean() -> None:
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 256, (24, 36, 4), dtype=np.uint8)
+    camera = Camera(focal_px=30.0, vanish_u_px=6.0, vanish_v_px=4.0, eye_m=1.5, bend_per_m=0.0)
+    light = Light(sun=(0.0, 1.0, 0.0), strength=0.0, gain=(1.0, 1.0, 1.0), haze=(0.0, 0.0, 0.0), haze_m=1e9)
+
+    colours, label = averaged(open_canvas(pixels.copy(), camera=camera, light=light))
+
+    blocks = pixels.reshape(8, 3, 12, 3, 4).astype(float)
+    np.testing.assert_array_equal(label, blocks[:, 1, :, 1, 3])
+    np.testing.assert_allclose(colours, blocks[..., :3].mean((1, 3)), atol=1.0)
+
+
+def test_another_size_shows_the_same_street() -> None:
+    small, large = draw_scene(4, 96, 192)[1], draw_scene(4, 288, 576)[1]
+
+    # The centre of every small pixel is the centre of the middle one of nine large pixels.
+    assert (small == large[1::3, 1::3]).mean() > 0.95
+
+
+def test_a_numpy_seed_is_as_good_as_an_int() -> None:
+    assert draw_scene(np.int64(6), 40, 40)[0].tobytes() == draw_scene(6, 40, 40)[0].tobytes()  # type: ignore[arg-type]
