@@ -6,9 +6,11 @@ import argparse
 import json
 import logging
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +21,8 @@ from brd_edge.environment import describe_environment
 from brd_edge.interrupt import Stop, listen_for_stop
 from brd_edge.planning import format_plan, missing_for, next_artifact, plan, reason_to_run
 from brd_edge.recipe import Recipe, load_recipe
-from brd_edge.run import Artifact, Run, open_run
-from brd_edge.runtime.errors import BrdEdgeError, EngineError, GateError, RunError
+from brd_edge.run import Artifact, Run, code_digest, open_run
+from brd_edge.runtime.errors import BrdEdgeError, EngineError, GateError, InterruptedRunError, RunError
 from brd_edge.runtime.files import write_json_atomic, write_text_atomic
 from brd_edge.stages import STAGES
 from brd_edge.stages.context import Context, Stage
@@ -29,9 +31,11 @@ __all__ = ["execute"]
 
 log = logging.getLogger("brd_edge")
 
+_PUBLISHED = {"benchmark": ("benchmark.json", "report.html"), "bundle": ("bundle",)}
+
 _EPILOG = """\
 exit codes: 0 done, 1 a stage or an engine failed, 2 the recipe or the command line is wrong,
-3 a gate was not held, 130 interrupted (run the same command again to go on)
+3 a gate was not held, 130 interrupted (run it again, without --from and --force, to go on)
 """
 
 
@@ -47,10 +51,30 @@ def execute(given: Sequence[str]) -> int:
             run = Run(directory.resolve())
             print(format_plan(plan(run, recipe, stages, first=options.first, force=options.force), recipe, stages))
             return 0
-        with open_run(directory) as run, listen_for_stop() as stop:
+        with open_run(directory) as run, listen_for_stop() as stop, _log_file(run):
+            log.info("%s", command)
             return _run(run, recipe, stages, stop, options, command)
-    except BrdEdgeError as error:
-        return _fail(error)
+    except (Exception, InterruptedRunError, KeyboardInterrupt) as error:
+        return _explain(error)
+
+
+def _explain(error: BaseException) -> int:
+    """Tell the user what went wrong, without a traceback, and return the exit code."""
+    if isinstance(error, BrdEdgeError):
+        code, text = error.exit_code, f"error: {error}"
+    elif isinstance(error, InterruptedRunError):
+        code, text = error.exit_code, str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        code, text = InterruptedRunError.exit_code, "interrupted"
+    elif isinstance(error, ModuleNotFoundError):
+        code, text = 1, f'error: the package {error.name} is not installed; pip install "brd-edge[train]" brings it'
+    elif isinstance(error, OSError):
+        code, text = 1, f"error: {error.filename or 'the system says'}: {error.strerror or error}"
+    else:
+        code = 1
+        text = f"unexpected error, please report it with the end of run.log: {type(error).__name__}: {error}"
+    print(f"brd-edge: {text}", file=sys.stderr)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,58 +113,50 @@ def _selected(first: str | None, until: str | None) -> list[str]:
 
 
 def _run(run: Run, recipe: Recipe, stages: Sequence[str], stop: Stop, options: argparse.Namespace, command: str) -> int:
-    handlers = _open_log(run)
+    _require_same_recipe(run, recipe)
+    missing = missing_for(recipe, stages)
+    if missing:
+        raise RunError("\n".join(missing))
+    for stage in STAGES.values():
+        # now, before anybody edits the code that this process has loaded
+        code_digest(stage.code)
     try:
-        log.info("%s", command)
-        missing = missing_for(recipe, stages)
-        if missing:
-            raise RunError("\n".join(missing))
-        write_text_atomic(run.path("recipe.yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-        write_json_atomic(run.path("environment.json"), describe_environment())
         artifacts = _run_stages(run, recipe, stages, stop, options, command)
-        return _conclude(run, artifacts, stages)
-    except BrdEdgeError as error:
-        log.info("failed", exc_info=True)
-        return _fail(error)
-    except ModuleNotFoundError as error:
-        log.exception("failed")
-        print(
-            f'brd-edge: error: the package {error.name} is not installed; pip install "brd-edge[train]" brings it',
-            file=sys.stderr,
+        return _conclude(run, artifacts)
+    except BaseException:
+        log.info("not finished", exc_info=True)
+        raise
+
+
+def _require_same_recipe(run: Run, recipe: Recipe) -> None:
+    """Keep one recipe from overwriting the trained models of another."""
+    path = run.path("recipe.yaml")
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return
+    if before != recipe.name:
+        raise RunError(
+            f"{run.directory}: holds a run of the recipe {before!r}, this is {recipe.name!r}; "
+            "choose another --run-dir, or delete that one"
         )
-        return 1
-    except OSError as error:
-        log.exception("failed")
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"brd-edge: error: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
-    except Exception as error:
-        log.exception("failed")
-        print(
-            f"brd-edge: unexpected error: {type(error).__name__}: {error}\n"
-            f"The details are in {run.path('run.log')}; please report them.",
-            file=sys.stderr,
-        )
-        return 1
-    finally:
-        for name in ("brd_edge", "py.warnings"):
-            for handler in handlers:
-                logging.getLogger(name).removeHandler(handler)
-        for handler in handlers:
-            handler.close()
-        logging.captureWarnings(False)
+
+
+def _describe_run(run: Run, recipe: Recipe) -> None:
+    write_text_atomic(run.path("recipe.yaml"), yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    write_json_atomic(run.path("environment.json"), describe_environment())
 
 
 def _run_stages(
     run: Run, recipe: Recipe, stages: Sequence[str], stop: Stop, options: argparse.Namespace, command: str
 ) -> dict[str, Artifact]:
-    artifacts = _kept(run, stages)
+    artifacts = _kept(run, recipe, stages)
     for name in stages:
         stage = STAGES[name]
         inputs = {need: artifacts[need] for need in stage.needs}
         wanted = next_artifact(stage, recipe, inputs)
         forced = options.force or name == options.first
-        reason = ("--force" if options.force else "--from") if forced else reason_to_run(run, wanted)
+        reason = ("--force" if options.force else "--from") if forced else reason_to_run(run, stage, wanted)
         position = f"[{list(STAGES).index(name) + 1}/{len(STAGES)}] {name}"
         if reason is None:
             found = run.artifact(name)
@@ -149,6 +165,11 @@ def _run_stages(
             _say(f"{position}: unchanged")
             continue
         _say(f"{position}: {stage.plan(recipe)} ({reason})")
+        if forced:
+            # what an interrupted training left is not wanted
+            run.path(name, "checkpoint.safetensors").unlink(missing_ok=True)
+        _describe_run(run, recipe)
+        _withdraw(run, name)
         context = Context(recipe, run, inputs, stop, _say, command, wanted.fingerprint)
         artifacts[name] = _run_stage(stage, context, wanted)
     return artifacts
@@ -167,8 +188,20 @@ def _run_stage(stage: Stage, context: Context, wanted: Artifact) -> Artifact:
     return kept
 
 
-def _kept(run: Run, stages: Sequence[str]) -> dict[str, Artifact]:
-    """Return the artifacts of the stages before the first one; with --from they are not questioned."""
+def _withdraw(run: Run, name: str) -> None:
+    """Remove published results that a stage which runs again may make untrue."""
+    order = list(STAGES)
+    for stage, results in _PUBLISHED.items():
+        if order.index(stage) < order.index(name):
+            continue
+        run.forget(stage)
+        for result in results:
+            path = run.path(result)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _kept(run: Run, recipe: Recipe, stages: Sequence[str]) -> dict[str, Artifact]:
+    """Return the artifacts of the stages before the first one; with --from they are kept as they are."""
     kept: dict[str, Artifact] = {}
     for name in list(STAGES)[: list(STAGES).index(stages[0])]:
         artifact = run.artifact(name)
@@ -177,46 +210,54 @@ def _kept(run: Run, stages: Sequence[str]) -> dict[str, Artifact]:
         damage = run.damaged(artifact)
         if damage is not None:
             raise RunError(f"--from {stages[0]}: the stage {name} cannot be kept: {damage}; run it again")
+        wanted = next_artifact(STAGES[name], recipe, {need: kept[need] for need in STAGES[name].needs})
+        if wanted.fingerprint != artifact.fingerprint:
+            _say(f"note: {name} is kept, but was made otherwise ({reason_to_run(run, STAGES[name], wanted)})")
         kept[name] = artifact
     return kept
 
 
-def _conclude(run: Run, artifacts: dict[str, Artifact], stages: Sequence[str]) -> int:
+def _conclude(run: Run, artifacts: dict[str, Artifact]) -> int:
     from brd_edge.evaluate.table import format_table
 
-    if "benchmark" not in stages:
+    if "benchmark" not in artifacts:
         return 0
     benchmark = json.loads(run.path("benchmark.json").read_text(encoding="utf-8"))
     print(f"\n{format_table(benchmark)}\n")
     print(f"report: {run.path('report.html')}")
-    broken = artifacts["benchmark"].result["gates_broken"]
-    if broken:
-        raise GateError("gates that were not held:\n" + "\n".join(f"  {line}" for line in broken))
     failed = [f"{entry['name']}: {entry['reason']}" for entry in benchmark["engines"] if entry["status"] == "failed"]
+    broken = artifacts["benchmark"].result["gates_broken"]
+    lines = ["engines that failed (--from build tries again):", *(f"  {line}" for line in failed)] if failed else []
+    lines += ["gates that were not held:", *(f"  {line}" for line in broken)] if broken else []
     if failed:
-        lines = "\n".join(f"  {line}" for line in failed)
-        raise EngineError(f"engines that failed (--from build tries again):\n{lines}")
+        raise EngineError("\n".join(lines))
+    if broken:
+        raise GateError("\n".join(lines))
     return 0
 
 
-def _open_log(run: Run) -> list[logging.Handler]:
+@contextmanager
+def _log_file(run: Run) -> Iterator[None]:
+    """Write what is said, and what libraries warn about, into `run.log`."""
     handler = logging.FileHandler(run.path("run.log"), encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    # what libraries warn about helps whoever reads the log, and nobody who watches the run
+    loggers = [logging.getLogger(name) for name in ("brd_edge", "py.warnings")]
+    # warnings of libraries help whoever reads the log, and nobody who watches the run
     logging.captureWarnings(True)
-    for name in ("brd_edge", "py.warnings"):
-        logger = logging.getLogger(name)
+    for logger in loggers:
         logger.setLevel(logging.INFO)
         logger.propagate = False
         logger.addHandler(handler)
-    return [handler]
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True
+        handler.close()
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
     log.info("%s", text)
-
-
-def _fail(error: BrdEdgeError) -> int:
-    print(f"brd-edge: error: {error}", file=sys.stderr)
-    return error.exit_code

@@ -42,7 +42,7 @@ def next_artifact(stage: Stage, recipe: Recipe, inputs: Mapping[str, Artifact]) 
     )
 
 
-def reason_to_run(run: Run, wanted: Artifact) -> str | None:
+def reason_to_run(run: Run, stage: Stage, wanted: Artifact) -> str | None:
     """Return why a stage has to run, or nothing when what it left is current."""
     found = run.artifact(wanted.stage)
     if found is None:
@@ -54,7 +54,7 @@ def reason_to_run(run: Run, wanted: Artifact) -> str | None:
         changes += [f"changed: {', '.join(inputs)}"] if inputs else []
         changes += ["changed code"] if found.code != wanted.code else []
         return "; ".join(changes) or "changed"
-    return run.damaged(found)
+    return run.damaged(found) or stage.check(run)
 
 
 def plan(run: Run, recipe: Recipe, stages: Sequence[str], *, first: str | None, force: bool) -> list[Step]:
@@ -118,7 +118,7 @@ def _step(
     absent = [name for name in stage.needs if name not in artifacts]
     if absent:
         return Step(stage, "run", f"after {', '.join(absent)}")
-    reason = reason_to_run(run, next_artifact(stage, recipe, {name: artifacts[name] for name in stage.needs}))
+    reason = reason_to_run(run, stage, next_artifact(stage, recipe, {name: artifacts[name] for name in stage.needs}))
     return Step(stage, "cached", "unchanged") if reason is None else Step(stage, "run", reason)
 
 

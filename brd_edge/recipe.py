@@ -1,4 +1,4 @@
-"""The recipe: its schema, and the only code that knows YAML.
+"""The recipe: its schema, and how it is read.
 
 A recipe is read in four steps: parse the YAML, apply `--set` overrides, resolve `${VAR}` and
 `${VAR:-default}` from the environment, validate. All errors of a step are shown together, each
@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from brd_edge.recipe_errors import describe_errors, text_keys
+from brd_edge.recipe_errors import describe_errors
+from brd_edge.recipe_yaml import apply_override, read_yaml, resolve_variables
 from brd_edge.runtime.errors import RecipeError
 
 __all__ = [
@@ -35,8 +34,6 @@ __all__ = [
     "TrainSection",
     "load_recipe",
 ]
-
-_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -317,11 +314,11 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = (), environment: Mappi
         >>> load_recipe(Path("pipelines/quickstart.yaml"), overrides=["distill.train.epochs=2"]).name
         'quickstart'
     """
-    content = _read_yaml(path)
+    content = read_yaml(path)
     for override in overrides:
-        _apply_override(content, override)
+        apply_override(content, override)
     missing: list[str] = []
-    resolved = _resolve(content, os.environ if environment is None else environment, "", missing)
+    resolved = resolve_variables(content, os.environ if environment is None else environment, missing)
     if missing:
         raise RecipeError(f"{path}: variables that are not set\n" + "\n".join(f"  {line}" for line in missing))
     try:
@@ -330,82 +327,3 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = (), environment: Mappi
         lines = describe_errors(error, Recipe, resolved)
         count = f"{len(lines)} error" + ("s" if len(lines) > 1 else "")
         raise RecipeError(f"{path}: {count}\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, which takes the last of two equal keys, made to refuse them."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a mapping with a key that stands twice."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.MarkedYAMLError(problem=f"the key {twice[0]} stands twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = _UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such recipe; the ready-made ones lie in pipelines/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path}: expected a mapping with name, data, teacher, …; got {type(content).__name__}")
-    result: dict[str, Any] = text_keys(content)
-    return result
-
-
-def _apply_override(content: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip("."):
-        raise RecipeError(f"--set {override}: expected key=value, for example --set distill.train.epochs=2")
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from None
-    parts = key.split(".")
-    here: Any = content
-    for number, part in enumerate(parts[:-1]):
-        if isinstance(here, dict):
-            here = here.setdefault(part, {})
-            if here is None:
-                raise RecipeError(f"--set {override}: {'.'.join(parts[: number + 1])} is empty in the recipe")
-        else:
-            here = _item(here, part, override, ".".join(parts[:number]))
-    if isinstance(here, dict):
-        here[parts[-1]] = value
-    else:
-        _item(here, parts[-1], override, ".".join(parts[:-1]))
-        here[int(parts[-1])] = value
-
-
-def _item(here: Any, part: str, override: str, path: str) -> Any:
-    if not isinstance(here, list):
-        raise RecipeError(f"--set {override}: {path} holds {here!r}, which has no keys")
-    if not part.isdecimal() or int(part) >= len(here):
-        raise RecipeError(f"--set {override}: {path} is a list of {len(here)}; expected a number below it, got {part}")
-    return here[int(part)]
-
-
-def _resolve(value: Any, environment: Mapping[str, str], path: str, missing: list[str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _resolve(item, environment, f"{path}.{key}".lstrip("."), missing) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_resolve(item, environment, f"{path}.{number}", missing) for number, item in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def replace(match: re.Match[str]) -> str:
-        name, default = match["name"], match["default"]
-        # as in a shell, `:-` also replaces a variable that is set but empty
-        found = environment.get(name) or default if default is not None else environment.get(name)
-        if found is None:
-            missing.append(f"{path}: {match[0]} needs the environment variable {name}; set it, or --set {path}=…")
-            return ""
-        return found
-
-    return _VARIABLE.sub(replace, value)

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,11 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def code_digest(names: Sequence[str]) -> str:
+@cache
+def code_digest(names: tuple[str, ...]) -> str:
     """Return a digest of the package's source under some files or directories of it.
+
+    It is computed once in a process: what matters is the code that was loaded, not a later edit.
 
     Args:
         names: Paths in the package, such as `distill` or `deploy/export.py`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import signal
@@ -226,46 +225,86 @@ def test_a_runtime_that_is_not_installed_is_skipped(finished: Path, tmp_path: Pa
     assert measured["status"] == "measured"
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, number: signal.Signals) -> None:
-    settings = ["teacher.train.epochs=8", "teacher.train.checkpoint_s=0.001", "data.loader=auto"]
-    command = [sys.executable, "-m", "brd_edge.pipeline"]
+@pytest.mark.parametrize(
+    ("stage", "number"), [("teacher", signal.SIGKILL), ("distill", signal.SIGKILL), ("distill", signal.SIGTERM)]
+)
+def test_an_interrupted_training_ends_with_the_same_weights(
+    finished: Path, tmp_path: Path, stage: str, number: signal.Signals
+) -> None:
+    settings = [
+        "teacher.train.epochs=2",
+        "distill.train.epochs=2",
+        f"{stage}.train.epochs=20",
+        f"{stage}.train.checkpoint_s=0.3",
+        f"{stage}.train.validate_every=3",
+        "data.loader=auto",
+    ]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    arguments = {run: [*command, *_arguments(run, "--until", "teacher", settings=settings)] for run in (whole, broken)}
+    for run in (whole, broken):
+        # the same prepared data; and for distill the same teacher
+        subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    command = [sys.executable, "-m", "brd_edge.pipeline"]
+    arguments = {run: [*command, *_arguments(run, "--until", stage, settings=settings)] for run in (whole, broken)}
     subprocess.run(arguments[whole], check=True, capture_output=True)
 
-    # a moment of chance, the same in every test run, anywhere in the 16 steps
-    wanted = random.Random(int(number)).randint(1, 14)  # noqa: S311
+    delay_s = random.SystemRandom().uniform(0.0, 1.0)
+    print(f"{number.name} {delay_s:.3f} s after the first checkpoint")
     process = subprocess.Popen(arguments[broken], stderr=subprocess.PIPE, text=True)
-    stopped_at = _wait_for_checkpoint(broken / "teacher" / "checkpoint.safetensors", process, wanted)
+    _wait_for_file(broken / stage / "checkpoint.safetensors", process)
+    time.sleep(delay_s)
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
 
     assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL), error
-    assert not (broken / "stages" / "teacher.json").exists(), f"finished before the signal at step {stopped_at}"
-    resumed = subprocess.run(arguments[broken], check=True, capture_output=True, text=True)
-    assert "[1/8] prepare: unchanged" in resumed.stderr
-    weights = [(run / "teacher" / "model" / "model.safetensors").read_bytes() for run in (whole, broken)]
-    assert weights[0] == weights[1]
-    records = [(run / "teacher" / "metrics.jsonl").read_text(encoding="utf-8") for run in (whole, broken)]
-    assert records[0] == records[1]
+    assert not (broken / "stages" / f"{stage}.json").exists(), "the training was over before the signal"
+    subprocess.run(arguments[broken], check=True, capture_output=True)
+    for name in (f"{stage}/model/model.safetensors", f"{stage}/metrics.jsonl"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
 
 
-def _wait_for_checkpoint(path: Path, process: subprocess.Popen[str], step: int) -> int:
-    from safetensors import SafetensorError, safe_open
+def test_an_interrupted_benchmark_is_not_a_failed_engine(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    endless = ["benchmark.samples_min=1000000", "benchmark.samples_max=1000000"]
+    command = [sys.executable, "-u", "-m", "brd_edge.pipeline", *_arguments(run, settings=endless)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "timing" not in (line := process.stderr.readline()):
+        assert line, "the benchmark was not reached"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
 
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+    assert not (run / "stages" / "benchmark.json").exists()
+    assert not (run / "report.html").exists(), "no report of another benchmark stays"
+
+
+def _wait_for_file(path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with safe_open(path, framework="np") as file:
-                found = int(json.loads(file.metadata()["state"])["step"])
-        except (OSError, SafetensorError):
-            found = 0
-        if found >= step:
-            return found
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    raise AssertionError(f"no checkpoint of step {step} was written: {process.communicate()[1]}")
+    while not path.exists():
+        if time.monotonic() > deadline or process.poll() is not None:
+            process.kill()
+            raise AssertionError(f"{path} was not written: {process.communicate()[1]}")
+        time.sleep(0.002)
+
+
+def test_a_run_directory_of_another_recipe_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(_arguments(finished, settings=["name=other"])) == 1
+    assert "holds a run of the recipe 'quickstart'" in capsys.readouterr().err
+
+
+def test_models_that_cannot_work_are_refused_before_training(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    for setting, message in (
+        ("student.encoder=tu-no_such_encoder", "no_such_encoder"),
+        ("distill.train.crop=[60, 96]", "student on train.crop"),
+    ):
+        assert main(_arguments(run, "--from", "teacher", settings=[setting])) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_a_device_without_the_training_packages_gets_a_clear_error() -> None:

@@ -94,6 +94,25 @@ def test_missing_keys_say_what_is_expected(tmp_path: Path) -> None:
     assert "teacher: missing; expected a section: The large model" in str(caught.value)
 
 
+def test_values_that_would_fail_late_are_refused_at_once() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(
+            QUICKSTART,
+            overrides=[
+                "student.arch=DeepLabV3Plsu",
+                "benchmark.samples_min=400",
+                "data.std=[0, 1, 1]",
+                "data.mean=[.nan, 0, 0]",
+            ],
+        )
+
+    message = str(caught.value)
+    assert "student.arch: unknown architecture 'DeepLabV3Plsu'; did you mean DeepLabV3Plus?" in message
+    assert "samples_min 400 is above samples_max" in message
+    assert "data.std.0: expected greater than 0, got 0" in message
+    assert "data.mean.0: expected" in message
+
+
 def test_teacher_needs_exactly_one_source() -> None:
     with pytest.raises(RecipeError, match="give either `checkpoint`"):
         load_recipe(QUICKSTART, overrides=["teacher.checkpoint=/some/teacher"])
@@ -157,6 +176,7 @@ def test_bad_overrides_are_named(override: str, message: str) -> None:
         (b"", "expected a mapping"),
         (b"- a\n- b\n", "expected a mapping"),
         (b"name: [", "not valid YAML"),
+        (b"name: a\nname: b\n", "the key name stands twice"),
         (b"\xff\xfe\x00", "cannot be read as UTF-8|not valid YAML"),
         (b"name: !!python/object/apply:os.system ['true']", "not valid YAML"),
     ],

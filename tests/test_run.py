@@ -80,5 +80,5 @@ def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_digests() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
-    assert code_digest(["run.py"]) != code_digest(["run.py", "runtime"])
+    assert code_digest(("run.py",)) != code_digest(("run.py", "runtime"))
     assert changed_inputs({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}) == ["b", "c"]

@@ -1,0 +1,117 @@
+"""A recipe's YAML: reading it, `--set` overrides, and `${VAR}` from the environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from brd_edge.recipe_errors import text_keys
+from brd_edge.runtime.errors import RecipeError
+
+__all__ = ["apply_override", "read_yaml", "resolve_variables"]
+
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, which takes the last of two equal keys, made to refuse them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a mapping with a key that stands twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.MarkedYAMLError(problem=f"the key {twice[0]} stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a YAML file's mapping, with all keys as text.
+
+    Raises:
+        RecipeError: It cannot be read, is not YAML, holds a key twice, or is not a mapping.
+    """
+    try:
+        content = _UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; the ready-made ones lie in pipelines/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected a mapping with name, data, teacher, …; got {type(content).__name__}")
+    result: dict[str, Any] = text_keys(content)
+    return result
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set `key.path=value` in a recipe's mapping; the value is read as YAML.
+
+    Raises:
+        RecipeError: The override is not of that form, or the path leads nowhere.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip("."):
+        raise RecipeError(f"--set {override}: expected key=value, for example --set distill.train.epochs=2")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+    parts = key.split(".")
+    here: Any = content
+    for number, part in enumerate(parts[:-1]):
+        if isinstance(here, dict):
+            here = here.setdefault(part, {})
+            if here is None:
+                raise RecipeError(f"--set {override}: {'.'.join(parts[: number + 1])} is empty in the recipe")
+        else:
+            here = _item(here, part, override, ".".join(parts[:number]))
+    if isinstance(here, dict):
+        here[parts[-1]] = value
+    else:
+        _item(here, parts[-1], override, ".".join(parts[:-1]))
+        here[int(parts[-1])] = value
+
+
+def _item(here: Any, part: str, override: str, path: str) -> Any:
+    if not isinstance(here, list):
+        raise RecipeError(f"--set {override}: {path} holds {here!r}, which has no keys")
+    if not part.isdecimal() or int(part) >= len(here):
+        raise RecipeError(f"--set {override}: {path} is a list of {len(here)}; expected a number below it, got {part}")
+    return here[int(part)]
+
+
+def resolve_variables(value: Any, environment: Mapping[str, str], missing: list[str], path: str = "") -> Any:
+    """Return `value` with `${VAR}` and `${VAR:-default}` replaced in every text of it.
+
+    Args:
+        value: A mapping, list or scalar of a recipe.
+        environment: The variables.
+        missing: Gets a line for every variable that is neither set nor has a default.
+        path: Where `value` stands in the recipe.
+    """
+    if isinstance(value, dict):
+        return {
+            key: resolve_variables(item, environment, missing, f"{path}.{key}".lstrip("."))
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [resolve_variables(item, environment, missing, f"{path}.{number}") for number, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match["name"], match["default"]
+        # as in a shell, `:-` also replaces a variable that is set but empty
+        found = environment.get(name) or default if default is not None else environment.get(name)
+        if found is None:
+            missing.append(f"{path}: {match[0]} needs the environment variable {name}; set it, or --set {path}=…")
+            return ""
+        return found
+
+    return _VARIABLE.sub(replace, value)
