@@ -53,7 +53,7 @@ def _plan(recipe: Recipe) -> str:
     teacher = recipe.teacher
     model = f"{teacher.arch} / {teacher.encoder}"
     if teacher.train is None:
-        return f"load {model} from {teacher.checkpoint}"
+        return f"take the teacher from {teacher.checkpoint}"
     return f"train {model} for {teacher.train.epochs} epochs"
 
 
@@ -98,6 +98,8 @@ def _load(context: Context) -> Outcome:
             f"{checkpoint}: the teacher has {spec.classes} classes, the data set has {len(dataset.classes)}; "
             "give a teacher that was trained on the same classes, or leave out teacher.checkpoint to train one"
         )
+    if (spec.arch, spec.encoder) != (context.recipe.teacher.arch, context.recipe.teacher.encoder):
+        context.say(f"note: {checkpoint} holds {spec.arch} / {spec.encoder}, which is used, not the recipe's model")
     directory = context.run.path("teacher", "model")
     save_model(model, spec, directory)
     # curves of a training that this teacher does not come from
