@@ -162,7 +162,12 @@ def map_ids(ids: NDArray[Any], table: Mapping[int, int], path: Path) -> NDArray[
     lookup = np.full(_ID_LIMIT + 1, _UNKNOWN, np.int16)
     lookup[list(table)] = list(table.values())
     # what no table can hold lands on the last entry, which stays unknown
-    small = ids if ids.dtype == np.uint8 else np.where((ids >= 0) & (ids < _ID_LIMIT), ids, _ID_LIMIT).astype(np.int64)
+    if ids.dtype == np.uint8:
+        small = ids
+    else:
+        # 16-bit ids could not be compared with, or replaced by, a limit that needs 17 bits
+        wide = ids.astype(np.int64)
+        small = np.where((wide >= 0) & (wide < _ID_LIMIT), wide, _ID_LIMIT)
     mapped: NDArray[np.int16] = lookup[small]
     unknown = mapped == _UNKNOWN
     if unknown.any():
