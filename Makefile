@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 UV := .uv/bin/uv
 LOCK_COMMAND := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --all-extras \
-	--no-emit-index-url --custom-compile-command "make lock" pyproject.toml
+	--custom-compile-command "make lock" pyproject.toml
 
 .PHONY: quickstart test check lock schema install format clean
 
@@ -35,7 +35,7 @@ install: .venv/.installed
 
 lock:
 	$(LOCK_COMMAND) --output-file requirements.lock
-	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--custom-compile-command "make lock" requirements-uv.in --output-file requirements-uv.lock
 
 schema: install
