@@ -18,6 +18,7 @@ import yaml
 
 from brd_edge import __version__
 from brd_edge.environment import describe_environment
+from brd_edge.following import follow, is_follower, leading
 from brd_edge.interrupt import Stop, listen_for_stop
 from brd_edge.planning import format_plan, missing_for, next_artifact, plan, reason_to_run
 from brd_edge.recipe import Recipe, load_recipe
@@ -51,11 +52,15 @@ def execute(given: Sequence[str]) -> int:
             run = Run(directory.resolve())
             print(format_plan(plan(run, recipe, stages, first=options.first, force=options.force), recipe, stages))
             return 0
-        with open_run(directory) as run, listen_for_stop() as stop, _log_file(run):
+        if is_follower():
+            with listen_for_stop() as stop:
+                return follow(recipe, directory, stop)
+        with open_run(directory) as run, listen_for_stop() as stop, _log_file(run), leading(recipe):
             log.info("%s", command)
             return _run(run, recipe, stages, stop, options, command)
     except (Exception, InterruptedRunError, KeyboardInterrupt) as error:
-        return _explain(error)
+        # the first process says it; the others would only repeat it, or complain that the first has gone
+        return getattr(error, "exit_code", 1) if is_follower() else _explain(error)
 
 
 def _explain(error: BaseException) -> int:

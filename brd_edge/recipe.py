@@ -74,8 +74,16 @@ class DataSection(_Section):
     """Which training loader reads the files; `auto` takes DALI where it is installed."""
     threads: Positive = 2
     """Threads for preparation and loading."""
+    hold_out: OptionalText = None
+    """Shell pattern of train image names to validate on, in place of the validation split (not for `scenes`)."""
     scenes: ScenesSection = ScenesSection()
     """How many scenes to draw."""
+
+    @model_validator(mode="after")
+    def _hold_out_of_files(self) -> DataSection:
+        if self.hold_out is not None and self.layout == "scenes":
+            raise ValueError("hold_out: drawn scenes have no sequences to hold out; leave it out")
+        return self
 
 
 class ModelSection(_Section):
@@ -108,7 +116,9 @@ class TrainSection(_Section):
     epochs: Positive
     """Passes over the train split."""
     batch_size: Positive = 8
-    """Images per step."""
+    """Images per step, over all processes together."""
+    accumulate: Positive = 1
+    """Parts that a process divides its share of the batch into, one after the other, to save memory."""
     crop: tuple[Positive, Positive] | None = None
     """Height and width of training crops; the frame size when not given."""
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 1.5)
@@ -129,14 +139,20 @@ class TrainSection(_Section):
     """Share of the steps in which the learning rate rises."""
     class_weights: Literal["none", "log_frequency"] = "log_frequency"
     """Weights of the classes in cross-entropy; `log_frequency` is 1 / ln(1.1 + share of pixels)."""
+    loss: Literal["ce", "ohem"] = "ce"
+    """Cross-entropy over all pixels, or over the hard ones only (online hard example mining)."""
+    ohem_probability: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """`ohem`: a pixel is hard if its true class has less than this probability."""
+    ohem_kept_min: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """`ohem`: this share of the pixels, the hardest ones, always counts."""
     grad_clip: NotNegative = 5.0
     """Largest gradient norm; 0 does not clip."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the running mean of the weights; 0 uses the weights themselves."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the forward pass; `auto` takes bf16 where the processor computes it fast."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of the forward pass; `auto`: bf16 where the processor computes it fast, else fp16 on a GPU, fp32 on a CPU."""
     validate_every: Positive = 5
-    """Epochs between validations; the last epoch is always validated."""
+    """Epochs between validations; the first and the last epoch are always validated."""
     checkpoint_s: Annotated[float, Field(gt=0, le=60)] = 30.0
     """Seconds between checkpoints."""
 
@@ -165,8 +181,12 @@ class TeacherSection(ModelSection):
 class DistillSection(_Section):
     """How the student learns from the teacher."""
 
-    method: Literal["none", "kd", "boundary", "relation", "brd"] = "brd"
-    """Which terms join the cross-entropy; `brd` is kd, boundary and relation together."""
+    method: Literal["none", "kd", "skd", "cwd", "cirkd", "boundary", "relation", "brd"] = "brd"
+    """Which terms join the cross-entropy; `brd` is kd, boundary and relation together, skd, cwd and cirkd are peers."""
+    curriculum: Literal["constant", "fall", "rise"] = "constant"
+    """How the distillation terms are weighted over the training: alike, falling to 0, or rising from 0 (cosine)."""
+    compile_teacher: bool = False
+    """Whether the teacher's forward pass is compiled (torch.compile): a minute at the start, then faster."""
     lambda_kd: NotNegative = 1.0
     """Weight of the logit distillation."""
     lambda_boundary: NotNegative = 0.5
@@ -175,16 +195,34 @@ class DistillSection(_Section):
     """Weight of the boundary distillation on class probabilities."""
     lambda_relation: NotNegative = 0.5
     """Weight of the relation distillation."""
+    lambda_skd: NotNegative = 1.0
+    """Weight of SKD's pair-wise distillation."""
+    lambda_cwd: NotNegative = 3.0
+    """Weight of CWD, the channel-wise distillation."""
+    lambda_cirkd_batch: NotNegative = 1.0
+    """Weight of CIRKD's relations between the images of a batch."""
+    lambda_cirkd_memory: NotNegative = 0.1
+    """Weight of CIRKD's relations to remembered pixels and regions."""
     kd_temperature: Annotated[float, Field(gt=0)] = 2.0
     """Temperature of the logit distillation."""
+    cwd_temperature: Annotated[float, Field(gt=0)] = 4.0
+    """Temperature of CWD."""
+    boundary_operator: Literal["residual", "neighbours"] = "residual"
+    """How boundaries are read from features: `residual` by their energy, `neighbours` also by direction."""
     boundary_kernel: Literal[3, 5, 7, 9] = 3
-    """Side of the boundary operator's averaging window, in grid cells."""
+    """Side of the boundary operator's window, in grid cells."""
     boundary_strides: tuple[Literal[2, 4, 8, 16, 32], ...] = (4, 8, 16)
     """Which backbone stages give boundaries, by stride."""
     band_weight: NotNegative = 4.0
     """How much more pixels near a label boundary count; 0 counts all alike."""
-    relation_temperature: Annotated[float, Field(gt=0)] = 0.1
+    relation_layers: Annotated[tuple[Literal["deepest", "decoder", 2, 4, 8, 16, 32], ...], Field(min_length=1)] = (
+        "deepest",
+    )
+    """Which layers are related: the backbone's last stage, the decoder's output, or a backbone stage by stride."""
+    relation_temperature: Annotated[float, Field(ge=0.02)] = 0.1
     """Temperature of the self-relation's softmax."""
+    relation_across_images: bool = False
+    """Whether a pixel is related to the pixels of all images of the batch (of the same process)."""
     train: TrainSection
     """How the student is trained."""
 

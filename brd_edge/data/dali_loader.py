@@ -122,7 +122,9 @@ def _build_pipeline(plan: Plan, *, first: int, threads: int) -> Any:
     if plan.augmentation.jitters:
         kinds.append(types.FLOAT)
     crop = plan.augmentation.crop
-    pipeline = Pipeline(batch_size=plan.batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=2)
+    pipeline = Pipeline(
+        batch_size=plan.batch_size // plan.world, num_threads=threads, device_id=None, prefetch_queue_depth=2
+    )
     with pipeline:
         # in the order of `_columns`
         image_file, label_file, index, start, end, size, anchor, *jitter = fn.external_source(

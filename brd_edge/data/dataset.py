@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "UNREADABLE",
     "Dataset",
     "Sample",
+    "hold_out_split",
     "load_dataset",
     "read_frame",
     "read_label",
@@ -123,6 +125,33 @@ def save_index(directory: Path, dataset: Dataset, *, checksums: Mapping[Path, st
         },
     )
     return path
+
+
+def hold_out_split(dataset: Dataset, pattern: str) -> Dataset:
+    """Validate on some of the train samples instead of the validation split.
+
+    Video data sets often cut their validation split out of the train sequences, which flatters
+    overfitting; holding out whole sequences does not.
+
+    Args:
+        dataset: The data set as published; its validation split is left out of the result.
+        pattern: Shell pattern of sample ids, for example `0001TP_*`.
+
+    Returns:
+        The data set whose validation split is the matching train samples, and whose train split is the rest.
+
+    Raises:
+        DataError: No train sample matches, or all do.
+    """
+    held = tuple(sample for sample in dataset.train if fnmatchcase(sample.id, pattern))
+    kept = tuple(sample for sample in dataset.train if not fnmatchcase(sample.id, pattern))
+    if not held or not kept:
+        few = ", ".join(sample.id for sample in dataset.train[:3])
+        raise DataError(
+            f"data.hold_out: {pattern!r} matches {len(held)} of {len(dataset.train)} train images; "
+            f"expected some but not all. Ids look like {few}"
+        )
+    return replace(dataset, train=kept, val=held)
 
 
 def load_dataset(directory: Path) -> Dataset:

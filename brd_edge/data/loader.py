@@ -176,10 +176,12 @@ class Plan:
         samples: The training samples.
         contract: Base size and normalisation.
         augmentation: How samples are varied.
-        batch_size: Samples in a batch.
+        batch_size: Samples in a batch, over all processes together.
         seed: Any integer from 0.
         backend: Who carries the plan out, `"dali"` or `"torch"`; part of the fingerprint because
             their pixels differ by rounding.
+        rank: Number of this process, from 0.
+        world: Processes that share every batch; each gets every `world`-th sample of it.
     """
 
     samples: tuple[Sample, ...]
@@ -188,6 +190,8 @@ class Plan:
     batch_size: int
     seed: int
     backend: str
+    rank: int = 0
+    world: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -195,17 +199,20 @@ class Plan:
         return len(self.samples) // self.batch_size
 
     def draws(self, batch: int) -> tuple[Draw, ...]:
-        """Return the decisions for a batch, counted from 0 over all epochs."""
+        """Return the decisions for this process's part of a batch, counted from 0 over all epochs."""
         epoch, step = divmod(batch, self.steps_per_epoch)
         order = _epoch_order(self.seed, epoch, len(self.samples))
         first = step * self.batch_size
         return tuple(
             _draw(self.contract, self.augmentation, int(order[place]), _generator(self.seed, epoch, place))
-            for place in range(first, first + self.batch_size)
+            for place in range(first + self.rank, first + self.batch_size, self.world)
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return what must be equal for a saved position to be valid, as JSON types."""
+        """Return what must be equal for a saved position to be valid, as JSON types.
+
+        The number of processes may differ: it does not change the batches.
+        """
         ids = "\n".join(sample.id for sample in self.samples)
         return {
             "backend": self.backend,
@@ -227,6 +234,8 @@ def open_train_loader(
     seed: int,
     backend: Literal["auto", "dali", "torch"],
     threads: int,
+    rank: int = 0,
+    world: int = 1,
 ) -> TrainLoader:
     """Open the training loader.
 
@@ -239,6 +248,8 @@ def open_train_loader(
         backend: `"dali"`; `"torch"`, the slower reference that needs no more than Pillow and torch; or
             `"auto"`, DALI where it is installed.
         threads: Decoding threads, at least 1.
+        rank: Number of this process among those that share every batch.
+        world: Their number, which divides `batch_size`.
 
     Raises:
         DataError: An argument is out of its range, or there are fewer samples than one batch.
@@ -259,8 +270,12 @@ def open_train_loader(
             f"loader: one batch needs {batch_size} samples and there are {len(samples)}: "
             "lower the batch size or add training samples"
         )
+    if batch_size % world:
+        raise DataError(
+            f"loader: batch_size {batch_size} cannot be divided among {world} processes: make it a multiple of {world}"
+        )
     chosen = _choose_backend(backend)
-    plan = Plan(tuple(samples), contract, augmentation, batch_size, seed, chosen)
+    plan = Plan(tuple(samples), contract, augmentation, batch_size, seed, chosen, rank, world)
     if chosen == "dali":
         from brd_edge.data.dali_loader import DaliLoader
 

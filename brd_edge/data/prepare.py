@@ -28,7 +28,7 @@ from PIL import Image
 
 from brd_edge.data._images import check_image, encode_png
 from brd_edge.data._journal import Converted, open_journal, read_journal
-from brd_edge.data.dataset import INDEX_NAME, Dataset, Sample, save_index
+from brd_edge.data.dataset import INDEX_NAME, Dataset, Sample, hold_out_split, save_index
 from brd_edge.data.layouts.base import Content, Layout, Source, find_base, find_layout_problem
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import sha256_file, write_bytes_atomic
@@ -54,6 +54,7 @@ def prepare(
     out: Path,
     *,
     workers: int,
+    hold_out: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Convert the data set under `root` into canonical form under `out`.
@@ -67,6 +68,8 @@ def prepare(
         root: The data set's directory; nothing in it is changed.
         out: Directory to write, which must be another one than the data set's.
         workers: Threads that read and convert, at least 1.
+        hold_out: Pattern of the train ids that become the validation split, as in `hold_out_split`;
+            the data set's own validation split is used when not given.
         progress: Called in this thread with the number of samples done and the number of all.
 
     Returns:
@@ -74,7 +77,8 @@ def prepare(
 
     Raises:
         DataError: The directory is not laid out as expected; or files are missing, unreadable, of different
-            sizes or hold unknown ids, or a split is empty. One error lists all of them; no index is written.
+            sizes or hold unknown ids, or a split is empty, also after holding out. One error lists all of
+            them; no index is written.
 
     Example:
         >>> prepare(LAYOUTS["camvid"], Path("CamVid"), Path("runs/camvid/prepare"), workers=2)
@@ -96,6 +100,8 @@ def prepare(
         for split, sources in content.splits.items()
     }
     dataset = Dataset(layout.name, content.classes, content.palette, samples["train"], samples["val"])
+    if hold_out is not None:
+        dataset = hold_out_split(dataset, hold_out)
     checksums = {out / item.image: item.image_sha256 for item in done.values()}
     checksums |= {out / item.label: item.label_sha256 for item in done.values()}
     save_index(out, dataset, checksums=checksums)

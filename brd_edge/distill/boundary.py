@@ -1,30 +1,32 @@
 """Boundary distillation: the student is asked for object boundaries where the teacher has them.
 
 From the paper's abstract (BRD, arXiv 2401.13174): explicit object boundaries are extracted from
-the backbone's hierarchical feature maps and distilled. The operator, the normalisation and the
+the backbone's hierarchical feature maps and distilled. The operators, the normalisation and the
 band weighting below are this project's own design.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brd_edge.runtime.errors import ModelError
+from brd_edge.distill.distributed import global_mean
+from brd_edge.distill.grid import boundary_band, known_cells, on_coarser_grid, wide
 
 __all__ = [
-    "boundary_band",
+    "OPERATORS",
     "boundary_class_loss",
     "boundary_feature_loss",
     "boundary_map",
     "boundary_residual",
-    "common_strides",
+    "neighbour_map",
 ]
 
 _EPSILON = 1e-6
+_TINY = 1e-12
 
 
 def boundary_residual(features: Tensor, kernel: int) -> Tensor:
@@ -37,58 +39,61 @@ def boundary_residual(features: Tensor, kernel: int) -> Tensor:
     Returns:
         (N, C, H, W); zero where the features are locally constant.
     """
-    reach = kernel // 2
-    # reflection needs more rows than it reflects; tiny grids are padded by replication
-    mode = "reflect" if min(features.shape[-2:]) > reach else "replicate"
-    padded = F.pad(features, (reach, reach, reach, reach), mode=mode)
-    return features - F.avg_pool2d(padded, kernel, stride=1)
+    return features - F.avg_pool2d(_pad(features, kernel // 2), kernel, stride=1)
 
 
-def boundary_map(features: Tensor, kernel: int) -> Tensor:
+def boundary_map(features: Tensor, kernel: int, known: Tensor | None = None) -> Tensor:
     """Return an explicit boundary map of a feature map, comparable between unlike networks.
 
-    `b = sqrt(mean_c B(F)^2 + eps)`, divided by its mean over the image: the channel energy needs
-    no match of channels, and the division makes the map invariant to the features' scale.
+    `b = sqrt(mean_c B(F)^2 + eps)`, divided by its mean over the image's known cells: the channel
+    energy needs no match of channels, and the division makes the map invariant to the features' scale.
 
     Args:
         features: (N, C, H, W), floating point.
         kernel: Odd side of the averaging window.
+        known: (N, 1, H, W), 1 where the mean is taken and 0 elsewhere; all cells when not given.
 
     Returns:
-        (N, 1, H, W), not negative, mean 1 in every image.
+        (N, 1, H, W), not negative, mean 1 over the known cells of every image.
     """
     energy = boundary_residual(features, kernel).square().mean(1, keepdim=True)
-    magnitude = (energy + _EPSILON * energy.mean((2, 3), keepdim=True) + 1e-12).sqrt()
-    return magnitude / magnitude.mean((2, 3), keepdim=True)
+    weight = torch.ones_like(energy) if known is None else known.to(energy.dtype)
+    # an image without any known cell counts nowhere; its divisor must only not be 0
+    weight = weight / weight.sum((2, 3), keepdim=True).clamp_min(1)
+    floor = _EPSILON * (energy * weight).sum((2, 3), keepdim=True)
+    magnitude = (energy + floor + _TINY).sqrt()
+    return magnitude / (magnitude * weight).sum((2, 3), keepdim=True).clamp_min(_TINY)
 
 
-def boundary_band(labels: Tensor, height: int, width: int, *, ignore: int = 255) -> tuple[Tensor, Tensor]:
-    """Return where the label has boundaries on a coarser grid, and where it is known.
+def neighbour_map(features: Tensor, kernel: int, _known: Tensor | None = None) -> Tensor:
+    """Return how unlike each pixel is to its neighbours at distance `kernel // 2`, in eight directions.
+
+    `b_d(p) = 1 - cos(F(p), F(p + d))`: unlike `boundary_map` it also says on which side the
+    boundary lies. Invariant to the scale of every pixel's feature; needs no match of channels.
 
     Args:
-        labels: (N, h, w) int64 class ids; `ignore` marks unknown pixels, which make no boundary.
-        height: Rows of the grid.
-        width: Columns of the grid.
-        ignore: The id of unknown pixels.
+        features: (N, C, H, W), floating point.
+        kernel: Odd side of the window whose corners and side centres are the neighbours.
 
     Returns:
-        Two (N, 1, height, width) float maps with the values 0 and 1: cells that hold a transition
-        between two known classes, and cells that hold at least one known pixel.
+        (N, 8, H, W), 0 to 2; borders are padded by reflection.
     """
-    known = labels != ignore
-    band = torch.zeros_like(labels, dtype=torch.float32)
-    for axis in (1, 2):
-        size = labels.shape[axis]
-        first, second = labels.narrow(axis, 0, size - 1), labels.narrow(axis, 1, size - 1)
-        both = known.narrow(axis, 0, size - 1) & known.narrow(axis, 1, size - 1)
-        change = ((first != second) & both).float()
-        band.narrow(axis, 0, size - 1).copy_(torch.maximum(band.narrow(axis, 0, size - 1), change))
-        band.narrow(axis, 1, size - 1).copy_(torch.maximum(band.narrow(axis, 1, size - 1), change))
-    target = (height, width)
-    return (
-        F.adaptive_max_pool2d(band.unsqueeze(1), target),
-        F.adaptive_max_pool2d(known.float().unsqueeze(1), target),
+    reach = kernel // 2
+    unit = F.normalize(features, dim=1, eps=1e-6)
+    padded = _pad(unit, reach)
+    height, width = features.shape[-2:]
+    steps = (0, reach, 2 * reach)
+    shifts = [(top, left) for top in steps for left in steps if (top, left) != (reach, reach)]
+    return torch.stack(
+        [1 - (unit * padded[..., top : top + height, left : left + width]).sum(1) for top, left in shifts], dim=1
     )
+
+
+OPERATORS: dict[str, Callable[[Tensor, int, Tensor], Tensor]] = {
+    "residual": boundary_map,
+    "neighbours": neighbour_map,
+}
+"""How boundaries are read from features, the window's side and the known cells."""
 
 
 def boundary_feature_loss(
@@ -97,12 +102,13 @@ def boundary_feature_loss(
     labels: Tensor,
     *,
     strides: Sequence[int],
+    operator: str = "residual",
     kernel: int = 3,
     band_weight: float = 4.0,
 ) -> Tensor:
     """Compare the boundary maps of two backbones, stage by stage.
 
-    `mean over stages of sum_p w_p |b_T(p) - b_S(p)| / sum_p w_p` with
+    `mean over stages of sum_p w_p mean_d |b_T(p, d) - b_S(p, d)| / sum_p w_p` with
     `w = known * (1 + band_weight * band)`.
 
     Args:
@@ -110,16 +116,19 @@ def boundary_feature_loss(
         student: Stride to features of the student; C, H and W may differ from the teacher's.
         labels: (N, h, w) int64 class ids, 255 ignored.
         strides: Which stages to compare; each stands in both mappings.
+        operator: A key of `OPERATORS`.
         kernel: Odd side of the boundary operator's window.
         band_weight: How much more cells on a label boundary count.
 
     Returns:
         A scalar; 0 when the student's boundary maps equal the teacher's.
     """
+    extract = OPERATORS[operator]
     losses = []
     for stride in strides:
-        theirs, mine = _same_grid(teacher[stride].detach().float(), student[stride].float())
-        distance = (boundary_map(theirs, kernel) - boundary_map(mine, kernel)).abs()
+        theirs, mine = on_coarser_grid(wide(teacher[stride].detach()), wide(student[stride]))
+        known = known_cells(labels, *mine.shape[-2:])
+        distance = (extract(theirs, kernel, known) - extract(mine, kernel, known)).abs().mean(1, keepdim=True)
         losses.append(_band_mean(distance, labels, band_weight))
     return torch.stack(losses).mean()
 
@@ -142,37 +151,18 @@ def boundary_class_loss(
     Returns:
         A scalar; 0 when the logits are equal.
     """
-    theirs, mine = _same_grid(teacher_logits.detach().float().softmax(1), student_logits.float().softmax(1))
+    theirs, mine = on_coarser_grid(wide(teacher_logits.detach()).softmax(1), wide(student_logits).softmax(1))
     distance = boundary_residual(theirs - mine, kernel).abs().sum(1, keepdim=True)
     return _band_mean(distance, labels, band_weight)
 
 
-def common_strides(teacher: Sequence[int], student: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
-    """Return the wanted strides that both backbones have.
-
-    Raises:
-        ModelError: There is none; the message shows both lists.
-    """
-    found = tuple(stride for stride in wanted if stride in teacher and stride in student)
-    if not found:
-        raise ModelError(
-            f"distill.boundary_strides: none of {list(wanted)} is a stage of both backbones; "
-            f"the teacher has {sorted(teacher)}, the student has {sorted(student)}"
-        )
-    return found
-
-
-def _same_grid(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    height = min(first.shape[-2], second.shape[-2])
-    width = min(first.shape[-1], second.shape[-1])
-
-    def shrink(features: Tensor) -> Tensor:
-        return features if features.shape[-2:] == (height, width) else F.adaptive_avg_pool2d(features, (height, width))
-
-    return shrink(first), shrink(second)
+def _pad(features: Tensor, reach: int) -> Tensor:
+    # reflection needs more rows than it reflects; tiny grids are padded by replication
+    mode = "reflect" if min(features.shape[-2:]) > reach else "replicate"
+    return F.pad(features, (reach, reach, reach, reach), mode=mode)
 
 
 def _band_mean(distance: Tensor, labels: Tensor, band_weight: float) -> Tensor:
-    band, known = boundary_band(labels, distance.shape[-2], distance.shape[-1])
-    weight = known * (1 + band_weight * band)
-    return (distance * weight).sum() / weight.sum().clamp_min(1)
+    height, width = distance.shape[-2:]
+    weight = known_cells(labels, height, width) * (1 + band_weight * boundary_band(labels, height, width))
+    return global_mean((distance * weight).sum(), weight.sum())

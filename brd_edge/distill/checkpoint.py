@@ -42,20 +42,23 @@ def save_checkpoint(
     state: TrainState,
     model: nn.Module,
     average: nn.Module | None,
+    layers: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     loader_state: bytes,
 ) -> None:
     """Write everything that is needed to go on to the same final weights, atomically."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average/{name}": value for name, value in average.state_dict().items()}
+    tensors |= {f"layers/{name}": value for name, value in layers.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
     tensors["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
     tensors["loader"] = torch.frombuffer(bytearray(loader_state), dtype=torch.uint8)
-    _save(path, tensors, {"state": json.dumps(asdict(state))})
+    _save(path, tensors, {"state": json.dumps(asdict(state)), "scaler": json.dumps(scaler.state_dict())})
 
 
 def restore_checkpoint(
@@ -64,9 +67,13 @@ def restore_checkpoint(
     key: str,
     model: nn.Module,
     average: nn.Module | None,
+    layers: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
 ) -> tuple[TrainState, bytes] | None:
-    """Read a checkpoint back into the model, its running average, the optimiser and torch's generators.
+    """Read a checkpoint back into everything that `save_checkpoint` was given, and torch's generators.
+
+    The number of processes may be another one than when it was saved.
 
     Returns:
         The state and the loader's state; nothing when there is no checkpoint of this key.
@@ -84,7 +91,10 @@ def restore_checkpoint(
         model.load_state_dict(_under(tensors, "model/"))
         if average is not None:
             average.load_state_dict(_under(tensors, "average/"))
+        layers.load_state_dict(_under(tensors, "layers/"))
         _restore_optimizer(optimizer, _under(tensors, "optimizer/"))
+        if scaler.is_enabled():
+            scaler.load_state_dict(json.loads(metadata["scaler"]))
         torch.set_rng_state(tensors["random/cpu"])
         if "random/cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random/cuda"])

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from brd_edge.distill.distributed import global_mean
+from brd_edge.distill.grid import known_share, on_coarser_grid, wide
+
 __all__ = ["logit_loss"]
 
 
 def logit_loss(teacher: Tensor, student: Tensor, labels: Tensor, *, temperature: float = 2.0) -> Tensor:
-    """Compare class probabilities pixel by pixel.
+    """Compare class probabilities cell by cell.
 
-    `t^2 * mean over known pixels of KL(softmax(z_T / t) || softmax(z_S / t))` (Hinton, Vinyals and
-    Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, section 2).
+    `t^2 * sum_p w_p KL(softmax(z_T / t) || softmax(z_S / t)) / sum_p w_p`, where w is the share of
+    known pixels in the cell (Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural
+    Network", arXiv 1503.02531, section 2).
 
     Args:
         teacher: Logits (N, K, H, W); no gradient is taken.
-        student: Logits (N, K, H, W).
-        labels: (N, H, W) int64 class ids; pixels with 255 take no part.
+        student: Logits (N, K, H', W'); both are compared on the coarser grid.
+        labels: (N, h, w) int64 class ids; pixels with 255 do not count.
         temperature: t, above 0.
 
     Returns:
-        A scalar, not negative; 0 when the logits are equal up to a constant per pixel.
+        A scalar, not negative; 0 when the logits are equal up to a constant per cell.
     """
-    target = (teacher.detach().float() / temperature).log_softmax(1)
-    found = (student.float() / temperature).log_softmax(1)
-    divergence = (target.exp() * (target - found)).sum(1)
-    known = labels != 255
-    return (divergence * known).sum() / known.sum().clamp_min(1) * temperature**2
+    theirs, mine = on_coarser_grid(wide(teacher.detach()), wide(student))
+    target = (theirs / temperature).log_softmax(1)
+    divergence = (target.exp() * (target - (mine / temperature).log_softmax(1))).sum(1, keepdim=True)
+    known = known_share(labels, *divergence.shape[-2:])
+    return global_mean((divergence * known).sum(), known.sum()) * temperature**2

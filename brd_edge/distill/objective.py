@@ -2,32 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brd_edge.distill.boundary import boundary_class_loss, boundary_feature_loss, common_strides
+from brd_edge.distill.boundary import boundary_class_loss, boundary_feature_loss
 from brd_edge.distill.logits import logit_loss
+from brd_edge.distill.matching import (
+    Layer,
+    layer_channels,
+    matched_layers,
+    matched_strides,
+    pick_layer,
+    require_same_classes,
+)
+from brd_edge.distill.peers import PixelMemory, channel_wise_loss, cross_image_loss, memory_losses, pair_wise_loss
 from brd_edge.distill.relation import relation_loss
-from brd_edge.models.segmentation import Features, feature_table, forward_features
-from brd_edge.runtime.errors import ModelError
+from brd_edge.models.segmentation import Features, forward_features
 
-__all__ = ["METHODS", "DistillSettings", "Objective", "distillation_objective", "supervised_objective"]
+__all__ = ["CURRICULA", "METHODS", "DistillSettings", "Objective", "Supervised", "Term", "distillation", "supervised"]
 
-Objective = Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]]
-"""Model, images (N, 3, H, W), labels (N, H, W) to the weighted terms, whose sum is minimised."""
+Supervised = Callable[[Tensor, Tensor], Tensor]
+"""Logits (N, K, H, W) and labels (N, H, W) to a scalar."""
 
-METHODS: dict[str, frozenset[str]] = {
-    "none": frozenset(),
-    "kd": frozenset({"kd"}),
-    "boundary": frozenset({"boundary", "boundary_classes"}),
-    "relation": frozenset({"relation"}),
-    "brd": frozenset({"kd", "boundary", "boundary_classes", "relation"}),
+Term = Callable[[Features, Features, Tensor], Tensor]
+"""Teacher's and student's features and labels to a scalar, not yet weighted."""
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "kd": ("kd",),
+    "skd": ("kd", "skd"),
+    "cwd": ("cwd",),
+    "cirkd": ("kd", "cirkd_batch", "cirkd_memory"),
+    "boundary": ("boundary", "boundary_classes"),
+    "relation": ("relation",),
+    "brd": ("kd", "boundary", "boundary_classes", "relation"),
 }
-"""Which terms join the cross-entropy under each method."""
+"""Which terms join the cross-entropy under each method; the peers' as in their papers."""
+
+CURRICULA: dict[str, Callable[[float], float]] = {
+    "constant": lambda _done: 1.0,
+    "fall": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "rise": lambda done: 0.5 * (1 - math.cos(math.pi * done)),
+}
+"""Share of the training that is done (0 to 1) to a factor on every distillation term."""
 
 
 @dataclass(frozen=True)
@@ -39,117 +61,162 @@ class DistillSettings:
     lambda_boundary: float
     lambda_boundary_classes: float
     lambda_relation: float
+    lambda_skd: float
+    lambda_cwd: float
+    lambda_cirkd_batch: float
+    lambda_cirkd_memory: float
+    curriculum: str
     kd_temperature: float
+    cwd_temperature: float
+    boundary_operator: str
     boundary_kernel: int
     boundary_strides: tuple[int, ...]
     band_weight: float
+    relation_layers: tuple[Layer, ...]
     relation_temperature: float
+    relation_across_images: bool
+    compile_teacher: bool
 
 
-def supervised_objective(class_weights: Tensor | None) -> Objective:
-    """Return cross-entropy alone.
+@dataclass(frozen=True)
+class Objective:
+    """A supervised loss and the weighted terms that join it.
 
-    Args:
-        class_weights: (K,) float32 weights, or nothing for equal ones.
+    Attributes:
+        supervised: The loss `ce` of the logits and the labels.
+        teacher: Images (N, 3, H, W) to the teacher's features, without gradient; nothing without terms.
+        terms: The distillation terms by name, with their weights.
+        curriculum: Share of the training that is done to a factor on the terms.
+        layers: Layers that exist only for distillation: they are trained, and never exported.
+        forward: Student and images to the student's features.
     """
 
-    def objective(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"ce": _cross_entropy(model(images), labels, class_weights)}
+    supervised: Supervised
+    teacher: Callable[[Tensor], Features] | None = None
+    terms: Mapping[str, tuple[float, Term]] = field(default_factory=dict)
+    curriculum: Callable[[float], float] = CURRICULA["constant"]
+    layers: nn.ModuleDict = field(default_factory=nn.ModuleDict)
+    forward: Callable[[nn.Module, Tensor], Features] = forward_features
 
-    return objective
+
+def supervised(loss: Supervised) -> Objective:
+    """Return an objective without a teacher."""
+    return Objective(supervised=loss)
 
 
-def distillation_objective(
-    teacher: nn.Module, student: nn.Module, settings: DistillSettings, class_weights: Tensor | None
+def distillation(
+    teacher: nn.Module, student: nn.Module, settings: DistillSettings, loss: Supervised, *, classes: int
 ) -> Objective:
-    """Return cross-entropy joined by the terms of `settings.method`.
+    """Return the objective of `settings.method`.
 
     Args:
         teacher: A trained model; it is put into eval mode and gets no gradient.
         student: The model that will be trained, to check before training that both can be matched.
         settings: Method, weights and shapes.
-        class_weights: (K,) float32 weights of the cross-entropy, or nothing for equal ones.
+        loss: The supervised loss.
+        classes: Number of classes.
 
     Raises:
         ModelError: The two models cannot be matched; the message shows both feature tables.
     """
-    terms = METHODS[settings.method]
-    if not terms:
-        return supervised_objective(class_weights)
-    teacher.eval().requires_grad_(False)
-    strides = _matched_strides(teacher, student, settings) if "boundary" in terms else ()
+    names = METHODS[settings.method]
+    if not names:
+        return supervised(loss)
+    require_same_classes(teacher, student)
+    builders = _builders(settings, teacher, student)
+    layers = nn.ModuleDict()
+    if "cirkd_memory" in names:
+        layers["memory"], builders["cirkd_memory"] = _memory(teacher, student, classes)
+    return Objective(
+        supervised=loss,
+        teacher=_frozen(teacher, compiled=settings.compile_teacher),
+        # a weight of 0 leaves a term out, and costs nothing
+        terms={name: (weight, builders[name]) for name in names if (weight := _weights(settings)[name]) > 0},
+        curriculum=CURRICULA[settings.curriculum],
+        layers=layers,
+    )
 
-    def objective(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            theirs = forward_features(teacher, images)
-        mine = forward_features(model, images)
-        found = {"ce": _cross_entropy(mine.logits, labels, class_weights)}
-        return found | _distillation_terms(terms, theirs, mine, labels, settings, strides)
 
-    return objective
+def _weights(settings: DistillSettings) -> dict[str, float]:
+    names = {name for terms in METHODS.values() for name in terms}
+    return {name: getattr(settings, f"lambda_{name}") for name in names}
 
 
-def _distillation_terms(
-    terms: frozenset[str],
-    theirs: Features,
-    mine: Features,
-    labels: Tensor,
-    settings: DistillSettings,
-    strides: tuple[int, ...],
-) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    if "kd" in terms:
-        loss = logit_loss(theirs.logits, mine.logits, labels, temperature=settings.kd_temperature)
-        found["kd"] = settings.lambda_kd * loss
-    if "boundary" in terms:
-        loss = boundary_feature_loss(
+def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module) -> dict[str, Term]:
+    """Return every term that needs no layers of its own."""
+    names = METHODS[settings.method]
+    strides = matched_strides(teacher, student, settings.boundary_strides) if "boundary" in names else ()
+    layers = matched_layers(teacher, student, settings.relation_layers) if "relation" in names else ()
+
+    def boundary(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
+        return boundary_feature_loss(
             theirs.encoder,
             mine.encoder,
             labels,
             strides=strides,
+            operator=settings.boundary_operator,
             kernel=settings.boundary_kernel,
             band_weight=settings.band_weight,
         )
-        found["boundary"] = settings.lambda_boundary * loss
-    if "boundary_classes" in terms:
-        loss = boundary_class_loss(
-            theirs.logits,
-            mine.logits,
+
+    def boundary_classes(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
+        return boundary_class_loss(
+            theirs.coarse_logits,
+            mine.coarse_logits,
             labels,
             kernel=settings.boundary_kernel,
             band_weight=settings.band_weight,
         )
-        found["boundary_classes"] = settings.lambda_boundary_classes * loss
-    if "relation" in terms:
-        loss = relation_loss(
-            theirs.encoder[max(theirs.encoder)],
-            mine.encoder[max(mine.encoder)],
-            labels,
-            temperature=settings.relation_temperature,
-        )
-        found["relation"] = settings.lambda_relation * loss
-    return found
 
-
-def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
-    # a crop without any known pixel must give 0, not the 0/0 of a mean over nothing
-    if bool((labels == 255).all()):
-        return logits.float().sum() * 0
-    return F.cross_entropy(logits.float(), labels, weight=weights, ignore_index=255)
-
-
-def _matched_strides(teacher: nn.Module, student: nn.Module, settings: DistillSettings) -> tuple[int, ...]:
-    tables = {name: feature_table(model, 256, 256) for name, model in (("teacher", teacher), ("student", student))}
-    try:
-        return common_strides(
-            [row.stride for row in tables["teacher"]],
-            [row.stride for row in tables["student"]],
-            settings.boundary_strides,
-        )
-    except ModelError as error:
-        lines = [
-            f"  {name} {row.name}: stride {row.stride}, {row.channels} channels"
-            for name, table in tables.items()
-            for row in table
+    def relation(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
+        losses = [
+            relation_loss(
+                pick_layer(theirs, layer),
+                pick_layer(mine, layer),
+                labels,
+                temperature=settings.relation_temperature,
+                across_images=settings.relation_across_images,
+            )
+            for layer in layers
         ]
-        raise ModelError("\n".join([str(error), *lines])) from None
+        return torch.stack(losses).mean()
+
+    return {
+        "kd": lambda theirs, mine, labels: logit_loss(
+            theirs.coarse_logits, mine.coarse_logits, labels, temperature=settings.kd_temperature
+        ),
+        "cwd": lambda theirs, mine, _labels: channel_wise_loss(
+            theirs.coarse_logits, mine.coarse_logits, temperature=settings.cwd_temperature
+        ),
+        "skd": _deepest(lambda theirs, mine, _labels: pair_wise_loss(theirs, mine)),
+        "cirkd_batch": _deepest(lambda theirs, mine, _labels: cross_image_loss(theirs, mine)),
+        "boundary": boundary,
+        "boundary_classes": boundary_classes,
+        "relation": relation,
+    }
+
+
+def _deepest(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Term:
+    """Apply a loss to the deepest stages of the two backbones."""
+    return lambda theirs, mine, labels: loss(pick_layer(theirs, "deepest"), pick_layer(mine, "deepest"), labels)
+
+
+def _memory(teacher: nn.Module, student: nn.Module, classes: int) -> tuple[PixelMemory, Term]:
+    channels = layer_channels(teacher, "deepest"), layer_channels(student, "deepest")
+    memory = PixelMemory(classes, *channels, pixel_slots=2048, region_slots=512)
+
+    def loss(theirs: Tensor, mine: Tensor, labels: Tensor) -> Tensor:
+        return torch.stack(memory_losses(memory, theirs, mine, labels)).sum()
+
+    return memory, _deepest(loss)
+
+
+def _frozen(teacher: nn.Module, *, compiled: bool) -> Callable[[Tensor], Features]:
+    teacher.eval().requires_grad_(False)
+    forward: Any = torch.compile(forward_features) if compiled else forward_features
+
+    @torch.no_grad()
+    def run(images: Tensor) -> Features:
+        return forward(teacher, images)  # type: ignore[no-any-return]
+
+    return run

@@ -2,7 +2,8 @@
 
 From the paper's abstract (BRD, arXiv 2401.13174): implicit relations are transferred from the
 teacher to the student with pixel-level self-relation as a bridge. The softmax over cosine
-similarities and the streaming evaluation below are this project's own design.
+similarities, relations across the images of a batch and the streaming evaluation below are this
+project's own design.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["relation_loss", "relation_loss_naive", "relation_pixels"]
+from brd_edge.distill.distributed import global_mean
+from brd_edge.distill.grid import known_cells, to_grid, wide
+
+__all__ = ["relation_loss", "relation_pixels", "streamed_relation"]
 
 
 def relation_pixels(features: Tensor, height: int, width: int) -> Tensor:
@@ -25,27 +29,35 @@ def relation_pixels(features: Tensor, height: int, width: int) -> Tensor:
         width: Columns of the grid, at most W.
 
     Returns:
-        (N, height * width, C) float32 with unit rows.
+        (N, height * width, C) with unit rows; float32, or float64 if the features are.
     """
-    if features.shape[-2:] != (height, width):
-        features = F.adaptive_avg_pool2d(features, (height, width))
-    return F.normalize(features.float().flatten(2).transpose(1, 2), dim=2, eps=1e-6)
+    return F.normalize(wide(to_grid(features, height, width)).flatten(2).transpose(1, 2), dim=2, eps=1e-6)
 
 
 def relation_loss(
-    teacher: Tensor, student: Tensor, labels: Tensor | None = None, *, temperature: float = 0.1, block: int = 512
+    teacher: Tensor,
+    student: Tensor,
+    labels: Tensor | None = None,
+    *,
+    temperature: float = 0.1,
+    across_images: bool = False,
+    cells_max: int = 32768,
+    block: int = 128,
 ) -> Tensor:
     """Compare the self-relations of two feature maps.
 
     With unit pixel features f, `R(F)_ij = softmax_j(<f_i, f_j> / t)`; the loss is the mean over
-    images and pixels i of `KL(R(T)_i || R(S)_i)`. Cells without a known label take no part,
-    neither as i nor as j. Invariant to the features' scale and to an orthogonal change of channels.
+    pixels i of `KL(R(T)_i || R(S)_i)`, where j runs over the pixels of the same image or of all
+    images of the batch. Cells without a known label take no part, neither as i nor as j. Invariant
+    to the features' scale and to an orthogonal change of channels, so the two may differ in channels.
 
     Args:
         teacher: (N, C_T, H, W); no gradient is taken.
         student: (N, C_S, H', W'); both are compared on the coarser grid.
         labels: (N, h, w) int64 class ids, 255 unknown; all cells take part when not given.
         temperature: t, above 0.
+        across_images: Whether a pixel is related to the pixels of all images of the batch.
+        cells_max: Most cells that are related to each other; finer grids are averaged down to it.
         block: Rows of the relation that are held at a time.
 
     Returns:
@@ -53,67 +65,85 @@ def relation_loss(
     """
     height = min(teacher.shape[-2], student.shape[-2])
     width = min(teacher.shape[-1], student.shape[-1])
+    images = len(student) if across_images else 1
+    while images * height * width > cells_max and min(height, width) > 1:
+        height, width = (height + 1) // 2, (width + 1) // 2
     theirs = relation_pixels(teacher.detach(), height, width)
     mine = relation_pixels(student, height, width)
-    known = None
+    known = torch.ones(mine.shape[:2], dtype=torch.bool, device=mine.device)
     if labels is not None:
-        known = F.adaptive_max_pool2d((labels != 255).float().unsqueeze(1), (height, width)).flatten(1) > 0
-    losses = []
+        known = known_cells(labels, height, width).flatten(1) > 0
+    if across_images:
+        theirs, mine, known = theirs.flatten(0, 1)[None], mine.flatten(0, 1)[None], known.flatten()[None]
+    # a scalar of zero that still belongs to the student's graph
+    total, cells = mine.sum() * 0, 0
     for image in range(len(mine)):
-        first, second = theirs[image], mine[image]
-        if known is not None:
-            first, second = first[known[image]], second[known[image]]
+        first, second = theirs[image][known[image]], mine[image][known[image]]
         if len(second) > 1:
-            losses.append(_StreamedRelation.apply(first, second, temperature, block))
-    return torch.stack(losses).mean() if losses else mine.sum() * 0
+            total = total + streamed_relation(first, second, temperature=temperature, block=block) * len(second)
+            cells += len(second)
+    return global_mean(total, mine.new_tensor(float(cells)))
 
 
-def relation_loss_naive(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """Compute the loss of one image with whole N x N matrices, as the reference.
+def streamed_relation(teacher: Tensor, student: Tensor, *, temperature: float, block: int = 128) -> Tensor:
+    """Return the relation loss of N pixels, in O(N (block + C)) memory.
 
     Args:
-        teacher: (N, C_T) unit rows.
-        student: (N, C_S) unit rows.
+        teacher: (N, C_T) unit rows; no gradient is taken.
+        student: (N, C_S) unit rows of the same dtype, float32 or float64.
         temperature: Above 0.
+        block: Rows of the two N x N relations that are held at a time; it changes the rounding only.
 
     Returns:
-        A scalar.
+        A scalar that can be differentiated once.
     """
-    target = (teacher @ teacher.T / temperature).log_softmax(1)
-    return F.kl_div((student @ student.T / temperature).log_softmax(1), target, reduction="batchmean", log_target=True)
+    return _StreamedRelation.apply(teacher, student, temperature, block)  # type: ignore[no-any-return]
 
 
 class _StreamedRelation(torch.autograd.Function):
-    """The loss of one image, in row blocks; the backward pass recomputes each block.
+    """The loss and, as it is a scalar, at once its gradient: nothing has to be computed twice.
 
     With `Z = F F^T / t`, `dLoss/dZ = (R(S) - R(T)) / N =: G`, hence `dLoss/dF = (G + G^T) F / t`:
-    each block adds its rows (`G_b F`) and its columns (`G_b^T F_b`).
+    a block of rows adds its rows (`G_b F`) and its columns (`G_b^T F_b`).
     """
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float, block: int) -> Tensor:
-        ctx.save_for_backward(teacher, student)
-        ctx.temperature, ctx.block = temperature, block
-        total = student.new_zeros(())
+        gradient = torch.zeros_like(student) if ctx.needs_input_grad[1] else None
         with torch.autocast(student.device.type, enabled=False):
-            for start in range(0, len(student), block):
-                target = _log_relation(teacher, start, block, temperature)
-                found = _log_relation(student, start, block, temperature)
-                total += (target.exp() * (target - found)).sum()
-        return total / len(student)
+            loss = _stream(teacher.detach(), student.detach(), temperature, block, gradient)
+        ctx.gradient = gradient
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, None, None]:
-        teacher, student = ctx.saved_tensors
-        result = torch.zeros_like(student)
-        with torch.autocast(student.device.type, enabled=False):
-            for start in range(0, len(student), ctx.block):
-                slope = _log_relation(student, start, ctx.block, ctx.temperature).exp_()
-                slope -= _log_relation(teacher, start, ctx.block, ctx.temperature).exp_()
-                result[start : start + ctx.block] += slope @ student
-                result += slope.T @ student[start : start + ctx.block]
-        return None, result * (gradients[0] / (len(student) * ctx.temperature)), None, None
+        return None, ctx.gradient * gradients[0], None, None
 
 
-def _log_relation(pixels: Tensor, start: int, block: int, temperature: float) -> Tensor:
-    return (pixels[start : start + block] @ pixels.T).div_(temperature).log_softmax(1)
+def _stream(teacher: Tensor, student: Tensor, temperature: float, block: int, gradient: Tensor | None) -> Tensor:
+    """Return the loss; add its gradient by the student's pixels to `gradient`."""
+    count = len(student)
+    block = min(block, count)
+    buffers = [student.new_empty((block, count)) for _ in range(4)]
+    # the largest of a row of unit features is its own pixel's: 1 / t keeps the exponentials at most 1
+    shift = student.new_full((1, 1), -1 / temperature)
+    total = student.new_zeros(())
+    for start in range(0, count, block):
+        rows = slice(start, min(start + block, count))
+        z_teacher, z_student, r_teacher, r_student = (buffer[: rows.stop - start] for buffer in buffers)
+        torch.addmm(shift, teacher[rows], teacher.T, alpha=1 / temperature, out=z_teacher)
+        torch.addmm(shift, student[rows], student.T, alpha=1 / temperature, out=z_student)
+        sum_teacher = torch.exp(z_teacher, out=r_teacher).sum(1)
+        sum_student = torch.exp(z_student, out=r_student).sum(1)
+        r_teacher /= sum_teacher[:, None]
+        z_teacher -= z_student
+        total += torch.dot(r_teacher.flatten(), z_teacher.flatten())
+        total += (sum_student.log() - sum_teacher.log()).sum()
+        if gradient is not None:
+            r_student /= sum_student[:, None]
+            r_student -= r_teacher
+            gradient[rows].addmm_(r_student, student)
+            gradient.addmm_(r_student.T, student[rows])
+    if gradient is not None:
+        gradient /= count * temperature
+    return total / count

@@ -33,14 +33,17 @@ def learning_rate(step: int, total: int, *, highest: float, schedule: str, warmu
     return highest * SCHEDULES[schedule]((step - rising) / max(1, total - rising))
 
 
-def make_optimizer(model: nn.Module, *, lr: float, encoder_lr_factor: float, weight_decay: float) -> torch.optim.AdamW:
-    """Return AdamW over a model's parameters.
+def make_optimizer(
+    model: nn.Module, *, lr: float, encoder_lr_factor: float, weight_decay: float, layers: nn.Module | None = None
+) -> torch.optim.AdamW:
+    """Return AdamW over a model's parameters, and those of layers that only its training needs.
 
     Biases and normalisation get no weight decay; the encoder's learning rate is multiplied by
     `encoder_lr_factor`. Every group carries its factor as `lr_factor`.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    extra = () if layers is None else layers.named_parameters(prefix="layers")
+    for name, parameter in (*model.named_parameters(), *extra):
         factor = encoder_lr_factor if name.startswith("encoder.") else 1.0
         decay = weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((factor, decay), []).append(parameter)

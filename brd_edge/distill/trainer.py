@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,19 @@ from torch import Tensor, nn
 
 from brd_edge.data.loader import Batch, TrainLoader
 from brd_edge.distill.checkpoint import TrainState, load_weights, restore_checkpoint, save_checkpoint, save_weights
+from brd_edge.distill.clock import StepClock, describe_step
+from brd_edge.distill.distributed import broadcast_object, gather_objects, rank, share_batch_statistics, world
 from brd_edge.distill.objective import Objective
+from brd_edge.distill.records import Records, drop_records_after, open_records, remove_records
 from brd_edge.distill.schedule import learning_rate, make_optimizer
+from brd_edge.distill.step import Stepper, amp_dtype
 from brd_edge.interrupt import Stop
+from brd_edge.models.segmentation import Features
 from brd_edge.progress import progress_bar
 from brd_edge.runtime.errors import InterruptedRunError, TrainingError
-from brd_edge.runtime.files import write_text_atomic
+from brd_edge.runtime.files import write_json_atomic
 
-__all__ = ["FitResult", "TrainSettings", "class_weights", "fast_bf16", "fit"]
+__all__ = ["FitResult", "TrainSettings", "fit"]
 
 _STEPS_BETWEEN_RECORDS = 10
 _UNSAVED_S = 5.0
@@ -44,6 +48,7 @@ class TrainSettings:
     grad_clip: float
     ema: float
     precision: str
+    accumulate: int
     validate_every: int
     checkpoint_s: float
 
@@ -65,13 +70,30 @@ class FitResult:
 
 @dataclass
 class _Training:
-    """What changes while a model is trained."""
+    """What changes while a model is trained, and where it is written."""
 
     model: nn.Module
     average: nn.Module | None
-    optimizer: torch.optim.Optimizer
+    stepper: Stepper
     loader: TrainLoader
     state: TrainState
+    directory: Path
+    saved: float
+
+    def save(self) -> None:
+        """Write a checkpoint; process 0 alone does."""
+        self.saved = time.monotonic()
+        if rank() == 0:
+            save_checkpoint(
+                self.directory / "checkpoint.safetensors",
+                state=self.state,
+                model=self.model,
+                average=self.average,
+                layers=self.stepper.objective.layers,
+                optimizer=self.stepper.optimizer,
+                scaler=self.stepper.scaler,
+                loader_state=self.loader.state(),
+            )
 
 
 def fit(
@@ -88,102 +110,247 @@ def fit(
     device: torch.device,
     title: str,
     stop: Stop,
+    say: Callable[[str], None] = lambda _text: None,
 ) -> FitResult:
     """Train a model, or go on with an interrupted training.
 
+    In several processes each calls this with its own part of every batch; process 0 alone writes and
+    validates, and all return the same.
+
     Args:
         model: Trained in place; at the end it holds the weights of the best validation.
-        objective: Gives the weighted loss terms of a batch.
+        objective: What is minimised.
         loader: Gives the batches.
         settings: How to train.
         evaluate: Model in eval mode to its validation mIoU, 0 to 1.
         names: The samples' names by index, for messages.
-        directory: Where `checkpoint.safetensors`, `best.safetensors` and `metrics.jsonl` lie.
+        directory: Where `checkpoint.safetensors`, `best.safetensors`, `metrics.jsonl`,
+            `step_time.json` and `tensorboard/` lie.
         key: Fingerprint of everything that decides the outcome.
         seed: Seed of torch's generator (dropout).
         device: Where to train.
         title: Title of the progress bar.
         stop: Asked between steps; a request saves a checkpoint first.
+        say: Shows a line to the user.
 
     Raises:
         TrainingError: A loss term is not finite, or a checkpoint is damaged.
         InterruptedRunError: A stop was requested.
     """
-    model.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    training = _prepare(model, loader, settings, directory, key, seed)
+    training = _prepare(model, objective, loader, settings, directory, key, seed, device)
     total = settings.epochs * loader.steps_per_epoch
-    validate_steps = settings.validate_every * loader.steps_per_epoch
-    saved = time.monotonic()
-    with (
-        stop.cooperative(),
-        progress_bar(total, title, unit="step", initial=training.state.step) as bar,
-        (directory / "metrics.jsonl").open("a", encoding="utf-8") as records,
-    ):
-        while True:
-            step = training.state.step
-            due = step > training.state.validated_step and (step % validate_steps == 0 or step == total)
-            # a validation may take long, and is owed after an interruption: save before it
-            wait_s = min(settings.checkpoint_s, _UNSAVED_S) if due else settings.checkpoint_s
-            if stop.requested or time.monotonic() - saved > wait_s:
-                _save(training, directory)
-                saved = time.monotonic()
-            if stop.requested:
-                raise InterruptedRunError(f"{title}: stopped at step {step} of {total}; run it again to go on")
-            if due:
-                bar.set_postfix_str("validating")
-                miou = _validate(training, evaluate, directory)
-                _record(records, {"step": step, "epoch": step / loader.steps_per_epoch, "miou": miou})
-            if step == total:
-                break
-            terms, lr = _step(training, objective, settings, total, names, device)
-            step += 1
-            training.state = replace(training.state, step=step)
-            bar.update(1)
-            if step % _STEPS_BETWEEN_RECORDS == 0 or step == total:
-                _record(records, {"step": step, "epoch": step / loader.steps_per_epoch, "lr": lr, "loss": terms})
-                bar.set_postfix_str(f"loss {sum(terms.values()):.3f}")
-    _save(training, directory)
-    if stop.requested:
+    with stop.cooperative(), _writing(training, total, title) as (bar, records):
+        while _between_steps(training, settings, evaluate, records, bar, stop, title, total):
+            _step(training, settings, names, device, records, bar, total)
+            parts = training.stepper.clock.next_step()
+            if parts is not None and rank() == 0:
+                write_json_atomic(directory / "step_time.json", {"seconds": parts, "processes": world()})
+                say(f"      {title}: {describe_step(parts)}")
+    training.save()
+    if _any(stop.requested):
         raise InterruptedRunError(f"{title}: stopped after its last step; run it again to go on")
     if training.state.best_step == 0:
         raise TrainingError(f"{title}: the validation split has no labelled pixel, so that no weights could be chosen")
+    # what process 0 wrote is there for all once it has come here
+    broadcast_object()
     load_weights(directory / "best.safetensors", model)
     return FitResult(miou=training.state.best_miou, step=training.state.best_step, steps=total)
 
 
-def fast_bf16(device: torch.device) -> bool:
-    """Return whether the device computes bfloat16 in hardware."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 def _prepare(
-    model: nn.Module, loader: TrainLoader, settings: TrainSettings, directory: Path, key: str, seed: int
+    model: nn.Module,
+    objective: Objective,
+    loader: TrainLoader,
+    settings: TrainSettings,
+    directory: Path,
+    key: str,
+    seed: int,
+    device: torch.device,
 ) -> _Training:
     directory.mkdir(parents=True, exist_ok=True)
-    for leftover in directory.glob(".*.safetensors"):
-        # what a killed process was writing
-        leftover.unlink()
     torch.manual_seed(seed)
-    average = copy.deepcopy(model).eval().requires_grad_(False) if settings.ema > 0 else None
-    optimizer = make_optimizer(
-        model, lr=settings.lr, encoder_lr_factor=settings.encoder_lr_factor, weight_decay=settings.weight_decay
-    )
+    average = copy.deepcopy(model) if settings.ema > 0 else None
+    for module in (model, objective.layers, *([average] if average is not None else [])):
+        module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if average is not None:
+        average.eval().requires_grad_(False)
+    share_batch_statistics(model.train())
+    share_batch_statistics(objective.layers.train())
+    stepper = _stepper(model, objective, settings, device)
+    training = _Training(model, average, stepper, loader, TrainState(key=key), directory, time.monotonic())
+    if rank() == 0:
+        for leftover in directory.glob(".*.safetensors"):
+            # what a killed process was writing
+            leftover.unlink()
     restored = restore_checkpoint(
-        directory / "checkpoint.safetensors", key=key, model=model, average=average, optimizer=optimizer
+        directory / "checkpoint.safetensors",
+        key=key,
+        model=model,
+        average=average,
+        layers=objective.layers,
+        optimizer=stepper.optimizer,
+        scaler=stepper.scaler,
     )
+    # every process has read before the first one changes anything
+    gather_objects(None)
     if restored is None:
-        _set_aside(directory)
-        return _Training(model, average, optimizer, loader, TrainState(key=key))
-    state, loader_state = restored
-    loader.restore(loader_state)
-    _drop_records_after(directory / "metrics.jsonl", state)
-    return _Training(model, average, optimizer, loader, state)
+        if rank() == 0:
+            _set_aside(directory)
+    else:
+        training.state, loader_state = restored
+        loader.restore(loader_state)
+        if rank() == 0:
+            drop_records_after(directory, step=training.state.step, validated_step=training.state.validated_step)
+    if rank() > 0:
+        # dropout must differ between the processes; process 0 keeps the stream that a single one would have
+        torch.manual_seed(seed * 1_000_003 + training.state.step * 1009 + rank())
+    return training
+
+
+def _stepper(model: nn.Module, objective: Objective, settings: TrainSettings, device: torch.device) -> Stepper:
+    dtype = amp_dtype(settings.precision, device)
+    return Stepper(
+        forward=_distributed(_Forward(model, objective.forward), device),
+        model=model,
+        objective=objective,
+        optimizer=make_optimizer(
+            model,
+            lr=settings.lr,
+            encoder_lr_factor=settings.encoder_lr_factor,
+            weight_decay=settings.weight_decay,
+            layers=objective.layers,
+        ),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        clock=StepClock(device),
+        dtype=dtype,
+        accumulate=settings.accumulate,
+        grad_clip=settings.grad_clip,
+    )
+
+
+class _Forward(nn.Module):
+    """A model whose forward pass returns all its features, as DistributedDataParallel must see it."""
+
+    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Tensor], Features]) -> None:
+        super().__init__()
+        self.model = model
+        self._forward = forward
+
+    def forward(self, images: Tensor) -> Features:
+        return self._forward(self.model, images)
+
+
+def _distributed(module: nn.Module, device: torch.device) -> nn.Module:
+    if world() == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(
+        module,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        # batch statistics are shared, so the buffers are equal everywhere already
+        broadcast_buffers=False,
+        # PSPNet does not use the last stages of some backbones
+        find_unused_parameters=type(getattr(module, "model", None)).__name__ == "PSPNet",
+    )
+
+
+@contextmanager
+def _writing(training: _Training, total: int, title: str) -> Iterator[tuple[Any, Records | None]]:
+    """Yield the progress bar and the records; in other processes than the first, nothing."""
+    if rank() > 0:
+        yield None, None
+        return
+    with (
+        open_records(training.directory, step=training.state.step) as records,
+        progress_bar(total, title, unit="step", initial=training.state.step) as bar,
+    ):
+        yield bar, records
+
+
+def _between_steps(
+    training: _Training,
+    settings: TrainSettings,
+    evaluate: Callable[[nn.Module], float],
+    records: Records | None,
+    bar: Any,
+    stop: Stop,
+    title: str,
+    total: int,
+) -> bool:
+    """Save and validate where it is time to; return whether there is a step to do."""
+    step, an_epoch = training.state.step, training.loader.steps_per_epoch
+    # also after the first epoch: what is wrong with a training should show early
+    due = step > training.state.validated_step and (
+        step % (settings.validate_every * an_epoch) == 0 or step in (an_epoch, total)
+    )
+    # a validation may take long, and is owed after an interruption: save before it
+    wait_s = min(settings.checkpoint_s, _UNSAVED_S) if due else settings.checkpoint_s
+    stopping = _any(stop.requested)
+    if stopping or (rank() == 0 and time.monotonic() - training.saved > wait_s):
+        training.save()
+    if stopping:
+        raise InterruptedRunError(f"{title}: stopped at step {step} of {total}; run it again to go on")
+    if due:
+        if bar is not None:
+            bar.set_postfix_str("validating")
+        miou = _validate(training, evaluate)
+        if records is not None:
+            records.write({"step": step, "epoch": step / an_epoch, "miou": miou})
+    return step < total
+
+
+def _step(
+    training: _Training,
+    settings: TrainSettings,
+    names: Sequence[str],
+    device: torch.device,
+    records: Records | None,
+    bar: Any,
+    total: int,
+) -> None:
+    stepper, step = training.stepper, training.state.step
+    lr = learning_rate(step, total, highest=settings.lr, schedule=settings.schedule, warmup=settings.warmup)
+    for group in stepper.optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+    with stepper.clock.part("data"):
+        batch = training.loader.next_batch()
+        images = batch.images.to(device=device, memory_format=torch.channels_last, non_blocking=True)
+        labels = batch.labels.to(device=device, non_blocking=True)
+    values = stepper.gradients(images, labels, step / total)
+    terms = dict(zip(stepper.names, _mean_over_processes(values), strict=True))
+    _require_finite(terms, step, batch, names)
+    stepper.update()
+    if training.average is not None:
+        with stepper.clock.part("update"):
+            _average(training.average, training.model, settings.ema, step)
+    step += 1
+    training.state = replace(training.state, step=step)
+    if records is None:
+        return
+    bar.update(1)
+    if step % _STEPS_BETWEEN_RECORDS == 0 or step == total:
+        records.write({"step": step, "epoch": step / training.loader.steps_per_epoch, "lr": lr, "loss": terms})
+        bar.set_postfix_str(f"loss {sum(terms.values()):.3f}")
+
+
+def _mean_over_processes(values: Tensor) -> list[float]:
+    rows = gather_objects(values.tolist())
+    return [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def _any(flag: bool) -> bool:
+    """Return whether any process says so: a signal may have reached only one of them."""
+    return any(gather_objects(flag))
+
+
+def _require_finite(terms: dict[str, float], step: int, batch: Batch, names: Sequence[str]) -> None:
+    bad = next((name for name, value in terms.items() if not math.isfinite(value)), None)
+    if bad is None:
+        return
+    files = ", ".join(names[index] for indices in gather_objects(batch.indices) for index in indices)
+    raise TrainingError(
+        f"loss term {bad!r} became {terms[bad]} at step {step}, on {files}; the last checkpoint is kept. "
+        "Lower the learning rate or the term's weight, or look at those files"
+    )
 
 
 def _set_aside(directory: Path) -> None:
@@ -193,49 +360,9 @@ def _set_aside(directory: Path) -> None:
         other = directory / "other-settings.checkpoint.safetensors"
         checkpoint.replace(other)
         print(f"{directory.name}: an unfinished training of other settings was set aside as {other}", file=sys.stderr)
-    for name in ("best.safetensors", "metrics.jsonl"):
+    for name in ("best.safetensors", "step_time.json"):
         (directory / name).unlink(missing_ok=True)
-
-
-def _step(
-    training: _Training,
-    objective: Objective,
-    settings: TrainSettings,
-    total: int,
-    names: Sequence[str],
-    device: torch.device,
-) -> tuple[dict[str, float], float]:
-    lr = learning_rate(
-        training.state.step, total, highest=settings.lr, schedule=settings.schedule, warmup=settings.warmup
-    )
-    for group in training.optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
-    batch = training.loader.next_batch()
-    images = batch.images.to(device=device, memory_format=torch.channels_last, non_blocking=True)
-    labels = batch.labels.to(device=device, non_blocking=True)
-    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and fast_bf16(device))
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        terms = objective(training.model, images, labels)
-    values = {name: float(term.detach()) for name, term in terms.items()}
-    _require_finite(values, training.state.step, batch, names)
-    training.optimizer.zero_grad(set_to_none=True)
-    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-    if settings.grad_clip > 0:
-        nn.utils.clip_grad_norm_(training.model.parameters(), settings.grad_clip)
-    training.optimizer.step()
-    if training.average is not None:
-        _average(training.average, training.model, settings.ema, training.state.step)
-    return values, lr
-
-
-def _require_finite(values: dict[str, float], step: int, batch: Batch, names: Sequence[str]) -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            files = ", ".join(names[index] for index in batch.indices)
-            raise TrainingError(
-                f"loss term {name!r} became {value} at step {step}, on {files}; the last checkpoint is kept. "
-                "Lower the learning rate or the term's weight, or look at those files"
-            )
+    remove_records(directory)
 
 
 @torch.no_grad()
@@ -249,64 +376,19 @@ def _average(average: nn.Module, model: nn.Module, decay: float, step: int) -> N
             mine.copy_(theirs)
 
 
-def _validate(training: _Training, evaluate: Callable[[nn.Module], float], directory: Path) -> float:
+def _validate(training: _Training, evaluate: Callable[[nn.Module], float]) -> float:
     candidate = training.average if training.average is not None else training.model
-    candidate.eval()
-    with torch.no_grad():
-        miou = evaluate(candidate)
-    training.model.train()
+    miou = 0.0
+    if rank() == 0:
+        candidate.eval()
+        with torch.no_grad():
+            miou = evaluate(candidate)
+        training.model.train()
+    miou = float(broadcast_object(miou))
     step = training.state.step
     training.state = replace(training.state, validated_step=step)
     if miou > training.state.best_miou:
-        save_weights(directory / "best.safetensors", candidate, {"step": str(step), "miou": repr(miou)})
+        if rank() == 0:
+            save_weights(training.directory / "best.safetensors", candidate, {"step": str(step), "miou": repr(miou)})
         training.state = replace(training.state, best_miou=miou, best_step=step)
     return miou
-
-
-def _save(training: _Training, directory: Path) -> None:
-    save_checkpoint(
-        directory / "checkpoint.safetensors",
-        state=training.state,
-        model=training.model,
-        average=training.average,
-        optimizer=training.optimizer,
-        loader_state=training.loader.state(),
-    )
-
-
-def _record(records: Any, entry: dict[str, Any]) -> None:
-    records.write(json.dumps(entry) + "\n")
-    records.flush()
-    # a checkpoint counts on the records before it
-    os.fsync(records.fileno())
-
-
-def _drop_records_after(path: Path, state: TrainState) -> None:
-    """Remove what an interrupted process wrote after its last checkpoint: it is about to be done again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            # the process was killed in the middle of this line
-            continue
-        if entry["step"] <= (state.validated_step if "miou" in entry else state.step):
-            kept.append(line)
-    write_text_atomic(path, "".join(kept))
-
-
-def class_weights(pixels: Sequence[int], kind: str) -> Tensor | None:
-    """Return cross-entropy weights from how often each class occurs.
-
-    Args:
-        pixels: Pixels of each class in the train split.
-        kind: `none` gives nothing; `log_frequency` gives `1 / ln(1.1 + share of pixels)`, divided
-            by its mean (Paszke et al., ENet, arXiv 1606.02147, section 5.2, with their 1.02 as 1.1).
-    """
-    if kind == "none":
-        return None
-    share = torch.tensor(pixels, dtype=torch.float64) / max(1, sum(pixels))
-    weights = 1 / torch.log(1.1 + share)
-    return (weights / weights.mean()).float()

@@ -35,11 +35,13 @@ class Features:
         logits: Float tensor (N, classes, H, W), equal to the model's own output.
         encoder: By stride (2, 4, 8, …), the encoder's deepest feature at that stride, (N, C, H/stride, W/stride).
         decoder: The decoder's output (N, C, h, w), which the segmentation head turns into logits.
+        coarse_logits: The head's logits (N, classes, h, w) before they are resampled to the image's size.
     """
 
     logits: Tensor
     encoder: dict[int, Tensor]
     decoder: Tensor
+    coarse_logits: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,19 @@ def forward_features(model: nn.Module, images: Tensor) -> Features:
     parts = cast("Any", model)
     stages: list[Tensor] = list(parts.encoder(images))
     decoder: Tensor = parts.decoder(list(stages))
-    logits: Tensor = parts.segmentation_head(decoder)
+    # the head is a sequence of convolution, resampling and activation
+    convolution, *rest = parts.segmentation_head
+    coarse: Tensor = convolution(decoder)
+    logits = coarse
+    for layer in rest:
+        logits = layer(logits)
     encoder: dict[int, Tensor] = {}
     for index, stage in enumerate(stages):
         # encoders put the image itself first, and transformers an empty tensor at stride 2
         if stage is images or stage.shape[1] == 0:
             continue
         encoder[min(2**index, int(parts.encoder.output_stride))] = stage
-    return Features(logits=logits, encoder=encoder, decoder=decoder)
+    return Features(logits=logits, encoder=encoder, decoder=decoder, coarse_logits=coarse)
 
 
 def feature_table(model: nn.Module, height: int, width: int) -> list[FeatureInfo]:

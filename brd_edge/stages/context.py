@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,11 +113,11 @@ def slow_without_gpu(recipe: Recipe) -> list[str]:
 
 
 def training_device(recipe: Recipe) -> torch.device:
-    """Return where models are trained and evaluated."""
+    """Return where models are trained and evaluated; every process of `torchrun` has a GPU of its own."""
     import torch
 
-    if recipe.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise RunError("device: the recipe asks for cuda, but torch finds no GPU here; --set device=cpu works anywhere")
-    return torch.device(recipe.device)
+    if recipe.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

@@ -11,6 +11,7 @@ from brd_edge.stages.training import (
     load_run_dataset,
     missing_weights,
     model_spec,
+    supervised_loss,
     train_and_save,
     training_class_weights,
     training_settings,
@@ -43,7 +44,7 @@ def _plan(recipe: Recipe) -> str:
 
 
 def _work(context: Context) -> Outcome:
-    from brd_edge.distill.objective import DistillSettings, distillation_objective
+    from brd_edge.distill.objective import DistillSettings, distillation
     from brd_edge.models.segmentation import build_model, load_model
 
     recipe = context.recipe
@@ -55,6 +56,7 @@ def _work(context: Context) -> Outcome:
     teacher.to(device=device)
     settings = DistillSettings(**recipe.distill.model_dump(exclude={"train"}))
     weights = training_class_weights(dataset, recipe.distill.train.class_weights, device)
+    loss = supervised_loss(recipe.distill.train, weights)
     files, result = train_and_save(
         context,
         title="distill",
@@ -62,7 +64,7 @@ def _work(context: Context) -> Outcome:
         spec=spec,
         section=recipe.distill.train,
         dataset=dataset,
-        objective=distillation_objective(teacher, student, settings, weights),
+        objective=distillation(teacher, student, settings, loss, classes=len(dataset.classes)),
         seed=recipe.seed,
     )
     return Outcome(files, result, f"validation mIoU {100 * result['miou']:.1f} % after {result['step']} steps")

@@ -24,7 +24,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
             "size": list(data.size),
             "seed": recipe.seed,
         }
-    return {"layout": data.layout, "root": str(_root(recipe))}
+    return {"layout": data.layout, "root": str(_root(recipe)), "hold_out": data.hold_out}
 
 
 def _root(recipe: Recipe) -> Path | None:
@@ -114,7 +114,14 @@ def _convert(recipe: Recipe, out: Path) -> Dataset:
             bar.total = total
             bar.update(done - bar.n)
 
-        return prepare(LAYOUTS[recipe.data.layout], root, out, workers=recipe.data.threads, progress=show)
+        return prepare(
+            LAYOUTS[recipe.data.layout],
+            root,
+            out,
+            workers=recipe.data.threads,
+            hold_out=recipe.data.hold_out,
+            progress=show,
+        )
 
 
 STAGE = Stage(

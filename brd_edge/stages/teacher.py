@@ -17,6 +17,7 @@ from brd_edge.stages.training import (
     missing_weights,
     model_files,
     model_spec,
+    supervised_loss,
     train_and_save,
     training_class_weights,
     training_settings,
@@ -64,7 +65,7 @@ def _work(context: Context) -> Outcome:
 
 
 def _train(context: Context) -> Outcome:
-    from brd_edge.distill.objective import supervised_objective
+    from brd_edge.distill.objective import supervised
     from brd_edge.models.segmentation import build_model
 
     recipe, section = context.recipe, context.recipe.teacher.train
@@ -80,7 +81,7 @@ def _train(context: Context) -> Outcome:
         spec=spec,
         section=section,
         dataset=dataset,
-        objective=supervised_objective(weights),
+        objective=supervised(supervised_loss(section, weights)),
         seed=recipe.seed,
     )
     return Outcome(files, result, f"validation mIoU {100 * result['miou']:.1f} % after {result['step']} steps")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from brd_edge.data.dataset import Dataset, load_dataset, read_label
+from brd_edge.progress import progress_bar
 from brd_edge.recipe import ModelSection, Recipe, TrainSection
 from brd_edge.runtime.errors import InterruptedRunError
 from brd_edge.runtime.files import sha256_file
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from brd_edge.distill.objective import Objective
+    from brd_edge.distill.objective import Objective, Supervised
     from brd_edge.models.segmentation import ModelSpec
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "missing_weights",
     "model_files",
     "model_spec",
+    "supervised_loss",
     "train_and_save",
     "training_class_weights",
     "training_settings",
@@ -79,7 +81,7 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
     Raises:
         ModelError: A model cannot be built, does not take the frames or crops, or both cannot be matched.
     """
-    from brd_edge.distill.objective import DistillSettings, distillation_objective
+    from brd_edge.distill.objective import DistillSettings, distillation
     from brd_edge.models.segmentation import build_model, check_size
 
     models = {}
@@ -93,7 +95,8 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
             check_size(models[name], *train.crop, what=f"{name} on train.crop")
     if recipe.teacher.train is not None:
         settings = DistillSettings(**recipe.distill.model_dump(exclude={"train"}))
-        distillation_objective(models["teacher"], models["student"], settings, None)
+        loss = supervised_loss(recipe.distill.train, None)
+        distillation(models["teacher"], models["student"], settings, loss, classes=len(dataset.classes))
 
 
 def weight_files(section: ModelSection) -> dict[str, str]:
@@ -121,15 +124,28 @@ def model_files(directory: Path) -> list[Path]:
 
 def training_class_weights(dataset: Dataset, kind: str, device: torch.device) -> torch.Tensor | None:
     """Return the cross-entropy weights of the classes of a train split."""
-    from brd_edge.distill.trainer import class_weights
+    from brd_edge.distill.supervised import class_weights
 
     if kind == "none":
         return None
     pixels = np.zeros(256, np.int64)
-    for sample in dataset.train:
-        pixels += np.bincount(read_label(sample).ravel(), minlength=256)
+    with progress_bar(len(dataset.train), "class weights", unit="label") as bar:
+        for sample in dataset.train:
+            pixels += np.bincount(read_label(sample).ravel(), minlength=256)
+            bar.update(1)
     weights = class_weights(pixels[: len(dataset.classes)].tolist(), kind)
     return None if weights is None else weights.to(device)
+
+
+def supervised_loss(section: TrainSection, weights: torch.Tensor | None) -> Supervised:
+    """Return the loss of the labels that a training section asks for."""
+    from brd_edge.distill.supervised import cross_entropy, hard_cross_entropy
+
+    if section.loss == "ce":
+        return lambda logits, labels: cross_entropy(logits, labels, weights)
+    return lambda logits, labels: hard_cross_entropy(
+        logits, labels, weights, probability=section.ohem_probability, kept_min=section.ohem_kept_min
+    )
 
 
 def train_and_save(
@@ -145,12 +161,17 @@ def train_and_save(
 ) -> tuple[list[Path], dict[str, Any]]:
     """Train a model as a recipe's section says and save its best weights in `<title>/model`.
 
+    Where there are several processes, the first one calls the others to its side.
+
     Returns:
         The files of the model, and `miou` (best validation, 0 to 1), `step` and `steps`.
     """
+    from brd_edge.distill.distributed import broadcast_object, rank
     from brd_edge.distill.trainer import fit
     from brd_edge.models.segmentation import save_model
 
+    if rank() == 0:
+        broadcast_object({"stage": title, "key": context.key})
     device = training_device(context.recipe)
     directory = context.run.path(title)
     loader = _open_loader(context.recipe, section, dataset, seed)
@@ -168,10 +189,12 @@ def train_and_save(
             device=device,
             title=title,
             stop=context.stop,
+            say=context.say,
         )
     finally:
         loader.close()
-    save_model(model, spec, directory / "model")
+    if rank() == 0:
+        save_model(model, spec, directory / "model")
     return [*model_files(directory / "model"), directory / "metrics.jsonl"], {
         "miou": result.miou,
         "step": result.step,
@@ -181,6 +204,7 @@ def train_and_save(
 
 def _open_loader(recipe: Recipe, section: TrainSection, dataset: Dataset, seed: int) -> Any:
     from brd_edge.data.loader import Augmentation, open_train_loader
+    from brd_edge.distill.distributed import rank, world
 
     brightness, contrast, saturation = section.jitter
     return open_train_loader(
@@ -198,6 +222,8 @@ def _open_loader(recipe: Recipe, section: TrainSection, dataset: Dataset, seed: 
         seed=seed,
         backend=recipe.data.loader,
         threads=recipe.data.threads,
+        rank=rank(),
+        world=world(),
     )
 
 
@@ -214,6 +240,7 @@ def _fit_settings(section: TrainSection) -> Any:
         grad_clip=section.grad_clip,
         ema=section.ema,
         precision=section.precision,
+        accumulate=section.accumulate,
         validate_every=section.validate_every,
         checkpoint_s=section.checkpoint_s,
     )

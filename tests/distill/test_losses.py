@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,16 +11,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.special import log_softmax, softmax
 
-from brd_edge.distill.boundary import (
-    boundary_band,
-    boundary_class_loss,
-    boundary_feature_loss,
-    boundary_map,
-    common_strides,
-)
+from brd_edge.distill.boundary import boundary_class_loss, boundary_feature_loss, boundary_map, neighbour_map
+from brd_edge.distill.grid import boundary_band, known_cells
 from brd_edge.distill.logits import logit_loss
-from brd_edge.distill.relation import relation_loss, relation_loss_naive, relation_pixels
-from brd_edge.runtime.errors import ModelError
+from brd_edge.distill.relation import relation_loss, relation_pixels, streamed_relation
 
 Array = NDArray[np.float64]
 
@@ -40,9 +36,24 @@ def _numpy_residual(features: Array, kernel: int) -> Array:
     return features - ndimage.uniform_filter(features, (1, 1, kernel, kernel), mode="mirror")
 
 
-def _numpy_map(features: Array, kernel: int) -> Array:
+def _numpy_map(features: Array, kernel: int, known: Array) -> Array:
     magnitude = np.sqrt((_numpy_residual(features, kernel) ** 2).mean(1, keepdims=True))
-    return magnitude / magnitude.mean((2, 3), keepdims=True)
+    return magnitude / np.average(magnitude, axis=(2, 3), weights=known, keepdims=True)
+
+
+def _numpy_neighbours(features: Array, kernel: int, _known: Array) -> Array:
+    reach = kernel // 2
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    padded = np.pad(unit, ((0, 0), (0, 0), (reach, reach), (reach, reach)), mode="reflect")
+    height, width = features.shape[2:]
+    found = []
+    for down in (-reach, 0, reach):
+        for right in (-reach, 0, reach):
+            if (down, right) != (0, 0):
+                rows, cols = reach + down, reach + right
+                other = padded[:, :, rows : rows + height, cols : cols + width]
+                found.append(1 - (unit * other).sum(1))
+    return np.stack(found, 1)
 
 
 def _numpy_band(labels: NDArray[np.int64], step: int) -> tuple[Array, Array]:
@@ -70,7 +81,7 @@ def _numpy_band_mean(distance: Array, labels: torch.Tensor, band_weight: float) 
 def test_boundary_band_against_a_pixel_loop() -> None:
     labels = _labels()
 
-    band, known = boundary_band(labels, 8, 12)
+    band, known = boundary_band(labels, 8, 12), known_cells(labels, 8, 12)
 
     expected_band, expected_known = _numpy_band(labels.numpy(), 4)
     np.testing.assert_array_equal(band, expected_band)
@@ -80,27 +91,24 @@ def test_boundary_band_against_a_pixel_loop() -> None:
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
-def test_boundary_feature_loss_against_numpy(kernel: int) -> None:
+@pytest.mark.parametrize(("operator", "reference"), [("residual", _numpy_map), ("neighbours", _numpy_neighbours)])
+def test_boundary_feature_loss_against_numpy(
+    operator: str, reference: Callable[[Array, int, Array], Array], kernel: int
+) -> None:
     teacher = {4: _random(2, 6, 8, 12, seed=1), 8: _random(2, 9, 4, 6, seed=2)}
     student = {4: _random(2, 3, 8, 12, seed=3), 8: _random(2, 5, 4, 6, seed=4)}
     labels = _labels()
 
-    found = boundary_feature_loss(teacher, student, labels, strides=(4, 8), kernel=kernel, band_weight=3.0)
-
-    expected = np.mean(
-        [
-            _numpy_band_mean(
-                abs(
-                    _numpy_map(teacher[stride].double().numpy(), kernel)
-                    - _numpy_map(student[stride].double().numpy(), kernel)
-                ),
-                labels,
-                3.0,
-            )
-            for stride in (4, 8)
-        ]
+    found = boundary_feature_loss(
+        teacher, student, labels, strides=(4, 8), operator=operator, kernel=kernel, band_weight=3.0
     )
-    assert float(found) == pytest.approx(expected, rel=1e-4)
+
+    expected = []
+    for stride in (4, 8):
+        known = _numpy_band(labels.numpy(), stride)[1]
+        maps = [reference(features[stride].double().numpy(), kernel, known) for features in (teacher, student)]
+        expected.append(_numpy_band_mean(abs(maps[0] - maps[1]).mean(1, keepdims=True), labels, 3.0))
+    assert float(found) == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_boundary_class_loss_against_numpy() -> None:
@@ -123,23 +131,47 @@ def test_logit_loss_against_numpy() -> None:
     assert float(found) == pytest.approx(4 * divergence[labels.numpy() != 255].mean(), rel=1e-5)
 
 
+def test_logit_loss_on_a_coarse_grid_counts_cells_by_their_known_share() -> None:
+    teacher, student, labels = _random(2, 5, 8, 12, seed=1), _random(2, 5, 8, 12, seed=2), _labels()
+    labels[:, 30:, :] = 255
+
+    found = logit_loss(teacher, student, labels, temperature=1.0)
+
+    target = log_softmax(teacher.double().numpy(), 1)
+    divergence = (np.exp(target) * (target - log_softmax(student.double().numpy(), 1))).sum(1)
+    share = (labels.numpy() != 255).reshape(2, 8, 4, 12, 4).mean((2, 4))
+    assert set(np.unique(share)) == {0, 0.5, 1}
+    assert float(found) == pytest.approx(np.average(divergence, weights=share), rel=1e-5)
+
+
+@pytest.mark.parametrize("across", [False, True], ids=["within images", "across images"])
 @pytest.mark.parametrize("block", [7, 512])
-def test_relation_loss_against_numpy(block: int) -> None:
+def test_relation_loss_against_numpy(block: int, across: bool) -> None:
     teacher, student, labels = _random(2, 6, 8, 12, seed=1), _random(2, 3, 8, 12, seed=2), _labels()
+    labels[1, :16] = 255  # the images have unlike numbers of known cells
 
-    found = relation_loss(teacher, student, labels, temperature=0.3, block=block)
+    found = relation_loss(teacher, student, labels, temperature=0.3, across_images=across, block=block)
 
-    def relation(features: torch.Tensor, known: NDArray[np.bool_]) -> Array:
-        pixels = features.double().numpy().reshape(features.shape[0], -1).T[known]
-        pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
-        return np.asarray(log_softmax(pixels @ pixels.T / 0.3, 1))
+    def pixels(features: torch.Tensor, known: NDArray[np.bool_]) -> list[Array]:
+        rows = features.double().numpy().transpose(0, 2, 3, 1)
+        rows = rows / np.linalg.norm(rows, axis=3, keepdims=True)
+        return [image[mask] for image, mask in zip(rows, known, strict=True)]
 
-    losses = []
-    for image in range(2):
-        known = _numpy_band(labels.numpy(), 4)[1][image].ravel() > 0
-        target, mine = relation(teacher[image], known), relation(student[image], known)
-        losses.append((np.exp(target) * (target - mine)).sum(1).mean())
-    assert float(found) == pytest.approx(np.mean(losses), rel=1e-4)
+    known = _numpy_band(labels.numpy(), 4)[1][:, 0] > 0
+    groups = list(zip(pixels(teacher, known), pixels(student, known), strict=True))
+    if across:
+        groups = [(np.concatenate([group[0] for group in groups]), np.concatenate([group[1] for group in groups]))]
+    divergences = []
+    for theirs, mine in groups:
+        target = log_softmax(theirs @ theirs.T / 0.3, 1)
+        divergences.append((np.exp(target) * (target - log_softmax(mine @ mine.T / 0.3, 1))).sum(1))
+    assert float(found) == pytest.approx(np.concatenate(divergences).mean(), rel=1e-4)
+
+
+def _naive_relation(teacher: torch.Tensor, student: torch.Tensor, temperature: float) -> torch.Tensor:
+    target = (teacher @ teacher.T / temperature).log_softmax(1)
+    found = (student @ student.T / temperature).log_softmax(1)
+    return torch.nn.functional.kl_div(found, target, reduction="batchmean", log_target=True)
 
 
 def test_streamed_relation_gradient_equals_the_naive_one() -> None:
@@ -147,7 +179,7 @@ def test_streamed_relation_gradient_equals_the_naive_one() -> None:
     naive_student = student.detach().clone().requires_grad_()
 
     relation_loss(teacher, student, temperature=0.2, block=17).backward()
-    relation_loss_naive(relation_pixels(teacher, 8, 12)[0], relation_pixels(naive_student, 8, 12)[0], 0.2).backward()
+    _naive_relation(relation_pixels(teacher, 8, 12)[0], relation_pixels(naive_student, 8, 12)[0], 0.2).backward()
 
     assert student.grad is not None
     assert naive_student.grad is not None
@@ -155,18 +187,60 @@ def test_streamed_relation_gradient_equals_the_naive_one() -> None:
 
 
 def test_streamed_relation_gradcheck() -> None:
-    from brd_edge.distill.relation import _StreamedRelation
-
     teacher = torch.nn.functional.normalize(_random(9, 4, seed=1).double(), dim=1)
     student = torch.nn.functional.normalize(_random(9, 3, seed=2).double(), dim=1).requires_grad_()
 
-    assert torch.autograd.gradcheck(lambda s: _StreamedRelation.apply(teacher, s, 0.3, 4), (student,))
+    assert torch.autograd.gradcheck(lambda s: streamed_relation(teacher, s, temperature=0.3, block=4), (student,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_relation_under_autocast_is_computed_in_float32(dtype: torch.dtype) -> None:
+    teacher, student = _random(1, 64, 8, 12, seed=1), _random(1, 32, 8, 12, seed=2)
+    half = [features.to(dtype) for features in (teacher, student)]
+
+    with torch.autocast("cpu", dtype):
+        found = relation_loss(*half, temperature=0.05)
+
+    assert found.dtype == torch.float32
+    rounded = relation_loss(*(features.float() for features in half), temperature=0.05)
+    assert float(found) == pytest.approx(float(rounded), rel=1e-6)
+
+
+def test_too_many_cells_are_averaged_down() -> None:
+    teacher, student = _random(2, 6, 8, 12, seed=1), _random(2, 3, 8, 12, seed=2)
+
+    found = relation_loss(teacher, student, across_images=True, cells_max=2 * 4 * 6)
+
+    pooled = [torch.nn.functional.avg_pool2d(features, 2) for features in (teacher, student)]
+    assert float(found) == pytest.approx(float(relation_loss(*pooled, across_images=True)), rel=1e-5)
+
+
+_GRADIENTS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "kd": logit_loss,
+    "boundary residual": lambda t, s, y: boundary_feature_loss({4: t}, {4: s}, y, strides=(4,)),
+    "boundary neighbours": lambda t, s, y: boundary_feature_loss(
+        {4: t}, {4: s}, y, strides=(4,), operator="neighbours"
+    ),
+    "boundary classes": boundary_class_loss,
+    "relation": lambda t, s, y: relation_loss(t, s, y, temperature=0.4, block=5),
+    "relation across images": lambda t, s, y: relation_loss(t, s, y, temperature=0.4, across_images=True),
+}
+
+
+@pytest.mark.parametrize("name", _GRADIENTS)
+def test_gradcheck(name: str) -> None:
+    teacher, student = _random(2, 3, 4, 5, seed=1).double(), _random(2, 3, 4, 5, seed=2).double().requires_grad_()
+    labels = torch.arange(40).reshape(2, 4, 5) // 4 % 3
+    labels[0, 0, 0] = 255
+
+    assert torch.autograd.gradcheck(lambda s: _GRADIENTS[name](teacher, s, labels), (student,))
 
 
 def test_losses_vanish_when_student_and_teacher_are_equal() -> None:
     features, logits, labels = _random(2, 6, 8, 12), _random(2, 5, 32, 48), _labels()
 
     assert float(boundary_feature_loss({4: features}, {4: features}, labels, strides=(4,))) == 0
+    assert float(boundary_feature_loss({4: features}, {4: features}, labels, strides=(4,), operator="neighbours")) == 0
     assert float(boundary_class_loss(logits, logits, labels)) == 0
     assert float(logit_loss(logits, logits, labels)) == pytest.approx(0, abs=1e-6)
     assert float(relation_loss(features, features, labels)) == pytest.approx(0, abs=1e-6)
@@ -179,6 +253,8 @@ def test_invariances() -> None:
 
     torch.testing.assert_close(boundary_map(7 * features + 3, 3), boundary_map(features, 3), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(boundary_map(turned, 3), boundary_map(features, 3), rtol=1e-4, atol=1e-5)
+    pixelwise = 1 + _random(2, 1, 8, 12, seed=6).abs()
+    torch.testing.assert_close(neighbour_map(pixelwise * turned, 3), neighbour_map(features, 3), rtol=1e-4, atol=1e-5)
     assert float(logit_loss(logits + 2, logits, labels)) == pytest.approx(0, abs=1e-5)
     assert float(relation_loss(5 * features, features, labels)) == pytest.approx(0, abs=1e-5)
     assert float(relation_loss(turned, features, labels)) == pytest.approx(0, abs=1e-5)
@@ -211,6 +287,13 @@ def test_ignored_pixels_do_not_leak_in() -> None:
     coarse_teacher, coarse = _random(2, 6, 8, 12, seed=3), _random(2, 3, 8, 12, seed=4)
     changed = coarse.clone()
     changed[:, :, :4] = _random(2, 3, 4, 12, seed=8)
+    # three rows of cells are changed, the operator reaches the fourth, which is ignored too
+    changed[:, :, 3] = coarse[:, :, 3]
+    before, after = (
+        float(boundary_feature_loss({4: coarse_teacher}, {4: features}, labels, strides=(4,)))
+        for features in (coarse, changed)
+    )
+    assert after == pytest.approx(before, rel=1e-6)
     assert float(relation_loss(coarse_teacher, changed, labels)) == float(relation_loss(coarse_teacher, coarse, labels))
 
 
@@ -243,9 +326,3 @@ def test_constant_features_have_finite_gradients(constant: float) -> None:
     assert student.grad is not None
     assert torch.isfinite(loss)
     assert torch.isfinite(student.grad).all()
-
-
-def test_strides_that_do_not_match_are_refused() -> None:
-    assert common_strides([2, 4, 8, 16], [4, 16, 32], (4, 8, 16)) == (4, 16)
-    with pytest.raises(ModelError, match=r"none of \[32\] is a stage of both"):
-        common_strides([2, 4, 8, 16], [4, 16, 32], (32,))

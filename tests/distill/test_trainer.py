@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 from brd_edge.data.loader import Batch
 from brd_edge.distill.checkpoint import load_tensors
+from brd_edge.distill.objective import Objective, Supervised, Term
 from brd_edge.distill.schedule import learning_rate, make_optimizer
-from brd_edge.distill.trainer import FitResult, TrainSettings, class_weights, fit
+from brd_edge.distill.trainer import FitResult, TrainSettings, fit
 from brd_edge.interrupt import Stop
+from brd_edge.models.segmentation import Features
 from brd_edge.runtime.errors import InterruptedRunError, TrainingError
 
 SETTINGS = TrainSettings(
@@ -27,6 +30,7 @@ SETTINGS = TrainSettings(
     grad_clip=1.0,
     ema=0.5,
     precision="fp32",
+    accumulate=1,
     validate_every=1,
     checkpoint_s=30.0,
 )
@@ -65,14 +69,32 @@ def _model() -> nn.Module:
     return model
 
 
-def _cross_entropy(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    return {"ce": nn.functional.cross_entropy(model(images), labels)}
+def _features(model: nn.Module, images: Tensor) -> Features:
+    logits = model(images)
+    return Features(logits=logits, encoder={}, decoder=logits, coarse_logits=logits)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, labels)
+
+
+def _objective(supervised: Supervised = _cross_entropy, **terms: Term) -> Objective:
+    def teacher(images: Tensor) -> Features:
+        return Features(logits=images, encoder={}, decoder=images, coarse_logits=images)
+
+    return Objective(
+        supervised=supervised,
+        teacher=teacher,
+        terms={name: (1.0, term) for name, term in terms.items()},
+        forward=_features,
+    )
 
 
 def _fit(
     directory: Path,
     *,
-    objective: Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor]] = _cross_entropy,
+    objective: Objective | None = None,
+    settings: TrainSettings = SETTINGS,
     evaluate: Callable[[nn.Module], float] = lambda _model: 0.5,
     stop: Stop | None = None,
     key: str = "key",
@@ -80,9 +102,9 @@ def _fit(
     model = _model()
     result = fit(
         model,
-        objective=objective,
+        objective=objective or _objective(),
         loader=_Loader(),
-        settings=SETTINGS,
+        settings=settings,
         evaluate=evaluate,
         names=[f"file{number}.png" for number in range(99)],
         directory=directory,
@@ -119,18 +141,123 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     stop = Stop()
     steps = 0
 
-    def stopping(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def stopping(logits: Tensor, labels: Tensor) -> Tensor:
         nonlocal steps
         steps += 1
         stop.requested = steps == 5
-        return _cross_entropy(model, images, labels)
+        return _cross_entropy(logits, labels)
 
     with pytest.raises(InterruptedRunError, match="stopped at step 5 of 12"):
-        _fit(tmp_path / "parts", objective=stopping, stop=stop)
+        _fit(tmp_path / "parts", objective=_objective(stopping), stop=stop)
     resumed, _ = _fit(tmp_path / "parts")
 
     for first, second in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_terms_are_weighted_and_follow_the_curriculum(tmp_path: Path) -> None:
+    objective = replace(
+        _objective(
+            _cross_entropy, extra=lambda _theirs, mine, _labels: mine.logits.new_ones(()) + 0 * mine.logits.sum()
+        ),
+        curriculum=lambda done: 1 - done,
+    )
+    objective = replace(objective, terms={"extra": (3.0, objective.terms["extra"][1])})
+
+    _fit(tmp_path, objective=objective)
+
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = {line["step"]: line["loss"]["extra"] for line in lines if "loss" in line}
+    # a record describes the step before its number, of 12
+    assert found == pytest.approx({10: 3 * (1 - 9 / 12), 12: 3 * (1 - 11 / 12)})
+
+
+def test_the_gradient_is_that_of_the_sum() -> None:
+    """Every loss is differentiated on its own; together that must be the gradient of their sum."""
+    from brd_edge.distill.clock import StepClock
+    from brd_edge.distill.step import Stepper
+
+    model = _model().eval()
+    objective = _objective(_cross_entropy, square=lambda _theirs, mine, _labels: mine.coarse_logits.square().mean())
+    images, labels = torch.randn(4, 3, 8, 8), torch.randint(0, 2, (4, 8, 8))
+    stepper = Stepper(
+        forward=lambda batch: _features(model, batch),
+        model=model,
+        objective=objective,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        clock=StepClock(torch.device("cpu")),
+        dtype=torch.float32,
+        accumulate=2,
+        grad_clip=0.0,
+    )
+
+    values = stepper.gradients(images, labels, 0.0)
+    found = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    logits = model(images)
+    terms = [_cross_entropy(logits, labels), logits.square().mean()]
+    torch.stack(terms).sum().backward()
+
+    torch.testing.assert_close(values, torch.stack(terms).detach())
+    for mine, parameter in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_trains_and_resumes(tmp_path: Path, precision: str) -> None:
+    settings = replace(SETTINGS, precision=precision)
+    whole, _ = _fit(tmp_path / "whole", settings=settings)
+    stop = Stop()
+    calls = 0
+
+    def stopping(logits: Tensor, labels: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        stop.requested = calls == 7
+        assert logits.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        return _cross_entropy(logits.float(), labels)
+
+    with pytest.raises(InterruptedRunError):
+        _fit(tmp_path / "parts", objective=_objective(stopping), settings=settings, stop=stop)
+    resumed, _ = _fit(tmp_path / "parts", settings=settings)
+
+    moved = [
+        not torch.equal(mine, first) for mine, first in zip(whole.parameters(), _model().parameters(), strict=True)
+    ]
+    assert all(moved)
+    for first, second in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_step_times_and_curves_are_written(tmp_path: Path) -> None:
+    lines: list[str] = []
+    model = _model()
+    fit(
+        model,
+        objective=_objective(),
+        loader=_Loader(),
+        settings=replace(SETTINGS, epochs=9),
+        evaluate=lambda _model: 0.5,
+        names=[str(number) for number in range(99)],
+        directory=tmp_path,
+        key="key",
+        seed=3,
+        device=torch.device("cpu"),
+        title="test",
+        stop=Stop(),
+        say=lines.append,
+    )
+
+    seconds = json.loads((tmp_path / "step_time.json").read_text(encoding="utf-8"))["seconds"]
+    assert list(seconds) == ["data", "student", "ce", "update"]
+    assert all(0 < value < 1 for value in seconds.values())
+    assert "ms a step: data " in lines[0]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss/ce")] == [10, 20, 27]
+    assert [event.value for event in board.Scalars("miou")] == [0.5] * 9
 
 
 def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:
@@ -147,14 +274,13 @@ def test_a_term_that_is_not_finite_stops_and_is_named(tmp_path: Path, bad: float
     stop = Stop()
     steps = 0
 
-    def objective(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def relation(_theirs: Features, mine: Features, _labels: Tensor) -> Tensor:
         nonlocal steps
         steps += 1
-        terms = _cross_entropy(model, images, labels)
-        return {**terms, "relation": terms["ce"] * (bad if steps == 8 else 1)}
+        return mine.logits.square().mean() * (bad if steps == 8 else 1)
 
     with pytest.raises(TrainingError) as caught:
-        _fit(tmp_path, objective=objective, stop=stop)
+        _fit(tmp_path, objective=_objective(relation=relation), stop=stop)
 
     assert "'relation'" in str(caught.value)
     assert "at step 7, on file8.png, file9.png" in str(caught.value)
@@ -199,12 +325,3 @@ def test_optimizer_groups() -> None:
         for group in optimizer.param_groups
     }
     assert found == {(0.5, 0.01): 108, (0.5, 0.0): 12, (1.0, 0.01): 8, (1.0, 0.0): 2}
-
-
-def test_class_weights_favour_the_rare() -> None:
-    weights = class_weights([90, 10, 0], "log_frequency")
-
-    expected = 1 / np.log(1.1 + np.array([0.9, 0.1, 0.0]))
-    assert weights is not None
-    np.testing.assert_allclose(weights.numpy(), expected / expected.mean(), rtol=1e-6)
-    assert class_weights([1, 2], "none") is None

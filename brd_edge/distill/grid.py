@@ -1,0 +1,72 @@
+"""Feature maps and labels of different sizes on one grid."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["IGNORE", "boundary_band", "known_cells", "known_share", "on_coarser_grid", "to_grid", "wide"]
+
+IGNORE = 255
+"""The label id of unknown pixels."""
+
+
+def wide(values: Tensor) -> Tensor:
+    """Return the values in float32, or unchanged in float64: losses are never summed in half precision."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def to_grid(features: Tensor, height: int, width: int) -> Tensor:
+    """Average (N, C, H, W) down to `height` x `width`; unchanged where the size is right already."""
+    return features if features.shape[-2:] == (height, width) else F.adaptive_avg_pool2d(features, (height, width))
+
+
+def on_coarser_grid(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Average two maps (N, C, H, W) and (N, C', H', W') down to the smaller height and the smaller width."""
+    height = min(first.shape[-2], second.shape[-2])
+    width = min(first.shape[-1], second.shape[-1])
+    return to_grid(first, height, width), to_grid(second, height, width)
+
+
+def known_cells(labels: Tensor, height: int, width: int) -> Tensor:
+    """Return which cells of a coarser grid hold at least one known pixel.
+
+    Args:
+        labels: (N, h, w) int64 class ids, 255 unknown.
+        height: Rows of the grid.
+        width: Columns of the grid.
+
+    Returns:
+        (N, 1, height, width) float32, 0 or 1.
+    """
+    return F.adaptive_max_pool2d((labels != IGNORE).float().unsqueeze(1), (height, width))
+
+
+def known_share(labels: Tensor, height: int, width: int) -> Tensor:
+    """Return the share of known pixels in every cell of a coarser grid, (N, 1, height, width), 0 to 1."""
+    return to_grid((labels != IGNORE).float().unsqueeze(1), height, width)
+
+
+def boundary_band(labels: Tensor, height: int, width: int) -> Tensor:
+    """Return which cells of a coarser grid hold a transition between two known classes.
+
+    Args:
+        labels: (N, h, w) int64 class ids, 255 unknown; unknown pixels make no transition.
+        height: Rows of the grid.
+        width: Columns of the grid.
+
+    Returns:
+        (N, 1, height, width) float32, 0 or 1.
+    """
+    known = labels != IGNORE
+    band = torch.zeros_like(labels, dtype=torch.float32)
+    for axis in (1, 2):
+        size = labels.shape[axis]
+        first, second = labels.narrow(axis, 0, size - 1), labels.narrow(axis, 1, size - 1)
+        both = known.narrow(axis, 0, size - 1) & known.narrow(axis, 1, size - 1)
+        change = ((first != second) & both).float()
+        for offset in (0, 1):
+            side = band.narrow(axis, offset, size - 1)
+            side.copy_(torch.maximum(side, change))
+    return F.adaptive_max_pool2d(band.unsqueeze(1), (height, width))

@@ -1,0 +1,148 @@
+"""One training step: forward, every loss on its own, backward, update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from brd_edge.distill.clock import StepClock
+from brd_edge.distill.distributed import average_gradients
+from brd_edge.distill.objective import Objective
+from brd_edge.models.segmentation import Features
+
+__all__ = ["Stepper", "amp_dtype", "fast_bf16"]
+
+
+@dataclass
+class Stepper:
+    """What a step needs beside its batch.
+
+    Attributes:
+        forward: Images to the student's features, through DistributedDataParallel where there are
+            several processes.
+        model: The student itself.
+        objective: What is minimised.
+        optimizer: Over the student's parameters and the objective's own layers.
+        scaler: Scales the loss where gradients are in half precision; otherwise disabled.
+        clock: Measures the parts of a step.
+        dtype: Of the forward passes: float32, or what autocast uses.
+        accumulate: Parts that a batch is divided into, to save memory.
+        grad_clip: Largest gradient norm; 0 does not clip.
+    """
+
+    forward: Any
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    clock: StepClock
+    dtype: torch.dtype
+    accumulate: int
+    grad_clip: float
+
+    def gradients(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        """Compute the gradients of a batch.
+
+        Args:
+            images: (N, 3, H, W), normalised; N is divisible by `accumulate`.
+            labels: (N, H, W) int64 class ids, 255 unknown.
+            done: Share of the training that is done, 0 to 1.
+
+        Returns:
+            The weighted terms, `ce` first, in the order of `names`; means over the parts of the batch.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        parts = zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)
+        return torch.stack([self._part(part, truth, done) for part, truth in parts]).mean(0)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the terms."""
+        return ["ce", *self.objective.terms]
+
+    def update(self) -> None:
+        """Apply the gradients, unless half precision made one of them infinite."""
+        with self.clock.part("update"):
+            self.scaler.unscale_(self.optimizer)
+            average_gradients(self.objective.layers)
+            if self.grad_clip > 0:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+
+    def _part(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        autocast = torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with autocast:
+            theirs = None
+            if self.objective.teacher is not None and self.objective.terms:
+                with self.clock.part("teacher"):
+                    theirs = self.objective.teacher(images)
+            with self.clock.part("student"):
+                mine = self.forward(images)
+        # every loss gets leaves of its own to take gradients to: it can be timed, and its memory is freed at once
+        leaves = _leaves(mine)
+        factor = self.objective.curriculum(done)
+        values = [self._term("ce", self.objective.supervised, (leaves.logits, labels), 1.0, autocast)]
+        for name, (weight, term) in self.objective.terms.items():
+            values.append(self._term(name, term, (theirs, leaves, labels), factor * weight, autocast))
+        with self.clock.part("student"):
+            pairs = [
+                (whole, leaf.grad)
+                for whole, leaf in zip(_tensors(mine), _tensors(leaves), strict=True)
+                if leaf.grad is not None
+            ]
+            torch.autograd.backward([whole for whole, _ in pairs], [gradient for _, gradient in pairs])
+        return torch.stack(values)
+
+    def _term(self, name: str, loss: Any, inputs: tuple[Any, ...], weight: float, autocast: Any) -> Tensor:
+        with self.clock.part(name):
+            with autocast:
+                value = weight * loss(*inputs)
+            self.scaler.scale(value / self.accumulate).backward()
+        return value.detach().float()  # type: ignore[no-any-return]
+
+
+def amp_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the number format of the forward passes.
+
+    Args:
+        precision: `fp32`, `bf16`, `fp16` or `auto`: bf16 where the processor computes it fast, else
+            fp16 on a GPU and fp32 on a CPU.
+        device: Where the model is trained.
+    """
+    if precision == "auto":
+        if fast_bf16(device):
+            return torch.bfloat16
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Return whether the device computes bfloat16 in hardware."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _tensors(features: Features) -> list[Tensor]:
+    return [features.logits, features.coarse_logits, features.decoder, *features.encoder.values()]
+
+
+def _leaves(features: Features) -> Features:
+    def leaf(values: Tensor) -> Tensor:
+        return values.detach().requires_grad_()
+
+    return Features(
+        logits=leaf(features.logits),
+        encoder={stride: leaf(stage) for stride, stage in features.encoder.items()},
+        decoder=leaf(features.decoder),
+        coarse_logits=leaf(features.coarse_logits),
+    )

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import nn
+
+from brd_edge.distill.matching import layer_channels, pick_layer
+from brd_edge.distill.objective import CURRICULA, METHODS, DistillSettings, distillation
+from brd_edge.distill.supervised import cross_entropy
+from brd_edge.models.segmentation import ModelSpec, build_model, forward_features
+from brd_edge.recipe import DistillSection, TrainSection
+from brd_edge.runtime.errors import ModelError
+
+SETTINGS = DistillSettings(**DistillSection(train=TrainSection(epochs=1)).model_dump(exclude={"train"}))
+
+
+def _model(arch: str, encoder: str, *, classes: int = 3, **options: object) -> nn.Module:
+    return build_model(ModelSpec(arch, encoder, classes, dict(options)), encoder_weights=None, seed=0)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    return _model("FPN", "resnet18")
+
+
+@pytest.fixture(scope="module")
+def student() -> nn.Module:
+    return _model("DeepLabV3Plus", "tu-mobilenetv3_small_050", decoder_channels=32)
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits, labels, None)
+
+
+def test_every_setting_of_the_recipe_reaches_the_objective() -> None:
+    assert {field.name for field in fields(DistillSettings)} == set(DistillSection.model_fields) - {"train"}
+    methods = DistillSection.model_fields["method"].annotation
+    assert set(methods.__args__) == set(METHODS)
+    curricula = DistillSection.model_fields["curriculum"].annotation
+    assert set(curricula.__args__) == set(CURRICULA)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
+def test_every_method_trains_a_pair_of_unlike_architectures(
+    teacher: nn.Module, student: nn.Module, method: str
+) -> None:
+    """The teacher is not dilated and has other channels and another decoder than the student."""
+    settings = replace(SETTINGS, method=method, relation_layers=("deepest", "decoder", 8))
+    objective = distillation(teacher, student, settings, _loss, classes=3)
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 3, (2, 64, 96), generator=torch.Generator().manual_seed(1))
+    assert objective.teacher is not None
+    student.train()
+    theirs, mine = objective.teacher(images), forward_features(student, images)
+
+    for _ in range(2):  # CIRKD's memory is empty at first
+        values = {name: weight * term(theirs, mine, labels) for name, (weight, term) in objective.terms.items()}
+    sum(values.values(), torch.zeros(())).backward()
+
+    assert tuple(values) == METHODS[method]
+    assert all(torch.isfinite(value) and float(value.detach()) > 0 for value in values.values())
+    assert not any(parameter.grad is not None for parameter in teacher.parameters())
+    reached = [parameter.grad is not None for name, parameter in student.named_parameters() if "encoder" in name]
+    assert any(reached)
+    student.zero_grad(set_to_none=True)
+
+
+def test_layers_for_distillation_lie_outside_the_student(teacher: nn.Module, student: nn.Module) -> None:
+    names = set(student.state_dict())
+
+    objective = distillation(teacher, student, replace(SETTINGS, method="cirkd"), _loss, classes=3)
+
+    assert list(objective.layers) == ["memory"]
+    assert set(student.state_dict()) == names
+
+
+def test_a_weight_of_zero_leaves_the_term_out(teacher: nn.Module, student: nn.Module) -> None:
+    objective = distillation(teacher, student, replace(SETTINGS, lambda_relation=0.0), _loss, classes=3)
+
+    assert list(objective.terms) == ["kd", "boundary", "boundary_classes"]
+
+
+def test_a_compiled_teacher_says_the_same(teacher: nn.Module, student: nn.Module) -> None:
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plain, compiled = (
+        distillation(teacher, student, replace(SETTINGS, compile_teacher=flag), _loss, classes=3).teacher
+        for flag in (False, True)
+    )
+    assert plain is not None
+    assert compiled is not None
+
+    torch.testing.assert_close(compiled(images).coarse_logits, plain(images).coarse_logits, rtol=1e-3, atol=1e-4)
+
+
+def test_pairs_that_cannot_be_matched_are_refused_with_both_tables(teacher: nn.Module, student: nn.Module) -> None:
+    with pytest.raises(ModelError) as caught:
+        distillation(teacher, student, replace(SETTINGS, boundary_strides=(32,)), _loss, classes=3)
+
+    text = str(caught.value)
+    assert text.startswith("distill.boundary_strides: none of [32] is a stage of both backbones")
+    assert "teacher encoder.32: stride 32, 512 channels" in text
+    assert "student encoder.16: stride 16, 288 channels" in text
+    with pytest.raises(ModelError, match=r"distill\.relation_layers: \[32\] are not stages"):
+        distillation(teacher, student, replace(SETTINGS, relation_layers=("deepest", 32)), _loss, classes=3)
+    with pytest.raises(ModelError, match="the teacher has 4 classes, the student 3"):
+        distillation(_model("FPN", "resnet18", classes=4), student, SETTINGS, _loss, classes=3)
+
+
+def test_layers_by_name(student: nn.Module) -> None:
+    features = forward_features(student.eval(), torch.zeros(1, 3, 64, 96))
+
+    assert pick_layer(features, "deepest") is features.encoder[16]
+    assert pick_layer(features, 8) is features.encoder[8]
+    assert pick_layer(features, "decoder") is features.decoder
+    for layer in ("deepest", "decoder", 8):
+        assert layer_channels(student, layer) == pick_layer(features, layer).shape[1]
+
+
+def test_curricula() -> None:
+    assert [CURRICULA["constant"](done) for done in (0, 0.5, 1)] == [1, 1, 1]
+    assert [CURRICULA["fall"](done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    assert [CURRICULA["rise"](done) for done in (0, 0.5, 1)] == pytest.approx([0, 0.5, 1])

@@ -1,0 +1,122 @@
+"""The published losses against plain float64 numpy, written from the papers' formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from brd_edge.distill.peers import PixelMemory, channel_wise_loss, cross_image_loss, memory_losses, pair_wise_loss
+
+Array = NDArray[np.float64]
+
+
+def _random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _unit(rows: Array) -> Array:
+    return rows * (1 / np.linalg.norm(rows, axis=-1, keepdims=True))
+
+
+def _divergence(target: Array, found: Array, axis: int) -> Array:
+    first, second = log_softmax(target, axis), log_softmax(found, axis)
+    return np.asarray((np.exp(first) * (first - second)).sum(axis))
+
+
+def test_pair_wise_loss() -> None:
+    teacher, student = _random(2, 6, 6, 8, seed=1), _random(2, 4, 6, 8, seed=2)
+
+    expected = []
+    for image in range(2):
+        tables = []
+        for features in (teacher, student):
+            blocks = features[image].numpy().reshape(-1, 3, 2, 4, 2).max((2, 4))
+            rows = _unit(blocks.reshape(len(blocks), -1).T)
+            tables.append(rows @ rows.T)
+        expected.append(((tables[0] - tables[1]) ** 2).sum() / 12**2)
+    assert float(pair_wise_loss(teacher, student)) == pytest.approx(np.mean(expected), rel=1e-9)
+
+
+def test_channel_wise_loss() -> None:
+    teacher, student = _random(2, 5, 6, 8, seed=1), _random(2, 5, 6, 8, seed=2)
+
+    flat = [logits.numpy().reshape(2, 5, 48) / 4 for logits in (teacher, student)]
+    expected = 16 * _divergence(flat[0], flat[1], 2).mean()
+    assert float(channel_wise_loss(teacher, student, temperature=4.0)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_cross_image_loss() -> None:
+    teacher, student = _random(3, 6, 4, 6, seed=1), _random(3, 4, 4, 6, seed=2)
+
+    def pixels(features: torch.Tensor, image: int) -> Array:
+        blocks = features[image].numpy().reshape(-1, 2, 2, 3, 2).mean((2, 4))
+        return _unit(blocks.reshape(len(blocks), -1).T)
+
+    losses = []
+    for first in range(3):
+        for second in range(3):
+            target, found = (pixels(f, first) @ pixels(f, second).T / 0.5 for f in (teacher, student))
+            losses.append(_divergence(target, found, 1).mean())
+    assert float(cross_image_loss(teacher, student, temperature=0.5)) == pytest.approx(np.mean(losses), rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", [pair_wise_loss, channel_wise_loss, cross_image_loss])
+def test_zero_at_equality_and_gradients(loss: object) -> None:
+    assert callable(loss)
+    teacher, student = _random(2, 3, 4, 4, seed=1), _random(2, 3, 4, 4, seed=2).requires_grad_()
+
+    assert float(loss(teacher, teacher)) == pytest.approx(0, abs=1e-12)
+    assert torch.autograd.gradcheck(lambda values: loss(teacher, values), (student,))
+
+
+def _memory() -> PixelMemory:
+    torch.manual_seed(0)
+    return PixelMemory(3, 6, 4, pixel_slots=8, region_slots=4).double()
+
+
+def test_memory_remembers_pixels_and_class_centres() -> None:
+    memory = _memory()
+    rows = torch.nn.functional.normalize(_random(1, 12, 6, seed=1), dim=2)
+    labels = torch.tensor([[0] * 5 + [2] * 6 + [255]])
+
+    memory.remember(rows, labels, pixels_per_image=3)
+
+    assert memory.counts.tolist() == [[3, 0, 3], [1, 0, 1]]
+    centre = _unit(rows[0, :5].numpy().mean(0))
+    np.testing.assert_allclose(memory.regions[0, 0], centre, rtol=1e-9)
+    kept = {tuple(row) for row in memory.pixels[2, :3].tolist()}
+    assert kept <= {tuple(row) for row in rows[0, 5:11].tolist()}
+    assert len(kept) == 3
+
+
+def test_full_queues_forget_the_oldest() -> None:
+    memory = _memory()
+    for value in range(10):
+        memory.remember(torch.full((1, 1, 6), float(value + 1)).double(), torch.tensor([[1]]))
+
+    assert sorted(memory.pixels[1, :, 0].tolist()) == [3, 4, 5, 6, 7, 8, 9, 10]
+    assert memory.sample(0, 99).shape == (8, 6)
+    assert memory.sample(1, 99).shape == (4, 6)
+
+
+def test_memory_losses() -> None:
+    memory = _memory().eval()
+    teacher, student = _random(2, 6, 4, 4, seed=1), _random(2, 4, 4, 4, seed=2)
+    labels = torch.arange(32).reshape(2, 4, 4) // 8 % 3
+    labels[0, 0] = 255
+
+    first = memory_losses(memory, teacher, student, labels)
+    assert [float(value.detach()) for value in first] == [0, 0], "nothing is remembered yet"
+    # everything in the queues is used, so that the order of drawing does not matter
+    banks = [memory.sample(kind, 999).numpy() for kind in (0, 1)]
+    found = memory_losses(memory, teacher, student, labels, temperature=0.2, pixels=999, regions=999)
+
+    known = labels.numpy().ravel() != 255
+    projected = memory.project(student).detach()
+    theirs, mine = (_unit(f.numpy().transpose(0, 2, 3, 1).reshape(32, 6))[known] for f in (teacher, projected))
+    for value, bank in zip(found, banks, strict=True):
+        expected = _divergence(theirs @ bank.T / 0.2, mine @ bank.T / 0.2, 1).mean()
+        assert float(value.detach()) == pytest.approx(expected, rel=1e-6)
