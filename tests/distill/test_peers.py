@@ -18,7 +18,8 @@ def _random(*shape: int, seed: int) -> torch.Tensor:
 
 
 def _unit(rows: Array) -> Array:
-    return rows * (1 / np.linalg.norm(rows, axis=-1, keepdims=True))
+    # all units of a small random projection may be off, which leaves a row of zeros
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6)
 
 
 def _divergence(target: Array, found: Array, axis: int) -> Array:
