@@ -1,8 +1,9 @@
-"""Accuracy of class maps: confusion matrix, mIoU and Boundary IoU, streamed over a data set.
+"""Accuracy of class maps, streamed over a data set: IoU, boundaries, connected regions.
 
-The same file scores an engine at home and on the device; it needs numpy alone. Label pixels of
-`IGNORE` (255) count nowhere: they are neither right nor wrong, belong to no boundary region and
-make no boundary.
+The same file scores an engine at home and on the device; only the connectivity error needs more than
+numpy. Everything is a sum of counts over images, so memory does not grow with the data set, and many
+processes that merge their counts get the same scores as one. Label pixels of `IGNORE` (255) count
+nowhere: they are neither right nor wrong, belong to no boundary and no region, and make no boundary.
 """
 
 from __future__ import annotations
@@ -13,59 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from brd_edge.runtime.contours import IGNORE, boundary_band, boundary_distance, contour_pixels, widen
 from brd_edge.runtime.errors import DataError, EngineError
+from brd_edge.runtime.regions import count_mismatches
 
-__all__ = ["IGNORE", "SegmentationMetrics", "boundary_band", "boundary_distance"]
-
-IGNORE = 255
-"""The label id that no score counts."""
-
-
-def boundary_distance(height: int, width: int, dilation_ratio: float = 0.02) -> int:
-    """Return the width d of the boundary region in pixels.
-
-    Args:
-        height: Rows of the label.
-        width: Columns of the label.
-        dilation_ratio: Fraction of the image diagonal, as in Cheng et al., CVPR 2021.
-
-    Returns:
-        The rounded fraction of the diagonal, at least 1.
-    """
-    return max(1, round(dilation_ratio * math.sqrt(height**2 + width**2)))
-
-
-def boundary_band(labels: npt.NDArray[np.uint8], distance: int) -> npt.NDArray[np.bool_]:
-    """Mark the pixels that lie within `distance` of the contour of their own class.
-
-    This is the union over classes of `mask - erode(mask)` of the published Boundary IoU code
-    (Cheng et al., CVPR 2021), which erodes `distance` times by a 3x3 box with zeros around the
-    image: a pixel stays inside exactly when the (2 distance + 1)^2 box around it holds one class
-    and does not leave the image. `IGNORE` pixels count as inside while eroding, and are not
-    marked themselves.
-
-    Args:
-        labels: uint8 (H, W), class ids or `IGNORE`.
-        distance: Chebyshev distance in pixels, at least 1.
-
-    Returns:
-        bool (H, W), true in the band.
-
-    Example:
-        >>> boundary_band(np.zeros((5, 5), np.uint8), 1).sum()  # one class: the image border alone
-        np.int64(16)
-    """
-    height, width = labels.shape
-    ignored = labels == IGNORE
-    band = np.ones(labels.shape, np.bool_)
-    size = 2 * distance + 1
-    if height >= size and width >= size:
-        # 255 can never be the smallest, and 0 never the largest, of a box that holds a class
-        smallest = _box(labels, size, np.minimum)
-        largest = _box(np.where(ignored, np.uint8(0), labels), size, np.maximum)
-        band[distance : height - distance, distance : width - distance] = smallest != largest
-    band &= ~ignored
-    return band
+__all__ = ["IGNORE", "SegmentationMetrics"]
 
 
 class SegmentationMetrics:
@@ -80,6 +33,12 @@ class SegmentationMetrics:
         confusion: int64 (K, K), pixels by label (row) and prediction (column).
         boundary_intersection: int64 (K,), pixels in both boundary regions of a class.
         boundary_union: int64 (K,), pixels in either boundary region of a class.
+        tolerance_px: Chebyshev distance in pixels at which contours still agree (boundary F-score).
+        connectivity: Whether connected regions are counted.
+        contours: int64 (4, K), contour pixels of the prediction that are near the label's, contour
+            pixels of the prediction, and the same two of the label.
+        mismatches: int64 (K,), by how much the regions of both are not one to one.
+        regions: int64 (K,), regions of both.
 
     Example:
         >>> metrics = SegmentationMetrics(classes=2)
@@ -88,12 +47,16 @@ class SegmentationMetrics:
         0.25
     """
 
-    def __init__(self, classes: int, *, dilation_ratio: float = 0.02) -> None:
+    def __init__(
+        self, classes: int, *, dilation_ratio: float = 0.02, tolerance_px: int = 3, connectivity: bool = True
+    ) -> None:
         """Start with nothing seen.
 
         Args:
             classes: Number of classes, 1 to 255.
             dilation_ratio: Width of the boundary region as a fraction of the image diagonal, above 0.
+            tolerance_px: Distance in pixels at which contours still agree, from 0.
+            connectivity: Whether to count connected regions, which needs scipy and takes longest.
 
         Raises:
             DataError: An argument is out of its range.
@@ -102,12 +65,19 @@ class SegmentationMetrics:
             raise DataError(f"metrics: expected 1 to {IGNORE} classes, got {classes}")
         if not 0 < dilation_ratio < 1:
             raise DataError(f"metrics: expected a dilation_ratio between 0 and 1, got {dilation_ratio}")
+        if tolerance_px < 0:
+            raise DataError(f"metrics: expected a tolerance_px of at least 0, got {tolerance_px}")
         self.classes = classes
         self.dilation_ratio = dilation_ratio
+        self.tolerance_px = tolerance_px
+        self.connectivity = connectivity
         self.images = 0
         self.confusion = np.zeros((classes, classes), np.int64)
         self.boundary_intersection = np.zeros(classes, np.int64)
         self.boundary_union = np.zeros(classes, np.int64)
+        self.contours = np.zeros((4, classes), np.int64)
+        self.mismatches = np.zeros(classes, np.int64)
+        self.regions = np.zeros(classes, np.int64)
 
     def update(self, prediction: npt.NDArray[Any], label: npt.NDArray[Any]) -> None:
         """Count one image.
@@ -133,22 +103,29 @@ class SegmentationMetrics:
         both = self._count(truth[guess_band & truth_band & (guess == truth)])
         self.boundary_intersection += both
         self.boundary_union += self._count(guess[guess_band]) + self._count(truth[truth_band]) - both
+        self._count_contours(guess, truth)
+        if self.connectivity:
+            mismatches, regions = count_mismatches(guess, truth, self.classes)
+            self.mismatches += mismatches
+            self.regions += regions
         self.images += 1
 
     def merge(self, other: SegmentationMetrics) -> None:
         """Add what `other` has seen.
 
         Raises:
-            DataError: `other` counts another number of classes or another boundary width.
+            DataError: `other` counts with other settings.
         """
-        if (self.classes, self.dilation_ratio) != (other.classes, other.dilation_ratio):
-            raise DataError(
-                f"metrics: expected {self.classes} classes and dilation_ratio {self.dilation_ratio} to merge, "
-                f"got {other.classes} and {other.dilation_ratio}"
-            )
+        for name in ("classes", "dilation_ratio", "tolerance_px", "connectivity"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise DataError(f"metrics: expected {name} {mine} to merge, got {theirs}")
         self.confusion += other.confusion
         self.boundary_intersection += other.boundary_intersection
         self.boundary_union += other.boundary_union
+        self.contours += other.contours
+        self.mismatches += other.mismatches
+        self.regions += other.regions
         self.images += other.images
 
     def class_iou(self) -> npt.NDArray[np.float64]:
@@ -176,31 +153,64 @@ class SegmentationMetrics:
         """Return the mean Boundary IoU over the classes that are present; NaN without any."""
         return _mean(self.class_boundary_iou())
 
+    def class_boundary_f(self) -> npt.NDArray[np.float64]:
+        """Return the boundary F-score per class, float64 (K,), 0 to 1; NaN for a class without contour in both.
+
+        The harmonic mean of the share of predicted contour pixels that lie within `tolerance_px` of
+        the label's contour of the class, and the share of the label's that lie near the predicted
+        one (Csurka et al., BMVC 2013), with counts summed over the data set.
+        """
+        near_guess, guess, near_truth, truth = self.contours.astype(np.float64)
+        precision, recall = _ratio(near_guess, guess), _ratio(near_truth, truth)
+        # a class that only one of the two has is found by nobody: 0, not undefined
+        score = _ratio(2 * precision * recall, precision + recall)
+        score[(guess + truth > 0) & np.isnan(score)] = 0.0
+        return score
+
+    def boundary_f(self) -> float:
+        """Return the mean boundary F-score over the classes that have a contour; NaN without any."""
+        return _mean(self.class_boundary_f())
+
+    def class_connectivity_error(self) -> npt.NDArray[np.float64]:
+        """Return the connectivity error per class, float64 (K,), from 0; NaN for a class without regions.
+
+        The sum over connected regions, of the prediction and of the label, of |n - 1|, n being the
+        number of counterparts of a region in the other map, divided by the number of regions: 0 when
+        regions are one to one, 1 when all are missed, and more when they fall into many pieces. See
+        `brd_edge.runtime.regions.count_mismatches`. This measure is this project's own.
+        """
+        return _ratio(self.mismatches, self.regions)
+
+    def connectivity_error(self) -> float:
+        """Return the mean connectivity error over the classes that have regions; NaN without any."""
+        return _mean(self.class_connectivity_error())
+
     def to_json(self) -> dict[str, Any]:
         """Return all scores as JSON types: fractions 0 to 1, None for what is NaN."""
         return {
             "miou": _or_none(self.miou()),
             "boundary_iou": _or_none(self.boundary_iou()),
             "pixel_accuracy": _or_none(self.pixel_accuracy()),
+            "boundary_f": _or_none(self.boundary_f()),
+            "connectivity_error": _or_none(self.connectivity_error()),
             "class_iou": [_or_none(value) for value in self.class_iou()],
             "class_boundary_iou": [_or_none(value) for value in self.class_boundary_iou()],
+            "class_boundary_f": [_or_none(value) for value in self.class_boundary_f()],
+            "class_connectivity_error": [_or_none(value) for value in self.class_connectivity_error()],
         }
+
+    def _count_contours(self, guess: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]) -> None:
+        guess_contour, truth_contour = contour_pixels(guess), contour_pixels(truth)
+        for name in range(self.classes):
+            mine, theirs = guess_contour & (guess == name), truth_contour & (truth == name)
+            self.contours[1, name] += np.count_nonzero(mine)
+            self.contours[3, name] += np.count_nonzero(theirs)
+            if mine.any() and theirs.any():
+                self.contours[0, name] += np.count_nonzero(mine & widen(theirs, self.tolerance_px))
+                self.contours[2, name] += np.count_nonzero(theirs & widen(mine, self.tolerance_px))
 
     def _count(self, ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         return np.bincount(ids, minlength=self.classes)
-
-
-def _box(values: npt.NDArray[np.uint8], size: int, combine: np.ufunc) -> npt.NDArray[np.uint8]:
-    """Reduce every size x size box that fits: (H, W) to (H - size + 1, W - size + 1), in O(log size) passes."""
-    for _ in range(2):
-        span = 1
-        while span < size:
-            # windows of `span` overlap into windows of `span + step`; overlapping does not matter to min and max
-            step = min(span, size - span)
-            values = combine(values[:-step], values[step:])
-            span += step
-        values = values.T
-    return values
 
 
 def _label_map(label: npt.NDArray[Any], classes: int) -> npt.NDArray[np.uint8]:

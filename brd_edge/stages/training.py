@@ -45,7 +45,9 @@ TRAINING_CODE = (
     "distill",
     "evaluate/accuracy.py",
     "runtime/contract.py",
+    "runtime/contours.py",
     "runtime/metrics.py",
+    "runtime/regions.py",
     "stages/context.py",
     "stages/training.py",
 )
@@ -261,7 +263,7 @@ def _validation(context: Context, dataset: Dataset, device: torch.device) -> Cal
             model_predictor(model, contract, device),
             dataset.val,
             contract=contract,
-            metrics=SegmentationMetrics(len(dataset.classes)),
+            metrics=SegmentationMetrics(len(dataset.classes), connectivity=False),
             on_class_map=look,
         )
         return metrics.miou()

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from brd_edge.runtime.contours import boundary_band, boundary_distance
 from brd_edge.runtime.errors import DataError, EngineError
-from brd_edge.runtime.metrics import IGNORE, SegmentationMetrics, boundary_band, boundary_distance
+from brd_edge.runtime.metrics import IGNORE, SegmentationMetrics
 
 CASES = [(41, 57, 3), (64, 48, 5), (7, 3, 2), (1, 1, 1), (90, 160, 19)]
 
@@ -148,8 +149,12 @@ def test_perfect_prediction_and_only_ignored() -> None:
         "miou": None,
         "boundary_iou": None,
         "pixel_accuracy": None,
+        "boundary_f": None,
+        "connectivity_error": None,
         "class_iou": [None] * 5,
         "class_boundary_iou": [None] * 5,
+        "class_boundary_f": [None] * 5,
+        "class_connectivity_error": [None] * 5,
     }
 
 
@@ -163,8 +168,86 @@ def test_merge_equals_one_stream() -> None:
     first.merge(second)
     assert first.to_json() == whole.to_json()
     assert first.images == whole.images == 4
-    with pytest.raises(DataError, match="expected 6 classes"):
+    with pytest.raises(DataError, match="expected classes 6 to merge, got 7"):
         first.merge(SegmentationMetrics(7))
+
+
+@pytest.mark.parametrize("tolerance", [0, 1, 4])
+def test_boundary_f_score_against_scipy(tolerance: int) -> None:
+    """Contours by shifting, nearness by binary dilation; scores of the sums over two images of unlike sizes."""
+    rng = np.random.default_rng(7)
+    pairs = [random_pair(rng, 40, 60, 4), random_pair(rng, 64, 48, 4)]
+    metrics = SegmentationMetrics(5, tolerance_px=tolerance)
+    counts = np.zeros((4, 5))
+    for prediction, label in pairs:
+        metrics.update(prediction, label)
+        guess = np.where(label == IGNORE, np.uint8(IGNORE), prediction)
+        contours = [[scipy_contour(image, index) for index in range(5)] for image in (guess, label)]
+        near = [
+            [ndimage.binary_dilation(c, np.ones((3, 3)), tolerance) if tolerance else c for c in row]
+            for row in contours
+        ]
+        for index in range(5):
+            counts[:, index] += [
+                (contours[0][index] & near[1][index]).sum(),
+                contours[0][index].sum(),
+                (contours[1][index] & near[0][index]).sum(),
+                contours[1][index].sum(),
+            ]
+    with np.errstate(invalid="ignore"):
+        precision, recall = counts[0] / counts[1], counts[2] / counts[3]
+        expected = 2 * precision * recall / (precision + recall)
+
+    assert np.isnan(expected[4])
+    assert 0.2 < np.nanmean(expected) < 1
+    np.testing.assert_allclose(metrics.class_boundary_f(), expected, rtol=1e-12)
+    assert metrics.boundary_f() == pytest.approx(np.nanmean(expected))
+
+
+def scipy_contour(image: np.ndarray, index: int) -> np.ndarray:
+    """Pixels of a class with a pixel of another known class above, below, left or right."""
+    other = (image != index) & (image != IGNORE)
+    cross = ndimage.generate_binary_structure(2, 1)
+    return (image == index) & ndimage.binary_dilation(other, cross)
+
+
+def test_boundary_f_score_of_a_class_on_one_side_only_is_zero() -> None:
+    label = np.zeros((20, 20), np.uint8)
+    prediction = label.copy()
+    prediction[5:9, 5:9] = 1
+    metrics = SegmentationMetrics(3)
+    metrics.update(prediction, label)
+
+    scores = metrics.class_boundary_f()
+
+    assert scores[:2].tolist() == [0, 0]
+    assert np.isnan(scores[2])
+
+
+def test_connectivity_can_be_left_out() -> None:
+    prediction, label = random_pair(np.random.default_rng(1), 40, 40, 3)
+    metrics = SegmentationMetrics(3, connectivity=False)
+    metrics.update(prediction, label)
+
+    assert metrics.to_json()["connectivity_error"] is None
+    with pytest.raises(DataError, match="expected connectivity False to merge, got True"):
+        metrics.merge(SegmentationMetrics(3))
+
+
+def test_memory_does_not_grow_with_the_images() -> None:
+    import tracemalloc
+
+    pairs = [random_pair(np.random.default_rng(seed), 60, 80, 4) for seed in range(3)]
+    metrics = SegmentationMetrics(4)
+    held = []
+    tracemalloc.start()
+    for repeat in range(12):
+        for prediction, label in pairs:
+            metrics.update(prediction, label)
+        if repeat in (5, 11):
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert held[1] <= held[0] + 4096
 
 
 def test_many_classes_do_not_overflow() -> None:
