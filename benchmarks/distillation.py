@@ -1,0 +1,291 @@
+"""Every distillation method under one recipe, seed by seed.
+
+    python -m benchmarks.distillation pipelines/camvid_cpu.yaml --methods none,kd,brd --seeds 0,1,2
+
+One teacher is trained; then every method trains the recipe's student once per seed, from the same
+initial weights and in the same order of data as the other methods with that seed. A cell that is done
+is not done again, and an interrupted one goes on from its checkpoint, so the command can be stopped
+and repeated. `--hold-out PATTERN` trains and validates on other parts of the train split;
+`--arms FILE` compares settings instead of methods (name to a list of KEY=VALUE).
+
+Written are a JSON file with every cell, and beside it a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.distillation_table import format_table
+from benchmarks.statistics import paired_difference, summarise
+from brd_edge.distill.objective import METHODS
+from brd_edge.environment import describe_environment
+from brd_edge.recipe import load_recipe
+from brd_edge.run import Run, digest
+from brd_edge.runtime.errors import BrdEdgeError, RecipeError
+from brd_edge.runtime.files import write_json_atomic, write_text_atomic
+
+SCORES = ("miou", "boundary_iou", "boundary_f", "connectivity_error")
+CONTROLS = ("none", "kd")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: an arm and a seed.
+
+    Attributes:
+        arm: Name of the method or of the set of settings.
+        seed: Seed of the student's first weights and of the order and variation of the data.
+        directory: Its run directory.
+        overrides: What differs from the recipe.
+    """
+
+    arm: str
+    seed: int
+    directory: Path
+    overrides: tuple[str, ...]
+
+    @property
+    def score_file(self) -> Path:
+        """Where the finished cell's scores lie."""
+        return self.directory / "scores.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        arms = _arms(options)
+        recipe = load_recipe(options.recipe, overrides=options.set)
+        held = [] if options.hold_out is None else [f"data.hold_out={options.hold_out}"]
+        shared = [*options.set, *held]
+        where = options.directory or Path("runs") / "distillation" / (
+            recipe.name + ("" if options.hold_out is None else "-" + digest(options.hold_out)[:6])
+        )
+        teacher = _train_teacher(options.recipe, shared, where / "teacher")
+        cells = [
+            Cell(arm, seed, where / f"{arm}-{seed}", (*shared, *teacher, f"seed={seed}", *settings))
+            for seed in options.seeds
+            for arm, settings in arms.items()
+        ]
+        _train_cells(options.recipe, cells, options.jobs)
+    except BrdEdgeError as error:
+        print(f"benchmarks.distillation: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except _ChildError as error:
+        print(f"benchmarks.distillation: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print("benchmarks.distillation: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    result = _result(options, arms, cells, where)
+    output = options.output or Path("benchmarks") / "results" / f"distillation_{where.name}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(output, result)
+    table = format_table(result)
+    write_text_atomic(output.with_suffix(".md"), table)
+    print(f"\n{table}\nwritten: {output} and {output.with_suffix('.md')}")
+    return 0
+
+
+class _ChildError(Exception):
+    """A pipeline run ended otherwise than well."""
+
+    def __init__(self, code: int, what: str, log: Path) -> None:
+        self.code = code
+        how = "was interrupted; run it again to go on" if code == 130 else f"failed with code {code}, see {log}"
+        super().__init__(f"{what} {how}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    def names(text: str) -> list[str]:
+        return [part for part in text.split(",") if part]
+
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in names(text)]
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.distillation", description=__doc__.split("\n")[0])
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--methods", type=names, default=list(METHODS), help=f"of {','.join(METHODS)} (all)")
+    parser.add_argument("--arms", type=Path, metavar="FILE", help="YAML of settings to compare instead of methods")
+    parser.add_argument("--only", type=names, metavar="NAMES", help="only these of --arms")
+    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="comma-separated (0,1,2)")
+    parser.add_argument("--hold-out", metavar="PATTERN", help="validate on the train images of these names")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the recipe")
+    parser.add_argument("--jobs", type=int, default=1, help="cells trained at the same time (1)")
+    parser.add_argument("--directory", type=Path, help="where the runs go (runs/distillation/<recipe>)")
+    parser.add_argument("--output", type=Path, help="JSON (benchmarks/results/distillation_<recipe>.json)")
+    return parser
+
+
+def _arms(options: argparse.Namespace) -> dict[str, list[str]]:
+    if options.arms is None:
+        unknown = [name for name in options.methods if name not in METHODS]
+        if unknown:
+            raise RecipeError(f"--methods: unknown {', '.join(unknown)}; there are {', '.join(METHODS)}")
+        return {name: [f"distill.method={name}"] for name in options.methods}
+    try:
+        found = yaml.safe_load(options.arms.read_text(encoding="utf-8"))
+        arms = {str(name): [str(setting) for setting in settings] for name, settings in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{options.arms}: expected a mapping of names to lists of KEY=VALUE ({error})") from None
+    unknown = [name for name in options.only or [] if name not in arms]
+    if unknown:
+        raise RecipeError(f"--only: unknown {', '.join(unknown)}; {options.arms} has {', '.join(arms)}")
+    return {name: settings for name, settings in arms.items() if not options.only or name in options.only}
+
+
+def _train_teacher(recipe: Path, overrides: Sequence[str], directory: Path) -> list[str]:
+    """Train the teacher that all cells share and return the overrides that make them use it."""
+    _pipeline(recipe, [*overrides], directory, "teacher", quiet=False)
+    return [f"teacher.checkpoint={(directory / 'teacher' / 'model').resolve()}", "teacher.train=null"]
+
+
+def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int) -> None:
+    start, trained = time.monotonic(), 0
+    lock, failed = threading.Lock(), threading.Event()
+
+    def train(cell: Cell) -> None:
+        nonlocal trained
+        if failed.is_set():
+            return
+        if _scored(recipe, cell):
+            return
+        _say(f"{cell.arm}, seed {cell.seed}: training")
+        try:
+            _pipeline(recipe, cell.overrides, cell.directory, "distill", quiet=jobs > 1)
+        except BaseException:
+            failed.set()
+            raise
+        scores = _score(recipe, cell)
+        with lock:
+            trained += 1
+            left = sum(not other.score_file.exists() for other in cells)
+            each_s = (time.monotonic() - start) / trained
+        _say(
+            f"{cell.arm}, seed {cell.seed}: mIoU {100 * scores['miou']:.1f}; "
+            f"{len(cells) - left} of {len(cells)} cells done, about {left * each_s / 60:.0f} min left"
+        )
+
+    with ThreadPoolExecutor(jobs) as executor:
+        for future in [executor.submit(train, cell) for cell in cells]:
+            future.result()
+
+
+def _pipeline(recipe: Path, overrides: Sequence[str], directory: Path, until: str, *, quiet: bool) -> None:
+    command = [sys.executable, "-m", "brd_edge.pipeline", str(recipe), "--run-dir", str(directory), "--until", until]
+    command += [part for override in overrides for part in ("--set", override)]
+    directory.mkdir(parents=True, exist_ok=True)
+    log = directory / "training.log"
+    with log.open("a", encoding="utf-8") as file:
+        done = subprocess.run(command, stderr=file if quiet else None, check=False)  # noqa: S603
+    if done.returncode:
+        raise _ChildError(done.returncode, f"{directory.name}", log if quiet else directory / "run.log")
+
+
+def _scored(recipe: Path, cell: Cell) -> bool:
+    """Return whether a cell is done with these very settings."""
+    try:
+        found = json.loads(cell.score_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(found["settings"] == _settings(recipe, cell))
+
+
+def _settings(recipe: Path, cell: Cell) -> str:
+    resolved = load_recipe(recipe, overrides=cell.overrides)
+    parts = {"data", "student", "distill", "seed", "device"}
+    return digest(resolved.model_dump(mode="json", include=parts, exclude={"distill": {"train": {"checkpoint_s"}}}))
+
+
+def _score(recipe: Path, cell: Cell) -> dict[str, Any]:
+    """Evaluate a trained student on the whole validation split and keep its scores."""
+    from brd_edge.data.dataset import load_dataset
+    from brd_edge.evaluate.accuracy import evaluate_predictor, model_predictor
+    from brd_edge.models.segmentation import load_model
+    from brd_edge.runtime.metrics import SegmentationMetrics
+    from brd_edge.stages.context import input_contract, training_device
+
+    resolved = load_recipe(recipe, overrides=cell.overrides)
+    run = Run(cell.directory.resolve())
+    artifact = run.artifact("distill")
+    assert artifact is not None, "the pipeline has just made it"
+    dataset, contract, device = load_dataset(run.path("data")), input_contract(resolved), training_device(resolved)
+    model, _ = load_model(run.path("distill", "model"))
+    metrics = evaluate_predictor(
+        model_predictor(model.eval().to(device), contract, device),
+        dataset.val,
+        contract=contract,
+        metrics=SegmentationMetrics(len(dataset.classes)),
+    )
+    timing = run.path("distill", "step_time.json")
+    scores = {
+        "arm": cell.arm,
+        "seed": cell.seed,
+        "settings": _settings(recipe, cell),
+        **metrics.to_json(),
+        "images": metrics.images,
+        "best_step": artifact.result["step"],
+        "steps": artifact.result["steps"],
+        "duration_s": artifact.duration_s,
+        "step_seconds": json.loads(timing.read_text(encoding="utf-8"))["seconds"] if timing.exists() else None,
+        "code": artifact.code,
+        "environment": describe_environment(),
+    }
+    write_json_atomic(cell.score_file, scores)
+    return scores
+
+
+def _result(
+    options: argparse.Namespace, arms: Mapping[str, Sequence[str]], cells: Sequence[Cell], where: Path
+) -> dict[str, Any]:
+    scores = [json.loads(cell.score_file.read_text(encoding="utf-8")) for cell in cells]
+    teacher = json.loads((where / "teacher" / "stages" / "teacher.json").read_text(encoding="utf-8"))
+    table = {
+        arm: {name: {entry["seed"]: entry[name] for entry in scores if entry["arm"] == arm} for name in SCORES}
+        for arm in arms
+    }
+    controls = [name for name in CONTROLS if name in arms]
+    summary = {
+        arm: {
+            name: {
+                **summarise(list(values.values())),
+                "against": {
+                    control: paired_difference(values, table[control][name]) for control in controls if control != arm
+                },
+            }
+            for name, values in rows.items()
+        }
+        for arm, rows in table.items()
+    }
+    return {
+        "benchmark": "distillation",
+        "recipe": str(options.recipe),
+        "hold_out": options.hold_out,
+        "overrides": options.set,
+        "arms": {arm: list(settings) for arm, settings in arms.items()},
+        "seeds": options.seeds,
+        "teacher": {"miou": teacher["result"].get("miou"), "duration_s": teacher["duration_s"]},
+        "summary": summary,
+        "cells": scores,
+        "environment": describe_environment(),
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The Markdown table of `benchmarks.distillation`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["format_table"]
+
+_COLUMNS = {
+    "miou": "mIoU",
+    "boundary_iou": "Boundary IoU",
+    "boundary_f": "boundary F",
+    "connectivity_error": "connectivity error",
+}
+
+
+def format_table(result: Mapping[str, Any]) -> str:
+    """Write a result as Markdown: a row an arm, then the paired differences to each control.
+
+    Args:
+        result: The content of the benchmark's JSON file.
+
+    Returns:
+        Markdown with a newline at the end; all scores in points of a hundred.
+    """
+    summary = result["summary"]
+    split = "the validation split" if result["hold_out"] is None else f"held-out train images `{result['hold_out']}`"
+    lines = [
+        f"# Distillation under `{result['recipe']}`",
+        "",
+        f"Scores on {split}, in points: mean ± standard deviation over the seeds "
+        f"{', '.join(map(str, result['seeds']))}. Lower connectivity error is better."
+        + (f" Teacher: mIoU {100 * result['teacher']['miou']:.1f}." if result["teacher"]["miou"] else ""),
+        "",
+        *_markdown(["", *_COLUMNS.values()], [[arm, *_means(rows)] for arm, rows in summary.items()]),
+    ]
+    controls = sorted({control for rows in summary.values() for control in rows["miou"]["against"]}, reverse=True)
+    for control in controls:
+        rows = [[arm, *_differences(rows, control)] for arm, rows in summary.items() if arm != control]
+        lines += [
+            "",
+            f"Difference to `{control}`, paired by seed, with 95 % interval:",
+            "",
+            *_markdown(["", *_COLUMNS.values()], rows),
+        ]
+    environment = result["environment"]
+    minutes = sum(cell["duration_s"] for cell in result["cells"]) / 60
+    lines += [
+        "",
+        f"{len(result['cells'])} trainings, {minutes:.0f} min in all, on {environment['gpu'] or environment['cpu']} "
+        f"({environment['cores']} cores), torch {environment['packages']['torch']}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _means(rows: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name in _COLUMNS:
+        mean, deviation = rows[name]["mean"], rows[name]["deviation"]
+        found.append(f"{100 * mean:.1f}" + (f" ± {100 * deviation:.1f}" if deviation is not None else ""))
+    return found
+
+
+def _differences(rows: Mapping[str, Any], control: str) -> list[str]:
+    found = []
+    for name in _COLUMNS:
+        difference = rows[name]["against"].get(control)
+        if difference is None:
+            found.append("-")
+            continue
+        text = f"{100 * difference['mean']:+.1f}"
+        if difference["low"] is not None:
+            text += f" [{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
+        found.append(text)
+    return found
+
+
+def _markdown(headers: list[str], rows: list[list[str]]) -> list[str]:
+    rule = ["---"] + ["---:"] * (len(headers) - 1)
+    return [f"| {' | '.join(row)} |" for row in (headers, rule, *rows)]
