@@ -59,8 +59,7 @@ def execute(given: Sequence[str]) -> int:
             log.info("%s", command)
             return _run(run, recipe, stages, stop, options, command)
     except (Exception, InterruptedRunError, KeyboardInterrupt) as error:
-        # the first process says it; the others would only repeat it, or complain that the first has gone
-        return getattr(error, "exit_code", 1) if is_follower() else _explain(error)
+        return _explain(error)
 
 
 def _explain(error: BaseException) -> int:
@@ -78,7 +77,9 @@ def _explain(error: BaseException) -> int:
     else:
         code = 1
         text = f"unexpected error, please report it with the end of run.log: {type(error).__name__}: {error}"
-    print(f"brd-edge: {text}", file=sys.stderr)
+    # where several processes train, what the product itself has to say is said by the first one
+    if not (is_follower() and isinstance(error, BrdEdgeError | InterruptedRunError)):
+        print(f"brd-edge: {text}", file=sys.stderr)
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ def progress_bar(total: int, title: str, *, unit: str = "it", initial: int = 0) 
     """
     from tqdm import tqdm
 
+    # of several processes that train together, the first one shows how far they are
+    silent = int(os.environ.get("RANK", "0")) > 0
     terminal = sys.stderr.isatty()
     with tqdm(
         total=total,
@@ -50,6 +53,7 @@ def progress_bar(total: int, title: str, *, unit: str = "it", initial: int = 0) 
         unit=unit,
         initial=initial,
         leave=False,
+        disable=silent,
         dynamic_ncols=terminal,
         ncols=None if terminal else 100,
         ascii=not terminal,

@@ -19,6 +19,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brd_edge.distill.grid import wide
+
 __all__ = [
     "average_gradients",
     "broadcast_object",
@@ -56,6 +58,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield
+        # whoever leaves first would cut the others off in the middle of a message
+        gather_objects(None)
     finally:
         dist.destroy_process_group()
 
@@ -120,15 +124,19 @@ def gather_objects(value: Any) -> list[Any]:
     return found
 
 
-def share_batch_statistics(model: nn.Module) -> nn.Module:
+def share_batch_statistics(model: nn.Module, device: torch.device) -> nn.Module:
     """Let batch normalisation see the whole batch, whatever the number of processes.
 
     Parameters, buffers and their names stay as they are. On CUDA these are torch's `SyncBatchNorm`
     layers; torch has none for the CPU, where `_shared_batch_norm` takes their place.
+
+    Args:
+        model: Changed in place, the layers below it; it is no such layer itself.
+        device: Where it is trained.
     """
     if world() == 1:
         return model
-    if next(model.parameters()).is_cuda:
+    if device.type == "cuda":
         from timm.layers import convert_sync_batchnorm
 
         return cast("nn.Module", convert_sync_batchnorm(model))
@@ -148,7 +156,7 @@ def _shared_batch_norm(layer: Any, values: Tensor) -> Tensor:
             values, layer.running_mean, layer.running_var, layer.weight, layer.bias, training=False, eps=layer.eps
         )
     else:
-        found = _normalise(layer, values.float()).to(values.dtype)
+        found = _normalise(layer, wide(values)).to(values.dtype)
     return layer.act(layer.drop(found)) if hasattr(layer, "act") else found
 
 
@@ -157,9 +165,9 @@ def _normalise(layer: Any, values: Tensor) -> Tensor:
     axes = [axis for axis in range(values.ndim) if axis != 1]
     shape = [1, -1] + [1] * (values.ndim - 2)
     count = sum_over_processes(values.new_tensor(float(values.numel() // values.shape[1])))
-    mean = _differentiable_sum(values.sum(axes)) / count
+    mean = _Sum.apply(values.sum(axes)) / count
     centred = values - mean.view(shape)
-    variance = _differentiable_sum(centred.square().sum(axes)) / count
+    variance = _Sum.apply(centred.square().sum(axes)) / count
     if layer.track_running_stats:
         layer.num_batches_tracked += 1
         unbiased = variance.detach() * count / (count - 1).clamp_min(1)
@@ -171,7 +179,13 @@ def _normalise(layer: Any, values: Tensor) -> Tensor:
     return scaled
 
 
-def _differentiable_sum(values: Tensor) -> Tensor:
-    from torch.distributed.nn.functional import all_reduce
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs, as each of them uses it."""
 
-    return all_reduce(values)  # type: ignore[no-untyped-call, no-any-return]
+    @staticmethod
+    def forward(_ctx: Any, values: Tensor) -> Tensor:
+        return sum_over_processes(values)
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Any) -> Tensor:
+        return sum_over_processes(gradients[0].contiguous())

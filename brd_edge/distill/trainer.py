@@ -174,8 +174,8 @@ def _prepare(
         module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if average is not None:
         average.eval().requires_grad_(False)
-    share_batch_statistics(model.train())
-    share_batch_statistics(objective.layers.train())
+    share_batch_statistics(model.train(), device)
+    share_batch_statistics(objective.layers.train(), device)
     stepper = _stepper(model, objective, settings, device)
     training = _Training(model, average, stepper, loader, TrainState(key=key), directory, time.monotonic())
     if rank() == 0:
@@ -246,8 +246,6 @@ def _distributed(module: nn.Module, device: torch.device) -> nn.Module:
     return nn.parallel.DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
-        # batch statistics are shared, so the buffers are equal everywhere already
-        broadcast_buffers=False,
         # PSPNet does not use the last stages of some backbones
         find_unused_parameters=type(getattr(module, "model", None)).__name__ == "PSPNet",
     )

@@ -195,13 +195,11 @@ def train_and_save(
         )
     finally:
         loader.close()
-    if rank() == 0:
-        save_model(model, spec, directory / "model")
-    return [*model_files(directory / "model"), directory / "metrics.jsonl"], {
-        "miou": result.miou,
-        "step": result.step,
-        "steps": result.steps,
-    }
+    found = {"miou": result.miou, "step": result.step, "steps": result.steps}
+    if rank() > 0:
+        return [], found
+    save_model(model, spec, directory / "model")
+    return [*model_files(directory / "model"), directory / "metrics.jsonl"], found
 
 
 def _open_loader(recipe: Recipe, section: TrainSection, dataset: Dataset, seed: int) -> Any:
