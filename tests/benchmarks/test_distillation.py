@@ -1,0 +1,77 @@
+"""The whole command on a tiny recipe, stopped and repeated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import distillation
+from benchmarks.distillation_table import format_table
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "data.size=[64, 96]",
+    "data.scenes={train: 8, val: 3}",
+    "data.loader=torch",
+    "teacher.options={decoder_channels: 16}",
+    "teacher.encoder=tu-mobilenetv3_small_050",
+    "teacher.train.epochs=1",
+    "teacher.train.batch_size=4",
+    "student.options={decoder_channels: 16}",
+    "distill.train.epochs=1",
+    "distill.train.batch_size=4",
+)
+
+
+def _arguments(directory: Path, *more: str) -> list[str]:
+    overrides = [part for setting in TINY for part in ("--set", setting)]
+    places = ["--directory", str(directory / "runs"), "--output", str(directory / "result.json")]
+    return [str(ROOT / "pipelines" / "quickstart.yaml"), *overrides, *places, *more]
+
+
+@pytest.fixture
+def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.usefixtures("in_root")
+def test_cells_share_the_teacher_and_are_not_done_twice(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert distillation.main(_arguments(tmp_path, "--methods", "none", "--seeds", "0,1")) == 0
+    first = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    capfd.readouterr()
+
+    assert distillation.main(_arguments(tmp_path, "--methods", "none,kd", "--seeds", "0,1")) == 0
+
+    told = capfd.readouterr()
+    assert "none, seed" not in told.err, "what is done is not done again"
+    assert "kd, seed 1: mIoU" in told.err
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert result["cells"][0] == first["cells"][0]
+    assert [(cell["arm"], cell["seed"]) for cell in result["cells"]] == [("none", 0), ("kd", 0), ("none", 1), ("kd", 1)]
+    assert all(cell["images"] == 3 for cell in result["cells"])
+    against = result["summary"]["kd"]["miou"]["against"]["none"]
+    scores = {(cell["arm"], cell["seed"]): cell["miou"] for cell in result["cells"]}
+    differences = [scores["kd", seed] - scores["none", seed] for seed in (0, 1)]
+    assert against["mean"] == pytest.approx(sum(differences) / 2)
+    table = (tmp_path / "result.md").read_text(encoding="utf-8")
+    assert table == format_table(result)
+    assert "Difference to `none`, paired by seed" in table
+    checkpoints = {
+        json.loads((tmp_path / "runs" / cell / "stages" / "teacher.json").read_text(encoding="utf-8"))["outputs"][
+            "teacher/model/model.safetensors"
+        ]
+        for cell in ("teacher", "none-0", "kd-1")
+    }
+    assert len(checkpoints) == 1, "every cell has the same teacher"
+
+
+@pytest.mark.usefixtures("in_root")
+def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distillation.main(_arguments(tmp_path, "--methods", "none,magic")) == 2
+    assert "--methods: unknown magic; there are none, kd, skd" in capsys.readouterr().err
+    bad = tmp_path / "arms.yaml"
+    bad.write_text("[1, 2]", encoding="utf-8")
+    assert distillation.main(_arguments(tmp_path, "--arms", str(bad))) == 2
+    assert "expected a mapping of names to lists of KEY=VALUE" in capsys.readouterr().err
