@@ -223,6 +223,8 @@ class DistillSection(_Section):
     """Temperature of the self-relation's softmax."""
     relation_across_images: bool = False
     """Whether a pixel is related to the pixels of all images of the batch (of the same process)."""
+    relation_cells_max: Annotated[int, Field(ge=16)] = 32768
+    """Most cells that are related to each other; finer grids are averaged down to it."""
     train: TrainSection
     """How the student is trained."""
 

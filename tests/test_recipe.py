@@ -194,3 +194,10 @@ def test_files_that_are_no_recipe(content: bytes, message: str, tmp_path: Path) 
 def test_a_recipe_that_is_not_there() -> None:
     with pytest.raises(RecipeError, match="no such recipe"):
         load_recipe(Path("pipelines/nowhere.yaml"))
+
+
+def test_drawn_scenes_have_no_sequences_to_hold_out() -> None:
+    with pytest.raises(RecipeError, match="drawn scenes have no sequences to hold out"):
+        load_recipe(QUICKSTART, overrides=["data.hold_out=a*"])
+    recipe = load_recipe(ROOT / "pipelines" / "camvid_cpu.yaml", overrides=["data.hold_out=0001TP_*"], environment={})
+    assert recipe.data.hold_out == "0001TP_*"

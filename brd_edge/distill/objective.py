@@ -75,6 +75,7 @@ class DistillSettings:
     relation_layers: tuple[Layer, ...]
     relation_temperature: float
     relation_across_images: bool
+    relation_cells_max: int
     compile_teacher: bool
 
 
@@ -176,6 +177,7 @@ def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module)
                 labels,
                 temperature=settings.relation_temperature,
                 across_images=settings.relation_across_images,
+                cells_max=settings.relation_cells_max,
             )
             for layer in layers
         ]

@@ -453,3 +453,14 @@ def test_scenes_out_of_range(tmp_path: Path, wrong: dict[str, int]) -> None:
     settings: dict[str, Any] = {"train": 1, "val": 1, "height": 64, "width": 96, "seed": 0, **wrong}
     with pytest.raises(DataError, match="expected seed >= 0 and 1 to 500000 scenes a split"):
         prepare_scenes(tmp_path, **settings)
+
+
+def test_whole_sequences_are_held_out(root: Path, tmp_path: Path) -> None:
+    held = run(root, tmp_path / "held", hold_out="[ab]")
+
+    assert held == load_dataset(tmp_path / "held")
+    assert [sample.id for sample in held.train] == ["c"]
+    assert [sample.id for sample in held.val] == ["a", "b"], "the published validation split is left out"
+    for pattern, count in (("nothing*", 0), ("*", 3)):
+        with pytest.raises(DataError, match=rf"data\.hold_out: .* matches {count} of 3 train"):
+            run(root, tmp_path / "held", hold_out=pattern)
