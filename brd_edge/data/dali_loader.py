@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from brd_edge.data.dataset import IGNORE_ID
-from brd_edge.data.loader import Batch, Draw, Plan, decode_state, encode_state, require_label_format, require_size
+from brd_edge.data.loader import Batch, Draw, Plan, require_label_format, require_size
+from brd_edge.data.loader_state import decode_state, encode_state
 from brd_edge.runtime.errors import DataError
 
 __all__ = ["DaliLoader"]

@@ -39,6 +39,7 @@ __all__ = [
 TRAINING_CODE = (
     "data/dataset.py",
     "data/loader.py",
+    "data/loader_state.py",
     "data/dali_loader.py",
     "data/torch_loader.py",
     "models",

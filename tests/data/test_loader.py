@@ -485,3 +485,24 @@ def test_close_ends_the_threads(tmp_path: Path, opener: Opener, backend: str) ->
     assert not started & threads()
     with pytest.raises(DataError, match="closed"):
         loader.next_batch()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_processes_share_every_batch(tmp_path: Path, opener: Opener, backend: str) -> None:
+    """Together the processes see what one sees; a position saved by one process serves two."""
+    samples = make_samples(tmp_path, 9)
+    whole = opener(samples, backend, batch_size=4)
+    parts = [opener(samples, backend, batch_size=4, rank=rank, world=2) for rank in (0, 1)]
+    whole.next_batch()
+    for part in parts:
+        part.restore(whole.state())
+
+    for _ in range(3):
+        expected, found = whole.next_batch(), [part.next_batch() for part in parts]
+        for rank, batch in enumerate(found):
+            assert batch.indices == expected.indices[rank::2]
+            assert torch.equal(batch.images, expected.images[rank::2])
+            assert torch.equal(batch.labels, expected.labels[rank::2])
+
+    with pytest.raises(DataError, match="batch_size 4 cannot be divided among 3 processes"):
+        opener(samples, backend, batch_size=4, rank=0, world=3)
