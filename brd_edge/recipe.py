@@ -207,8 +207,8 @@ class DistillSection(_Section):
     """Temperature of the logit distillation."""
     cwd_temperature: Annotated[float, Field(gt=0)] = 4.0
     """Temperature of CWD."""
-    boundary_operator: Literal["residual", "neighbours"] = "residual"
-    """How boundaries are read from features: `residual` by their energy, `neighbours` also by direction."""
+    boundary_operator: Literal["residual", "neighbours", "projected"] = "residual"
+    """How boundaries are read from features: by their energy, by direction, or channel by channel."""
     boundary_kernel: Literal[3, 5, 7, 9] = 3
     """Side of the boundary operator's window, in grid cells."""
     boundary_strides: tuple[Literal[2, 4, 8, 16, 32], ...] = (4, 8, 16)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from brd_edge.distill.distributed import global_mean
+from brd_edge.distill.distributed import global_mean, sum_over_processes
 from brd_edge.distill.grid import boundary_band, known_cells, on_coarser_grid, wide
 
 __all__ = [
@@ -21,12 +21,15 @@ __all__ = [
     "boundary_class_loss",
     "boundary_feature_loss",
     "boundary_map",
+    "boundary_projections",
     "boundary_residual",
     "neighbour_map",
+    "projected_boundary_loss",
 ]
 
 _EPSILON = 1e-6
 _TINY = 1e-12
+_FAINT = 1e-2
 
 
 def boundary_residual(features: Tensor, kernel: int) -> Tensor:
@@ -133,6 +136,57 @@ def boundary_feature_loss(
     return torch.stack(losses).mean()
 
 
+def boundary_projections(channels: Mapping[int, tuple[int, int]]) -> nn.ModuleDict:
+    """Return layers that take the student's stages to the teacher's channels; they are the same at every call.
+
+    Args:
+        channels: Stride to the channels of the teacher and of the student.
+    """
+    layers = nn.ModuleDict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for stride, (theirs, mine) in channels.items():
+            layers[str(stride)] = nn.Sequential(nn.Conv2d(mine, theirs, 1, bias=False), nn.BatchNorm2d(theirs))
+    return layers
+
+
+def projected_boundary_loss(
+    teacher: Mapping[int, Tensor],
+    student: Mapping[int, Tensor],
+    labels: Tensor,
+    *,
+    projections: nn.ModuleDict,
+    kernel: int = 3,
+    band_weight: float = 4.0,
+) -> Tensor:
+    """Compare what is boundary in every channel of the teacher's stages, after projecting the student's.
+
+    `mean over stages of sum_p w_p mean_c (B(g(S))(p, c) - B(T)(p, c))^2 / s_c^2 / sum_p w_p`: g is
+    the stage's projection, s_c^2 the mean square of `B(T)` in channel c over the batch, and w the
+    weight of `boundary_feature_loss`. A boundary map has one value a pixel and says that there is a
+    boundary; the channels also say between what.
+
+    Args:
+        teacher: Stride to features (N, C, H, W) of the teacher; no gradient is taken.
+        student: Stride to features of the student; C, H and W may differ from the teacher's.
+        labels: (N, h, w) int64 class ids, 255 ignored.
+        projections: By stride, student's channels to teacher's; `boundary_projections` makes them.
+        kernel: Odd side of the boundary operator's window.
+        band_weight: How much more cells on a label boundary count.
+
+    Returns:
+        A scalar; 0 when the projected student equals the teacher, about 1 when it says nothing.
+    """
+    losses = []
+    for name, project in projections.items():
+        theirs, mine = on_coarser_grid(wide(teacher[int(name)].detach()), wide(project(student[int(name)])))
+        theirs, mine = boundary_residual(theirs, kernel), boundary_residual(mine, kernel)
+        power = _channel_power(theirs, known_cells(labels, *theirs.shape[-2:]))
+        distance = ((mine - theirs).square() / power).mean(1, keepdim=True)
+        losses.append(_band_mean(distance, labels, band_weight))
+    return torch.stack(losses).mean()
+
+
 def boundary_class_loss(
     teacher_logits: Tensor, student_logits: Tensor, labels: Tensor, *, kernel: int = 3, band_weight: float = 4.0
 ) -> Tensor:
@@ -160,6 +214,14 @@ def _pad(features: Tensor, reach: int) -> Tensor:
     # reflection needs more rows than it reflects; tiny grids are padded by replication
     mode = "reflect" if min(features.shape[-2:]) > reach else "replicate"
     return F.pad(features, (reach, reach, reach, reach), mode=mode)
+
+
+def _channel_power(features: Tensor, known: Tensor) -> Tensor:
+    """Return the mean square of every channel over the whole batch's known cells, (1, C, 1, 1)."""
+    total = sum_over_processes((features.square() * known).sum((0, 2, 3), keepdim=True))
+    power = total / sum_over_processes(known.sum()).clamp_min(1)
+    # a channel in which the teacher has hardly any boundary must not outweigh the others
+    return torch.maximum(power, _FAINT * power.mean() + _TINY)
 
 
 def _band_mean(distance: Tensor, labels: Tensor, band_weight: float) -> Tensor:

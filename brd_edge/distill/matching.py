@@ -28,13 +28,13 @@ def pick_layer(features: Features, layer: Layer) -> Tensor:
     return features.encoder[max(features.encoder) if layer == "deepest" else layer]
 
 
-def layer_channels(model: nn.Module, layer: Layer) -> int:
-    """Return the channels of a layer."""
+def layer_channels(model: nn.Module, layer: Layer | int) -> int:
+    """Return the channels of a layer, given by name or stride."""
     rows = _rows(model)
     if layer == "decoder":
         return next(row.channels for row in rows if row.name == "decoder")
     stages = {row.stride: row.channels for row in rows if row.name.startswith("encoder.")}
-    return stages[max(stages) if layer == "deepest" else layer]
+    return stages[max(stages) if layer == "deepest" else int(layer)]
 
 
 def matched_strides(teacher: nn.Module, student: nn.Module, wanted: Sequence[int]) -> tuple[int, ...]:

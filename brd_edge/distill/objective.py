@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from brd_edge.distill.boundary import boundary_class_loss, boundary_feature_loss
+from brd_edge.distill.boundary import (
+    boundary_class_loss,
+    boundary_feature_loss,
+    boundary_projections,
+    projected_boundary_loss,
+)
 from brd_edge.distill.logits import logit_loss
 from brd_edge.distill.matching import (
     Layer,
@@ -124,8 +129,10 @@ def distillation(
     if not names:
         return supervised(loss)
     require_same_classes(teacher, student)
-    builders = _builders(settings, teacher, student)
     layers = nn.ModuleDict()
+    builders = _builders(settings, teacher, student)
+    if "boundary" in names:
+        builders["boundary"] = _boundary(settings, teacher, student, layers)
     if "cirkd_memory" in names:
         layers["memory"], builders["cirkd_memory"] = _memory(teacher, student, classes)
     return Objective(
@@ -144,21 +151,9 @@ def _weights(settings: DistillSettings) -> dict[str, float]:
 
 
 def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module) -> dict[str, Term]:
-    """Return every term that needs no layers of its own."""
+    """Return every term that can have no layers of its own."""
     names = METHODS[settings.method]
-    strides = matched_strides(teacher, student, settings.boundary_strides) if "boundary" in names else ()
     layers = matched_layers(teacher, student, settings.relation_layers) if "relation" in names else ()
-
-    def boundary(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
-        return boundary_feature_loss(
-            theirs.encoder,
-            mine.encoder,
-            labels,
-            strides=strides,
-            operator=settings.boundary_operator,
-            kernel=settings.boundary_kernel,
-            band_weight=settings.band_weight,
-        )
 
     def boundary_classes(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
         return boundary_class_loss(
@@ -192,7 +187,6 @@ def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module)
         ),
         "skd": _deepest(lambda theirs, mine, _labels: pair_wise_loss(theirs, mine)),
         "cirkd_batch": _deepest(lambda theirs, mine, _labels: cross_image_loss(theirs, mine)),
-        "boundary": boundary,
         "boundary_classes": boundary_classes,
         "relation": relation,
     }
@@ -201,6 +195,28 @@ def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module)
 def _deepest(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Term:
     """Apply a loss to the deepest stages of the two backbones."""
     return lambda theirs, mine, labels: loss(pick_layer(theirs, "deepest"), pick_layer(mine, "deepest"), labels)
+
+
+def _boundary(settings: DistillSettings, teacher: nn.Module, student: nn.Module, layers: nn.ModuleDict) -> Term:
+    """Return the term of the backbones' boundaries; what it needs to learn is put into `layers`."""
+    strides = matched_strides(teacher, student, settings.boundary_strides)
+    kernel, band_weight = settings.boundary_kernel, settings.band_weight
+    if settings.boundary_operator == "projected":
+        layers["boundary"] = projections = boundary_projections(
+            {stride: (layer_channels(teacher, stride), layer_channels(student, stride)) for stride in strides}
+        )
+        return lambda theirs, mine, labels: projected_boundary_loss(
+            theirs.encoder, mine.encoder, labels, projections=projections, kernel=kernel, band_weight=band_weight
+        )
+    return lambda theirs, mine, labels: boundary_feature_loss(
+        theirs.encoder,
+        mine.encoder,
+        labels,
+        strides=strides,
+        operator=settings.boundary_operator,
+        kernel=kernel,
+        band_weight=band_weight,
+    )
 
 
 def _memory(teacher: nn.Module, student: nn.Module, classes: int) -> tuple[PixelMemory, Term]:

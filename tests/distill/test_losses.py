@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.special import log_softmax, softmax
 
-from brd_edge.distill.boundary import boundary_class_loss, boundary_feature_loss, boundary_map, neighbour_map
+from brd_edge.distill.boundary import (
+    boundary_class_loss,
+    boundary_feature_loss,
+    boundary_map,
+    boundary_projections,
+    neighbour_map,
+    projected_boundary_loss,
+)
 from brd_edge.distill.grid import boundary_band, known_cells
 from brd_edge.distill.logits import logit_loss
 from brd_edge.distill.relation import relation_loss, relation_pixels, streamed_relation
@@ -109,6 +116,38 @@ def test_boundary_feature_loss_against_numpy(
         maps = [reference(features[stride].double().numpy(), kernel, known) for features in (teacher, student)]
         expected.append(_numpy_band_mean(abs(maps[0] - maps[1]).mean(1, keepdims=True), labels, 3.0))
     assert float(found) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_projected_boundary_loss_against_numpy() -> None:
+    teacher = {4: _random(2, 6, 8, 12, seed=1), 8: _random(2, 9, 4, 6, seed=2)}
+    student = {4: _random(2, 3, 8, 12, seed=3), 8: _random(2, 5, 4, 6, seed=4)}
+    teacher[4][:, 2] = 1e-3 * teacher[4][:, 2]  # a channel in which there is hardly anything
+    labels, layers = _labels(), boundary_projections({4: (6, 3), 8: (9, 5)}).eval()
+
+    found = projected_boundary_loss(teacher, student, labels, projections=layers, kernel=3, band_weight=3.0)
+
+    expected = []
+    for stride in (4, 8):
+        weight = layers[str(stride)][0].weight.detach().double().numpy()[:, :, 0, 0]
+        # batch normalisation as it is initialised, in eval mode
+        mine = np.einsum("cd,ndhw->nchw", weight, student[stride].double().numpy()) / np.sqrt(1 + 1e-5)
+        target = _numpy_residual(teacher[stride].double().numpy(), 3)
+        known = np.broadcast_to(_numpy_band(labels.numpy(), stride)[1], target.shape)
+        power = np.average(target**2, axis=(0, 2, 3), weights=known, keepdims=True)
+        power = np.maximum(power, 0.01 * power.mean())
+        distance = ((_numpy_residual(mine, 3) - target) ** 2 / power).mean(1, keepdims=True)
+        expected.append(_numpy_band_mean(distance, labels, 3.0))
+    assert float(found.detach()) == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_projections_are_the_same_at_every_call_and_leave_the_generator_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = boundary_projections({4: (6, 3)}).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    second = boundary_projections({4: (6, 3)}).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_boundary_class_loss_against_numpy() -> None:
@@ -222,6 +261,9 @@ _GRADIENTS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
         {4: t}, {4: s}, y, strides=(4,), operator="neighbours"
     ),
     "boundary classes": boundary_class_loss,
+    "boundary projected": lambda t, s, y: projected_boundary_loss(
+        {4: t}, {4: s}, y, projections=boundary_projections({4: (3, 3)}).double()
+    ),
     "relation": lambda t, s, y: relation_loss(t, s, y, temperature=0.4, block=5),
     "relation across images": lambda t, s, y: relation_loss(t, s, y, temperature=0.4, across_images=True),
 }
@@ -242,6 +284,8 @@ def test_losses_vanish_when_student_and_teacher_are_equal() -> None:
     assert float(boundary_feature_loss({4: features}, {4: features}, labels, strides=(4,))) == 0
     assert float(boundary_feature_loss({4: features}, {4: features}, labels, strides=(4,), operator="neighbours")) == 0
     assert float(boundary_class_loss(logits, logits, labels)) == 0
+    same = torch.nn.ModuleDict({"4": torch.nn.Identity()})
+    assert float(projected_boundary_loss({4: features}, {4: features}, labels, projections=same)) == 0
     assert float(logit_loss(logits, logits, labels)) == pytest.approx(0, abs=1e-6)
     assert float(relation_loss(features, features, labels)) == pytest.approx(0, abs=1e-6)
 
@@ -291,6 +335,12 @@ def test_ignored_pixels_do_not_leak_in() -> None:
     changed[:, :, 3] = coarse[:, :, 3]
     before, after = (
         float(boundary_feature_loss({4: coarse_teacher}, {4: features}, labels, strides=(4,)))
+        for features in (coarse, changed)
+    )
+    assert after == pytest.approx(before, rel=1e-6)
+    layers = boundary_projections({4: (6, 3)}).eval()
+    before, after = (
+        float(projected_boundary_loss({4: coarse_teacher}, {4: features}, labels, projections=layers).detach())
         for features in (coarse, changed)
     )
     assert after == pytest.approx(before, rel=1e-6)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from brd_edge.distill.boundary import OPERATORS
 from brd_edge.distill.matching import layer_channels, pick_layer
 from brd_edge.distill.objective import CURRICULA, METHODS, DistillSettings, distillation
 from brd_edge.distill.supervised import cross_entropy
@@ -38,6 +39,8 @@ def test_every_setting_of_the_recipe_reaches_the_objective() -> None:
     assert {field.name for field in fields(DistillSettings)} == set(DistillSection.model_fields) - {"train"}
     methods = DistillSection.model_fields["method"].annotation
     assert set(methods.__args__) == set(METHODS)
+    operators = DistillSection.model_fields["boundary_operator"].annotation
+    assert set(operators.__args__) == {*OPERATORS, "projected"}
     curricula = DistillSection.model_fields["curriculum"].annotation
     assert set(curricula.__args__) == set(CURRICULA)
 
@@ -65,6 +68,17 @@ def test_every_method_trains_a_pair_of_unlike_architectures(
     reached = [parameter.grad is not None for name, parameter in student.named_parameters() if "encoder" in name]
     assert any(reached)
     student.zero_grad(set_to_none=True)
+
+
+def test_projected_boundaries_have_a_layer_for_every_stage(teacher: nn.Module, student: nn.Module) -> None:
+    settings = replace(SETTINGS, method="boundary", boundary_operator="projected", boundary_strides=(4, 16))
+
+    objective = distillation(teacher, student, settings, _loss, classes=3)
+
+    projections = objective.layers["boundary"]
+    assert list(projections) == ["4", "16"]
+    assert projections["4"][0].weight.shape == (64, 8, 1, 1)
+    assert projections["16"][0].weight.shape == (256, 288, 1, 1)
 
 
 def test_layers_for_distillation_lie_outside_the_student(teacher: nn.Module, student: nn.Module) -> None:
