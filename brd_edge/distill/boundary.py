@@ -161,7 +161,7 @@ def projected_boundary_loss(
 ) -> Tensor:
     """Compare what is boundary in every channel of the teacher's stages, after projecting the student's.
 
-    `mean over stages of sum_p w_p mean_c (B(g(S))(p, c) - B(T)(p, c))^2 / s_c^2 / sum_p w_p`: g is
+    `mean over stages of sum_p w_p mean_c (B(g(S))(p, c) - B(T)(p, c) / s_c)^2 / sum_p w_p`: g is
     the stage's projection, s_c^2 the mean square of `B(T)` in channel c over the batch, and w the
     weight of `boundary_feature_loss`. A boundary map has one value a pixel and says that there is a
     boundary; the channels also say between what.
@@ -175,14 +175,14 @@ def projected_boundary_loss(
         band_weight: How much more cells on a label boundary count.
 
     Returns:
-        A scalar; 0 when the projected student equals the teacher, about 1 when it says nothing.
+        A scalar; 0 when the projected student has the teacher's boundaries, about 1 when it has none.
     """
     losses = []
     for name, project in projections.items():
         theirs, mine = on_coarser_grid(wide(teacher[int(name)].detach()), wide(project(student[int(name)])))
         theirs, mine = boundary_residual(theirs, kernel), boundary_residual(mine, kernel)
         power = _channel_power(theirs, known_cells(labels, *theirs.shape[-2:]))
-        distance = ((mine - theirs).square() / power).mean(1, keepdim=True)
+        distance = (mine - theirs * power.rsqrt()).square().mean(1, keepdim=True)
         losses.append(_band_mean(distance, labels, band_weight))
     return torch.stack(losses).mean()
 

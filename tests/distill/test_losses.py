@@ -16,6 +16,7 @@ from brd_edge.distill.boundary import (
     boundary_feature_loss,
     boundary_map,
     boundary_projections,
+    boundary_residual,
     neighbour_map,
     projected_boundary_loss,
 )
@@ -135,7 +136,7 @@ def test_projected_boundary_loss_against_numpy() -> None:
         known = np.broadcast_to(_numpy_band(labels.numpy(), stride)[1], target.shape)
         power = np.average(target**2, axis=(0, 2, 3), weights=known, keepdims=True)
         power = np.maximum(power, 0.01 * power.mean())
-        distance = ((_numpy_residual(mine, 3) - target) ** 2 / power).mean(1, keepdims=True)
+        distance = ((_numpy_residual(mine, 3) - target / np.sqrt(power)) ** 2).mean(1, keepdims=True)
         expected.append(_numpy_band_mean(distance, labels, 3.0))
     assert float(found.detach()) == pytest.approx(np.mean(expected), rel=1e-4)
 
@@ -284,8 +285,15 @@ def test_losses_vanish_when_student_and_teacher_are_equal() -> None:
     assert float(boundary_feature_loss({4: features}, {4: features}, labels, strides=(4,))) == 0
     assert float(boundary_feature_loss({4: features}, {4: features}, labels, strides=(4,), operator="neighbours")) == 0
     assert float(boundary_class_loss(logits, logits, labels)) == 0
-    same = torch.nn.ModuleDict({"4": torch.nn.Identity()})
-    assert float(projected_boundary_loss({4: features}, {4: features}, labels, projections=same)) == 0
+    # a projection that divides every channel by the power of the teacher's boundaries
+    known = known_cells(labels, 8, 12)
+    power = (boundary_residual(features, 3).square() * known).sum((0, 2, 3)) / known.sum()
+    scaling = torch.nn.Conv2d(6, 6, 1, bias=False)
+    scaling.weight.data = torch.diag(power.rsqrt())[..., None, None]
+    found = projected_boundary_loss(
+        {4: features}, {4: features}, labels, projections=torch.nn.ModuleDict({"4": scaling})
+    )
+    assert float(found.detach()) == pytest.approx(0, abs=1e-9)
     assert float(logit_loss(logits, logits, labels)) == pytest.approx(0, abs=1e-6)
     assert float(relation_loss(features, features, labels)) == pytest.approx(0, abs=1e-6)
 
