@@ -8,6 +8,8 @@ is not done again, and an interrupted one goes on from its checkpoint, so the co
 and repeated. `--hold-out PATTERN` trains and validates on other parts of the train split;
 `--arms FILE` compares settings instead of methods (name to a list of KEY=VALUE).
 
+The epoch of each training is chosen on the split that is scored, for all arms alike.
+
 Written are a JSON file with every cell, and beside it a Markdown table.
 """
 
@@ -32,9 +34,10 @@ from benchmarks.statistics import paired_difference, summarise
 from brd_edge.distill.objective import METHODS
 from brd_edge.environment import describe_environment
 from brd_edge.recipe import load_recipe
-from brd_edge.run import Run, digest
+from brd_edge.run import Run, code_digest, digest
 from brd_edge.runtime.errors import BrdEdgeError, RecipeError
-from brd_edge.runtime.files import write_json_atomic, write_text_atomic
+from brd_edge.runtime.files import sha256_file, write_json_atomic, write_text_atomic
+from brd_edge.stages import STAGES
 
 SCORES = ("miou", "boundary_iou", "boundary_f", "connectivity_error")
 CONTROLS = ("none", "kd")
@@ -204,9 +207,13 @@ def _scored(recipe: Path, cell: Cell) -> bool:
 
 
 def _settings(recipe: Path, cell: Cell) -> str:
+    """Return a digest of everything that decides a cell: settings, teacher, code."""
     resolved = load_recipe(recipe, overrides=cell.overrides)
     parts = {"data", "student", "distill", "seed", "device"}
-    return digest(resolved.model_dump(mode="json", include=parts, exclude={"distill": {"train": {"checkpoint_s"}}}))
+    settings = resolved.model_dump(mode="json", include=parts, exclude={"distill": {"train": {"checkpoint_s"}}})
+    assert resolved.teacher.checkpoint is not None, "cells share a trained teacher"
+    teacher = sha256_file(Path(resolved.teacher.checkpoint) / "model.safetensors")
+    return digest([settings, teacher, code_digest(STAGES["distill"].code)])
 
 
 def _score(recipe: Path, cell: Cell) -> dict[str, Any]:
@@ -253,7 +260,10 @@ def _result(
     scores = [json.loads(cell.score_file.read_text(encoding="utf-8")) for cell in cells]
     teacher = json.loads((where / "teacher" / "stages" / "teacher.json").read_text(encoding="utf-8"))
     table = {
-        arm: {name: {entry["seed"]: entry[name] for entry in scores if entry["arm"] == arm} for name in SCORES}
+        arm: {
+            name: {entry["seed"]: entry[name] for entry in scores if entry["arm"] == arm and entry[name] is not None}
+            for name in SCORES
+        }
         for arm in arms
     }
     controls = [name for name in CONTROLS if name in arms]

@@ -58,6 +58,9 @@ def _means(rows: Mapping[str, Any]) -> list[str]:
     found = []
     for name in _COLUMNS:
         mean, deviation = rows[name]["mean"], rows[name]["deviation"]
+        if mean is None:
+            found.append("-")
+            continue
         found.append(f"{100 * mean:.1f}" + (f" ± {100 * deviation:.1f}" if deviation is not None else ""))
     return found
 

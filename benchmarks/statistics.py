@@ -11,9 +11,9 @@ __all__ = ["paired_difference", "summarise"]
 
 
 def summarise(values: Sequence[float]) -> dict[str, Any]:
-    """Return `mean`, `deviation` (of a sample; null for a single value) and `count`."""
+    """Return `mean` (null without values), `deviation` (of a sample; null below two values) and `count`."""
     return {
-        "mean": statistics.fmean(values),
+        "mean": statistics.fmean(values) if values else None,
         "deviation": statistics.stdev(values) if len(values) > 1 else None,
         "count": len(values),
     }

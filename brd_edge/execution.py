@@ -18,12 +18,12 @@ import yaml
 
 from brd_edge import __version__
 from brd_edge.environment import describe_environment
-from brd_edge.following import follow, is_follower, leading
+from brd_edge.following import follow, is_follower, is_follower_lost, leading
 from brd_edge.interrupt import Stop, listen_for_stop
 from brd_edge.planning import format_plan, missing_for, next_artifact, plan, reason_to_run
 from brd_edge.recipe import Recipe, load_recipe
 from brd_edge.run import Artifact, Run, code_digest, open_run
-from brd_edge.runtime.errors import BrdEdgeError, EngineError, GateError, InterruptedRunError, RunError
+from brd_edge.runtime.errors import BrdEdgeError, DataError, EngineError, GateError, InterruptedRunError, RunError
 from brd_edge.runtime.files import write_json_atomic, write_text_atomic
 from brd_edge.stages import STAGES
 from brd_edge.stages.context import Context, Stage
@@ -74,11 +74,14 @@ def _explain(error: BaseException) -> int:
         code, text = 1, f'error: the package {error.name} is not installed; pip install "brd-edge[train]" brings it'
     elif isinstance(error, OSError):
         code, text = 1, f"error: {error.filename or 'the system says'}: {error.strerror or error}"
+    elif is_follower_lost(error):
+        code, text = 1, "error: another process of this training has ended; what it said tells why"
     else:
         code = 1
         text = f"unexpected error, please report it with the end of run.log: {type(error).__name__}: {error}"
     # where several processes train, what the product itself has to say is said by the first one
-    if not (is_follower() and isinstance(error, BrdEdgeError | InterruptedRunError)):
+    silent = isinstance(error, BrdEdgeError | InterruptedRunError) and not isinstance(error, DataError)
+    if not is_follower() or not (silent or is_follower_lost(error)):
         print(f"brd-edge: {text}", file=sys.stderr)
     return code
 

@@ -14,15 +14,23 @@ from pathlib import Path
 from brd_edge.interrupt import Stop
 from brd_edge.recipe import Recipe
 from brd_edge.run import Run
+from brd_edge.runtime.errors import EngineError, GateError
 from brd_edge.stages import STAGES
 from brd_edge.stages.context import Context, training_device
 
-__all__ = ["follow", "is_follower", "leading"]
+__all__ = ["follow", "is_follower", "is_follower_lost", "leading"]
 
 
 def is_follower() -> bool:
     """Return whether `torchrun` started this process beside a first one."""
     return int(os.environ.get("RANK", "0")) > 0
+
+
+def is_follower_lost(error: BaseException) -> bool:
+    """Return whether an error only says that another process of the training is gone."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    words = ("Connection closed by peer", "Connection reset", "NCCL", "gloo")
+    return several and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 @contextmanager
@@ -34,8 +42,12 @@ def leading(recipe: Recipe) -> Iterator[None]:
     from brd_edge.distill.distributed import broadcast_object, process_group
 
     with process_group(training_device(recipe)):
-        yield
-        # only after success: when this process fails, torchrun ends the others
+        try:
+            yield
+        except (GateError, EngineError):
+            # everything has been done; after any other error torchrun ends the others
+            broadcast_object(None)
+            raise
         broadcast_object(None)
 
 

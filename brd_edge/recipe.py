@@ -162,6 +162,12 @@ class TrainSection(_Section):
             raise ValueError(f"scale: the smallest comes first, got {list(self.scale)}")
         return self
 
+    @model_validator(mode="after")
+    def _batch_in_parts(self) -> TrainSection:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate: batch_size {self.batch_size} cannot be divided into {self.accumulate} parts")
+        return self
+
 
 class TeacherSection(ModelSection):
     """The large model; trained here, or loaded from `checkpoint`."""

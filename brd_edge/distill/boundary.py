@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brd_edge.distill.distributed import global_mean, sum_over_processes
-from brd_edge.distill.grid import boundary_band, known_cells, on_coarser_grid, wide
+from brd_edge.distill.grid import boundary_band, full_precision, known_cells, on_coarser_grid, wide
 
 __all__ = [
     "OPERATORS",
@@ -42,7 +42,7 @@ def boundary_residual(features: Tensor, kernel: int) -> Tensor:
     Returns:
         (N, C, H, W); zero where the features are locally constant.
     """
-    return features - F.avg_pool2d(_pad(features, kernel // 2), kernel, stride=1)
+    return features - _average(features, kernel)
 
 
 def boundary_map(features: Tensor, kernel: int, known: Tensor | None = None) -> Tensor:
@@ -208,6 +208,18 @@ def boundary_class_loss(
     theirs, mine = on_coarser_grid(wide(teacher_logits.detach()).softmax(1), wide(student_logits).softmax(1))
     distance = boundary_residual(theirs - mine, kernel).abs().sum(1, keepdim=True)
     return _band_mean(distance, labels, band_weight)
+
+
+def _average(features: Tensor, kernel: int) -> Tensor:
+    """Return the mean of the window around every cell, (N, C, H, W)."""
+    padded = _pad(features, kernel // 2)
+    if features.is_cuda:
+        return F.avg_pool2d(padded, kernel, stride=1)
+    # on a CPU, a convolution with equal weights takes a fifth of the pooling's time
+    channels = features.shape[1]
+    weight = features.new_full((channels, 1, kernel, kernel), 1 / kernel**2)
+    with full_precision(features):
+        return F.conv2d(padded, weight, groups=channels)
 
 
 def _pad(features: Tensor, reach: int) -> Tensor:

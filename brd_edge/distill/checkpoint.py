@@ -93,8 +93,10 @@ def restore_checkpoint(
             average.load_state_dict(_under(tensors, "average/"))
         layers.load_state_dict(_under(tensors, "layers/"))
         _restore_optimizer(optimizer, _under(tensors, "optimizer/"))
-        if scaler.is_enabled():
-            scaler.load_state_dict(json.loads(metadata["scaler"]))
+        scale = json.loads(metadata["scaler"])
+        # empty if it was saved where the precision needs no scale
+        if scaler.is_enabled() and scale:
+            scaler.load_state_dict(scale)
         torch.set_rng_state(tensors["random/cpu"])
         if "random/cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random/cuda"])

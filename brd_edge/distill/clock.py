@@ -16,8 +16,8 @@ _FIRST, _LAST = 3, 23
 class StepClock:
     """Measures the parts of some steps after the first ones, which are slower than the rest.
 
-    On CUDA every part is synchronised while it is measured, and only then: the other steps run
-    asynchronously as always.
+    On CUDA every part is synchronised while it is measured; the other steps are synchronised once, where
+    the losses are read.
 
     Example:
         >>> clock = StepClock(torch.device("cpu"))

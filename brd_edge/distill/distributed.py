@@ -1,8 +1,9 @@
 """Training with several processes: who is who, sums over all of them, and shared batch statistics.
 
 Every function also works in a single process, where it changes nothing. A batch is divided among
-the processes, and every loss is a mean over the whole batch, so that the same global batch gives
-the same training with any number of processes, up to rounding.
+the processes. Cross-entropy, logit distillation, boundaries and relations within images are means
+over the whole batch, so that they train alike with any number of processes, up to rounding; what
+relates the images of a batch, or looks for the hardest of its pixels, sees one process's part.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from brd_edge.distill.grid import wide
 __all__ = [
     "average_gradients",
     "broadcast_object",
+    "copy_from_first",
     "gather_objects",
     "global_mean",
     "process_group",
@@ -56,12 +58,11 @@ def process_group(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
-    try:
-        yield
-        # whoever leaves first would cut the others off in the middle of a message
-        gather_objects(None)
-    finally:
-        dist.destroy_process_group()
+    yield
+    # whoever leaves first would cut the others off in the middle of a message
+    gather_objects(None)
+    # not after an error: NCCL would wait here for processes that wait elsewhere
+    dist.destroy_process_group()
 
 
 def world() -> int:
@@ -105,6 +106,13 @@ def average_gradients(module: nn.Module) -> None:
         if parameter.grad is not None:
             dist.all_reduce(parameter.grad)
             parameter.grad /= world()
+
+
+def copy_from_first(module: nn.Module) -> None:
+    """Give every process the first one's parameters and buffers."""
+    if world() > 1:
+        for values in module.state_dict().values():
+            dist.broadcast(values, src=0)
 
 
 def broadcast_object(value: Any = None) -> Any:

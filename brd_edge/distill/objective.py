@@ -47,7 +47,9 @@ METHODS: dict[str, tuple[str, ...]] = {
     "relation": ("relation",),
     "brd": ("kd", "boundary", "boundary_classes", "relation"),
 }
-"""Which terms join the cross-entropy under each method; the peers' as in their papers."""
+"""Which terms join the cross-entropy under each method; SKD is without its adversarial term."""
+
+_PIXELS, _REGIONS, _LEAST_SLOTS = 20_000, 2_000, 16
 
 CURRICULA: dict[str, Callable[[float], float]] = {
     "constant": lambda _done: 1.0,
@@ -125,7 +127,7 @@ def distillation(
     Raises:
         ModelError: The two models cannot be matched; the message shows both feature tables.
     """
-    names = METHODS[settings.method]
+    names = _active(settings)
     if not names:
         return supervised(loss)
     require_same_classes(teacher, student)
@@ -138,22 +140,21 @@ def distillation(
     return Objective(
         supervised=loss,
         teacher=_frozen(teacher, compiled=settings.compile_teacher),
-        # a weight of 0 leaves a term out, and costs nothing
-        terms={name: (weight, builders[name]) for name in names if (weight := _weights(settings)[name]) > 0},
+        terms={name: (getattr(settings, f"lambda_{name}"), builders[name]) for name in names},
         curriculum=CURRICULA[settings.curriculum],
         layers=layers,
     )
 
 
-def _weights(settings: DistillSettings) -> dict[str, float]:
-    names = {name for terms in METHODS.values() for name in terms}
-    return {name: getattr(settings, f"lambda_{name}") for name in names}
+def _active(settings: DistillSettings) -> list[str]:
+    """Return the method's terms; a weight of 0 leaves a term out, and costs nothing."""
+    return [name for name in METHODS[settings.method] if getattr(settings, f"lambda_{name}") > 0]
 
 
 def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module) -> dict[str, Term]:
     """Return every term that can have no layers of its own."""
-    names = METHODS[settings.method]
-    layers = matched_layers(teacher, student, settings.relation_layers) if "relation" in names else ()
+    used = "relation" in _active(settings)
+    layers = matched_layers(teacher, student, settings.relation_layers) if used else ()
 
     def boundary_classes(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
         return boundary_class_loss(
@@ -185,16 +186,11 @@ def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module)
         "cwd": lambda theirs, mine, _labels: channel_wise_loss(
             theirs.coarse_logits, mine.coarse_logits, temperature=settings.cwd_temperature
         ),
-        "skd": _deepest(lambda theirs, mine, _labels: pair_wise_loss(theirs, mine)),
-        "cirkd_batch": _deepest(lambda theirs, mine, _labels: cross_image_loss(theirs, mine)),
+        "skd": lambda theirs, mine, _labels: pair_wise_loss(theirs.decoder, mine.decoder),
+        "cirkd_batch": lambda theirs, mine, _labels: cross_image_loss(theirs.decoder, mine.decoder),
         "boundary_classes": boundary_classes,
         "relation": relation,
     }
-
-
-def _deepest(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Term:
-    """Apply a loss to the deepest stages of the two backbones."""
-    return lambda theirs, mine, labels: loss(pick_layer(theirs, "deepest"), pick_layer(mine, "deepest"), labels)
 
 
 def _boundary(settings: DistillSettings, teacher: nn.Module, student: nn.Module, layers: nn.ModuleDict) -> Term:
@@ -220,13 +216,20 @@ def _boundary(settings: DistillSettings, teacher: nn.Module, student: nn.Module,
 
 
 def _memory(teacher: nn.Module, student: nn.Module, classes: int) -> tuple[PixelMemory, Term]:
-    channels = layer_channels(teacher, "deepest"), layer_channels(student, "deepest")
-    memory = PixelMemory(classes, *channels, pixel_slots=2048, region_slots=512)
+    channels = layer_channels(teacher, "decoder"), layer_channels(student, "decoder")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        memory = PixelMemory(
+            classes,
+            *channels,
+            pixel_slots=max(_LEAST_SLOTS, _PIXELS // classes),
+            region_slots=max(_LEAST_SLOTS, _REGIONS // classes),
+        )
 
-    def loss(theirs: Tensor, mine: Tensor, labels: Tensor) -> Tensor:
-        return torch.stack(memory_losses(memory, theirs, mine, labels)).sum()
+    def loss(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
+        return torch.stack(memory_losses(memory, theirs.decoder, mine.decoder, labels)).sum()
 
-    return memory, _deepest(loss)
+    return memory, loss
 
 
 def _frozen(teacher: nn.Module, *, compiled: bool) -> Callable[[Tensor], Features]:

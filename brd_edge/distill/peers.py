@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from brd_edge.distill.grid import IGNORE, known_cells, on_coarser_grid, to_grid, wide
+from brd_edge.distill.distributed import global_mean
+from brd_edge.distill.grid import IGNORE, full_precision, known_cells, on_coarser_grid, wide
 
 __all__ = ["PixelMemory", "channel_wise_loss", "cross_image_loss", "memory_losses", "pair_wise_loss"]
 
@@ -20,7 +21,7 @@ def pair_wise_loss(teacher: Tensor, student: Tensor, *, patch: int = 2) -> Tenso
     range). Labels are not used, as in the paper.
 
     Args:
-        teacher: (N, C_T, H, W) features of the last stage; no gradient is taken.
+        teacher: (N, C_T, H, W) features, in the paper those before the classifier; no gradient is taken.
         student: (N, C_S, H', W'); both are compared on the coarser grid.
         patch: Side of the pooled patches, in cells.
 
@@ -34,7 +35,8 @@ def pair_wise_loss(teacher: Tensor, student: Tensor, *, patch: int = 2) -> Tenso
         pixels = F.normalize(pooled.flatten(2), dim=1, eps=1e-6)
         return pixels.transpose(1, 2) @ pixels
 
-    return (similarities(theirs) - similarities(mine)).square().mean()
+    with full_precision(mine):
+        return (similarities(theirs) - similarities(mine)).square().mean()
 
 
 def channel_wise_loss(teacher: Tensor, student: Tensor, *, temperature: float = 4.0) -> Tensor:
@@ -58,7 +60,7 @@ def channel_wise_loss(teacher: Tensor, student: Tensor, *, temperature: float = 
     return (target.exp() * (target - found)).sum(2).mean() * temperature**2
 
 
-def cross_image_loss(teacher: Tensor, student: Tensor, *, temperature: float = 1.0) -> Tensor:
+def cross_image_loss(teacher: Tensor, student: Tensor, *, temperature: float = 0.1) -> Tensor:
     """Compare the similarities of every pixel with the pixels of every image of the batch (CIRKD).
 
     `1 / B^2 sum_nm mean_i KL(softmax_j(<f^T_ni, f^T_mj> / t) || softmax_j(<f^S_ni, f^S_mj> / t))`
@@ -81,8 +83,9 @@ def cross_image_loss(teacher: Tensor, student: Tensor, *, temperature: float = 1
         # (image n, image m, pixel of n, pixel of m)
         return torch.einsum("nci,mcj->nmij", pixels, pixels) / temperature
 
-    target = similarities(theirs).log_softmax(3)
-    return (target.exp() * (target - similarities(mine).log_softmax(3))).sum(3).mean()
+    with full_precision(mine):
+        target = similarities(theirs).log_softmax(3)
+        return (target.exp() * (target - similarities(mine).log_softmax(3))).sum(3).mean()
 
 
 class PixelMemory(nn.Module):
@@ -186,19 +189,22 @@ def memory_losses(
     theirs, mine = on_coarser_grid(wide(teacher.detach()), wide(student))
     height, width = theirs.shape[-2:]
     theirs, mine = (
-        F.normalize(values.flatten(2).transpose(1, 2), dim=2, eps=1e-6) for values in (theirs, memory.project(mine))
+        F.normalize(wide(values).flatten(2).transpose(1, 2), dim=2, eps=1e-6)
+        for values in (theirs, memory.project(mine))
     )
     # nearest neighbours: class ids cannot be averaged
     ids = F.interpolate(labels[:, None].float(), (height, width), mode="nearest").flatten(1).long()
-    known = to_grid(known_cells(labels, height, width), height, width).flatten() > 0
+    known = known_cells(labels, height, width).flatten()
     losses = []
     for kind, most in enumerate((pixels, regions)):
         bank = memory.sample(kind, most)
-        if not len(bank) or not bool(known.any()):
+        if not len(bank):
             losses.append(mine.sum() * 0)
             continue
-        target = (theirs.flatten(0, 1)[known] @ bank.T / temperature).log_softmax(1)
-        found = (mine.flatten(0, 1)[known] @ bank.T / temperature).log_softmax(1)
-        losses.append((target.exp() * (target - found)).sum(1).mean())
+        with full_precision(mine):
+            target = (theirs.flatten(0, 1) @ bank.T / temperature).log_softmax(1)
+            found = (mine.flatten(0, 1) @ bank.T / temperature).log_softmax(1)
+            divergence = (target.exp() * (target - found)).sum(1)
+        losses.append(global_mean((divergence * known).sum(), known.sum()))
     memory.remember(theirs, ids)
     return losses[0], losses[1]

@@ -31,7 +31,7 @@ def relation_pixels(features: Tensor, height: int, width: int) -> Tensor:
     Returns:
         (N, height * width, C) with unit rows; float32, or float64 if the features are.
     """
-    return F.normalize(wide(to_grid(features, height, width)).flatten(2).transpose(1, 2), dim=2, eps=1e-6)
+    return F.normalize(to_grid(wide(features), height, width).flatten(2).transpose(1, 2), dim=2, eps=1e-6)
 
 
 def relation_loss(
@@ -66,7 +66,7 @@ def relation_loss(
     height = min(teacher.shape[-2], student.shape[-2])
     width = min(teacher.shape[-1], student.shape[-1])
     images = len(student) if across_images else 1
-    while images * height * width > cells_max and min(height, width) > 1:
+    while images * height * width > cells_max and max(height, width) > 1:
         height, width = (height + 1) // 2, (width + 1) // 2
     theirs = relation_pixels(teacher.detach(), height, width)
     mine = relation_pixels(student, height, width)
@@ -78,7 +78,9 @@ def relation_loss(
     # a scalar of zero that still belongs to the student's graph
     total, cells = mine.sum() * 0, 0
     for image in range(len(mine)):
-        first, second = theirs[image][known[image]], mine[image][known[image]]
+        first, second = theirs[image], mine[image]
+        if not bool(known[image].all()):
+            first, second = first[known[image]], second[known[image]]
         if len(second) > 1:
             total = total + streamed_relation(first, second, temperature=temperature, block=block) * len(second)
             cells += len(second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,27 @@ class Stepper:
         """Names of the terms."""
         return ["ce", *self.objective.terms]
 
-    def update(self) -> None:
-        """Apply the gradients, unless half precision made one of them infinite."""
+    def update(self) -> bool:
+        """Apply the gradients, unless one of them is not finite.
+
+        Returns:
+            Whether they were applied. In half precision a step may be left out now and then, because the
+            scale of the loss is tried out.
+        """
         with self.clock.part("update"):
-            self.scaler.unscale_(self.optimizer)
+            # before anything is decided by them: every process must decide alike
             average_gradients(self.objective.layers)
-            if self.grad_clip > 0:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
-            self.scaler.step(self.optimizer)
+            self.scaler.unscale_(self.optimizer)
+            limit = self.grad_clip or math.inf
+            norms = [
+                nn.utils.clip_grad_norm_(list(module.parameters()), limit)
+                for module in (self.model, self.objective.layers)
+            ]
+            finite = all(math.isfinite(float(norm)) for norm in norms)
+            if finite or self.scaler.is_enabled():
+                self.scaler.step(self.optimizer)
             self.scaler.update()
+        return finite
 
     def _part(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
         autocast = torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32)

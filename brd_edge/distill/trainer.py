@@ -18,13 +18,20 @@ from torch import Tensor, nn
 from brd_edge.data.loader import Batch, TrainLoader
 from brd_edge.distill.checkpoint import TrainState, load_weights, restore_checkpoint, save_checkpoint, save_weights
 from brd_edge.distill.clock import StepClock, describe_step
-from brd_edge.distill.distributed import broadcast_object, gather_objects, rank, share_batch_statistics, world
+from brd_edge.distill.distributed import (
+    broadcast_object,
+    copy_from_first,
+    gather_objects,
+    rank,
+    share_batch_statistics,
+    world,
+)
 from brd_edge.distill.objective import Objective
+from brd_edge.distill.parallel import parallel_forward
 from brd_edge.distill.records import Records, drop_records_after, open_records, remove_records
 from brd_edge.distill.schedule import learning_rate, make_optimizer
 from brd_edge.distill.step import Stepper, amp_dtype
 from brd_edge.interrupt import Stop
-from brd_edge.models.segmentation import Features
 from brd_edge.progress import progress_bar
 from brd_edge.runtime.errors import InterruptedRunError, TrainingError
 from brd_edge.runtime.files import write_json_atomic
@@ -33,6 +40,7 @@ __all__ = ["FitResult", "TrainSettings", "fit"]
 
 _STEPS_BETWEEN_RECORDS = 10
 _UNSAVED_S = 5.0
+_LEFT_OUT_MAX = 50
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class _Training:
     state: TrainState
     directory: Path
     saved: float
+    left_out: int = 0
 
     def save(self) -> None:
         """Write a checkpoint; process 0 alone does."""
@@ -153,8 +162,8 @@ def fit(
         raise TrainingError(f"{title}: the validation split has no labelled pixel, so that no weights could be chosen")
     # what process 0 wrote is there for all once it has come here
     broadcast_object()
-    load_weights(directory / "best.safetensors", model)
-    return FitResult(miou=training.state.best_miou, step=training.state.best_step, steps=total)
+    best = load_weights(directory / "best.safetensors", model)
+    return FitResult(miou=float(best["miou"]), step=int(best["step"]), steps=total)
 
 
 def _prepare(
@@ -174,6 +183,7 @@ def _prepare(
         module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if average is not None:
         average.eval().requires_grad_(False)
+    copy_from_first(objective.layers)
     share_batch_statistics(model.train(), device)
     share_batch_statistics(objective.layers.train(), device)
     stepper = _stepper(model, objective, settings, device)
@@ -210,7 +220,7 @@ def _prepare(
 def _stepper(model: nn.Module, objective: Objective, settings: TrainSettings, device: torch.device) -> Stepper:
     dtype = amp_dtype(settings.precision, device)
     return Stepper(
-        forward=_distributed(_Forward(model, objective.forward), device),
+        forward=parallel_forward(model, objective.forward, device),
         model=model,
         objective=objective,
         optimizer=make_optimizer(
@@ -225,29 +235,6 @@ def _stepper(model: nn.Module, objective: Objective, settings: TrainSettings, de
         dtype=dtype,
         accumulate=settings.accumulate,
         grad_clip=settings.grad_clip,
-    )
-
-
-class _Forward(nn.Module):
-    """A model whose forward pass returns all its features, as DistributedDataParallel must see it."""
-
-    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Tensor], Features]) -> None:
-        super().__init__()
-        self.model = model
-        self._forward = forward
-
-    def forward(self, images: Tensor) -> Features:
-        return self._forward(self.model, images)
-
-
-def _distributed(module: nn.Module, device: torch.device) -> nn.Module:
-    if world() == 1:
-        return module
-    return nn.parallel.DistributedDataParallel(
-        module,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        # PSPNet does not use the last stages of some backbones
-        find_unused_parameters=type(getattr(module, "model", None)).__name__ == "PSPNet",
     )
 
 
@@ -316,7 +303,7 @@ def _step(
     values = stepper.gradients(images, labels, step / total)
     terms = dict(zip(stepper.names, _mean_over_processes(values), strict=True))
     _require_finite(terms, step, batch, names)
-    stepper.update()
+    _count_left_out(training, stepper.update(), step, batch, names)
     if training.average is not None:
         with stepper.clock.part("update"):
             _average(training.average, training.model, settings.ema, step)
@@ -332,7 +319,7 @@ def _step(
 
 def _mean_over_processes(values: Tensor) -> list[float]:
     rows = gather_objects(values.tolist())
-    return [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
 def _any(flag: bool) -> bool:
@@ -349,6 +336,18 @@ def _require_finite(terms: dict[str, float], step: int, batch: Batch, names: Seq
         f"loss term {bad!r} became {terms[bad]} at step {step}, on {files}; the last checkpoint is kept. "
         "Lower the learning rate or the term's weight, or look at those files"
     )
+
+
+def _count_left_out(training: _Training, applied: bool, step: int, batch: Batch, names: Sequence[str]) -> None:
+    """Refuse to go on where gradients stay infinite; trying out the scale of half precision takes a few steps."""
+    training.left_out = 0 if applied else training.left_out + 1
+    limit = _LEFT_OUT_MAX if training.stepper.scaler.is_enabled() else 1
+    if training.left_out >= limit:
+        files = ", ".join(names[index] for indices in gather_objects(batch.indices) for index in indices)
+        raise TrainingError(
+            f"the gradient is not finite at step {step}, on {files}; the last checkpoint is kept. "
+            "Lower the learning rate, or train with precision fp32 or bf16"
+        )
 
 
 def _set_aside(directory: Path) -> None:

@@ -65,7 +65,7 @@ def model_predictor(model: torch.nn.Module, contract: InputContract, device: tor
     std = torch.tensor(contract.std, device=device).view(1, 3, 1, 1)
 
     def predict(frame: ByteArray) -> ByteArray:
-        exact = torch.backends.cudnn.flags(allow_tf32=False) if device.type == "cuda" else nullcontext()
+        exact = _without_tf32() if device.type == "cuda" else nullcontext()
         with torch.inference_mode(), exact:
             pixels = torch.from_numpy(frame).to(device).permute(2, 0, 1).unsqueeze(0).float()
             images = ((pixels / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -74,6 +74,19 @@ def model_predictor(model: torch.nn.Module, contract: InputContract, device: tor
             return result
 
     return predict
+
+
+def _without_tf32() -> Any:
+    import torch
+
+    settings = torch.backends.cudnn
+    # what is not given would be set to a default, which for `enabled` is off
+    return settings.flags(
+        enabled=settings.enabled,
+        benchmark=settings.benchmark,
+        deterministic=settings.deterministic,
+        allow_tf32=False,
+    )
 
 
 def to_label_size(class_map: ByteArray, height: int, width: int) -> ByteArray:

@@ -34,6 +34,7 @@ class SegmentationMetrics:
         boundary_intersection: int64 (K,), pixels in both boundary regions of a class.
         boundary_union: int64 (K,), pixels in either boundary region of a class.
         tolerance_px: Chebyshev distance in pixels at which contours still agree (boundary F-score).
+        boundaries: Whether boundary regions and contours are counted.
         connectivity: Whether connected regions are counted.
         contours: int64 (4, K), contour pixels of the prediction that are near the label's, contour
             pixels of the prediction, and the same two of the label.
@@ -48,7 +49,13 @@ class SegmentationMetrics:
     """
 
     def __init__(
-        self, classes: int, *, dilation_ratio: float = 0.02, tolerance_px: int = 3, connectivity: bool = True
+        self,
+        classes: int,
+        *,
+        dilation_ratio: float = 0.02,
+        tolerance_px: int = 3,
+        boundaries: bool = True,
+        connectivity: bool = True,
     ) -> None:
         """Start with nothing seen.
 
@@ -56,6 +63,7 @@ class SegmentationMetrics:
             classes: Number of classes, 1 to 255.
             dilation_ratio: Width of the boundary region as a fraction of the image diagonal, above 0.
             tolerance_px: Distance in pixels at which contours still agree, from 0.
+            boundaries: Whether to count what Boundary IoU and the boundary F-score need.
             connectivity: Whether to count connected regions, which needs scipy and takes longest.
 
         Raises:
@@ -70,6 +78,7 @@ class SegmentationMetrics:
         self.classes = classes
         self.dilation_ratio = dilation_ratio
         self.tolerance_px = tolerance_px
+        self.boundaries = boundaries
         self.connectivity = connectivity
         self.images = 0
         self.confusion = np.zeros((classes, classes), np.int64)
@@ -97,13 +106,10 @@ class SegmentationMetrics:
         pairs = truth[valid].astype(np.uint16) * np.uint16(self.classes) + guess[valid]
         self.confusion += np.bincount(pairs, minlength=self.classes**2).reshape(self.confusion.shape)
 
-        distance = boundary_distance(truth.shape[0], truth.shape[1], self.dilation_ratio)
         guess = np.where(valid, guess, np.uint8(IGNORE))
-        guess_band, truth_band = boundary_band(guess, distance), boundary_band(truth, distance)
-        both = self._count(truth[guess_band & truth_band & (guess == truth)])
-        self.boundary_intersection += both
-        self.boundary_union += self._count(guess[guess_band]) + self._count(truth[truth_band]) - both
-        self._count_contours(guess, truth)
+        if self.boundaries:
+            self._count_boundary_regions(guess, truth)
+            self._count_contours(guess, truth)
         if self.connectivity:
             mismatches, regions = count_mismatches(guess, truth, self.classes)
             self.mismatches += mismatches
@@ -116,7 +122,7 @@ class SegmentationMetrics:
         Raises:
             DataError: `other` counts with other settings.
         """
-        for name in ("classes", "dilation_ratio", "tolerance_px", "connectivity"):
+        for name in ("classes", "dilation_ratio", "tolerance_px", "boundaries", "connectivity"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise DataError(f"metrics: expected {name} {mine} to merge, got {theirs}")
@@ -198,6 +204,13 @@ class SegmentationMetrics:
             "class_boundary_f": [_or_none(value) for value in self.class_boundary_f()],
             "class_connectivity_error": [_or_none(value) for value in self.class_connectivity_error()],
         }
+
+    def _count_boundary_regions(self, guess: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]) -> None:
+        distance = boundary_distance(truth.shape[0], truth.shape[1], self.dilation_ratio)
+        guess_band, truth_band = boundary_band(guess, distance), boundary_band(truth, distance)
+        both = self._count(truth[guess_band & truth_band & (guess == truth)])
+        self.boundary_intersection += both
+        self.boundary_union += self._count(guess[guess_band]) + self._count(truth[truth_band]) - both
 
     def _count_contours(self, guess: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]) -> None:
         guess_contour, truth_contour = contour_pixels(guess), contour_pixels(truth)

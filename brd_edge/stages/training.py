@@ -11,7 +11,7 @@ import numpy as np
 from brd_edge.data.dataset import Dataset, load_dataset, read_label
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import ModelSection, Recipe, TrainSection
-from brd_edge.runtime.errors import InterruptedRunError
+from brd_edge.runtime.errors import InterruptedRunError, ModelError
 from brd_edge.runtime.files import sha256_file
 from brd_edge.stages.context import Context, input_contract, training_device
 
@@ -94,12 +94,25 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
     ):
         models[name] = build_model(model_spec(section, dataset), encoder_weights=None, seed=recipe.seed)
         check_size(models[name], *recipe.data.size, what=f"{name} on data.size")
+        if train is not None:
+            _require_equal_shares(name, train)
         if train is not None and train.crop is not None:
             check_size(models[name], *train.crop, what=f"{name} on train.crop")
     if recipe.teacher.train is not None:
         settings = DistillSettings(**recipe.distill.model_dump(exclude={"train"}))
         loss = supervised_loss(recipe.distill.train, None)
         distillation(models["teacher"], models["student"], settings, loss, classes=len(dataset.classes))
+
+
+def _require_equal_shares(name: str, train: TrainSection) -> None:
+    from brd_edge.distill.distributed import wanted_processes
+
+    parts = wanted_processes() * train.accumulate
+    if train.batch_size % parts:
+        raise ModelError(
+            f"{name}: a batch_size of {train.batch_size} cannot be divided among {wanted_processes()} processes in "
+            f"{train.accumulate} parts each; make it a multiple of {parts}"
+        )
 
 
 def weight_files(section: ModelSection) -> dict[str, str]:
@@ -262,7 +275,7 @@ def _validation(context: Context, dataset: Dataset, device: torch.device) -> Cal
             model_predictor(model, contract, device),
             dataset.val,
             contract=contract,
-            metrics=SegmentationMetrics(len(dataset.classes), connectivity=False),
+            metrics=SegmentationMetrics(len(dataset.classes), boundaries=False, connectivity=False),
             on_class_map=look,
         )
         return metrics.miou()

@@ -50,10 +50,11 @@ def _assert_same_training(directory: Path, alone: Path) -> None:
     assert list(found) == list(expected) == [10, 20]
     for step, terms in expected.items():
         assert found[step] == pytest.approx(terms, rel=1e-5), step
-    first, second = (load_file(path / "best.safetensors") for path in (alone, directory))
+    first, second = (load_file(path / "checkpoint.safetensors") for path in (alone, directory))
     assert list(second) == list(first)
-    for name, weights in first.items():
-        np.testing.assert_allclose(second[name], weights, rtol=1e-4, atol=1e-5, err_msg=name)
+    for name, values in first.items():
+        if name != "random/cpu":
+            np.testing.assert_allclose(second[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_two_processes_train_like_one(alone: Path, tmp_path: Path) -> None:

@@ -87,6 +87,9 @@ def test_layers_for_distillation_lie_outside_the_student(teacher: nn.Module, stu
     objective = distillation(teacher, student, replace(SETTINGS, method="cirkd"), _loss, classes=3)
 
     assert list(objective.layers) == ["memory"]
+    again = distillation(teacher, student, replace(SETTINGS, method="cirkd"), _loss, classes=3)
+    for first, second in zip(objective.layers.parameters(), again.layers.parameters(), strict=True):
+        assert torch.equal(first, second), "every process starts from the same layers"
     assert set(student.state_dict()) == names
 
 
@@ -94,6 +97,10 @@ def test_a_weight_of_zero_leaves_the_term_out(teacher: nn.Module, student: nn.Mo
     objective = distillation(teacher, student, replace(SETTINGS, lambda_relation=0.0), _loss, classes=3)
 
     assert list(objective.terms) == ["kd", "boundary", "boundary_classes"]
+    settings = replace(SETTINGS, method="cirkd", lambda_cirkd_memory=0.0)
+    assert list(distillation(teacher, student, settings, _loss, classes=3).layers) == []
+    unmatched = replace(SETTINGS, lambda_boundary=0.0, boundary_strides=(32,))
+    assert "boundary" not in distillation(teacher, student, unmatched, _loss, classes=3).terms
 
 
 def test_a_compiled_teacher_says_the_same(teacher: nn.Module, student: nn.Module) -> None:

@@ -116,8 +116,22 @@ def test_memory_losses() -> None:
     found = memory_losses(memory, teacher, student, labels, temperature=0.2, pixels=999, regions=999)
 
     known = labels.numpy().ravel() != 255
+    # a cell without a known label takes no part
     projected = memory.project(student).detach()
     theirs, mine = (_unit(f.numpy().transpose(0, 2, 3, 1).reshape(32, 6))[known] for f in (teacher, projected))
     for value, bank in zip(found, banks, strict=True):
         expected = _divergence(theirs @ bank.T / 0.2, mine @ bank.T / 0.2, 1).mean()
         assert float(value.detach()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [pair_wise_loss, cross_image_loss])
+def test_under_autocast_losses_stay_in_float32(loss: object) -> None:
+    assert callable(loss)
+    teacher = _random(2, 32, 8, 8, seed=1).float()
+    student = teacher + 0.01 * _random(2, 32, 8, 8, seed=2).float()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(teacher, student)
+
+    assert found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(loss(teacher.double(), student.double())), rel=1e-3)

@@ -117,6 +117,14 @@ def _fit(
     return model, result
 
 
+def _assert_same_end(first: Path, second: Path) -> None:
+    """Compare the last checkpoints: weights, running average, moments of the optimiser, generator, loader."""
+    one, two = (load_tensors(path / "checkpoint.safetensors")[0] for path in (first, second))
+    assert list(one) == list(two)
+    for name, values in one.items():
+        torch.testing.assert_close(two[name], values, rtol=0, atol=0, msg=name)
+
+
 def test_the_best_validation_decides(tmp_path: Path) -> None:
     scores = iter([0.3, 0.6, 0.4, 0.5])
     seen: list[dict[str, Tensor]] = []
@@ -137,7 +145,7 @@ def test_the_best_validation_decides(tmp_path: Path) -> None:
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    whole, _ = _fit(tmp_path / "whole")
+    _fit(tmp_path / "whole")
     stop = Stop()
     steps = 0
 
@@ -149,10 +157,9 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 
     with pytest.raises(InterruptedRunError, match="stopped at step 5 of 12"):
         _fit(tmp_path / "parts", objective=_objective(stopping), stop=stop)
-    resumed, _ = _fit(tmp_path / "parts")
+    _fit(tmp_path / "parts")
 
-    for first, second in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
-        torch.testing.assert_close(first, second, rtol=0, atol=0)
+    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_terms_are_weighted_and_follow_the_curriculum(tmp_path: Path) -> None:
@@ -207,7 +214,7 @@ def test_the_gradient_is_that_of_the_sum() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_trains_and_resumes(tmp_path: Path, precision: str) -> None:
     settings = replace(SETTINGS, precision=precision)
-    whole, _ = _fit(tmp_path / "whole", settings=settings)
+    _fit(tmp_path / "whole", settings=settings)
     stop = Stop()
     calls = 0
 
@@ -220,14 +227,20 @@ def test_reduced_precision_trains_and_resumes(tmp_path: Path, precision: str) ->
 
     with pytest.raises(InterruptedRunError):
         _fit(tmp_path / "parts", objective=_objective(stopping), settings=settings, stop=stop)
-    resumed, _ = _fit(tmp_path / "parts", settings=settings)
+    _fit(tmp_path / "parts", settings=settings)
 
-    moved = [
-        not torch.equal(mine, first) for mine, first in zip(whole.parameters(), _model().parameters(), strict=True)
-    ]
-    assert all(moved)
-    for first, second in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
-        torch.testing.assert_close(first, second, rtol=0, atol=0)
+    trained, _ = load_tensors(tmp_path / "whole" / "checkpoint.safetensors")
+    assert all(not torch.equal(trained[f"model/{name}"], first) for name, first in _model().named_parameters())
+    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_gradients_that_stay_infinite_stop_the_training(tmp_path: Path) -> None:
+    def broken(_theirs: Features, mine: Features, _labels: Tensor) -> Tensor:
+        # the value is finite, the gradient is not
+        return (mine.logits.square().sum() * 0).sqrt()
+
+    with pytest.raises(TrainingError, match=r"the gradient is not finite at step 0, on file1\.png, file2\.png"):
+        _fit(tmp_path, objective=_objective(broken=broken))
 
 
 def test_step_times_and_curves_are_written(tmp_path: Path) -> None:
@@ -261,12 +274,13 @@ def test_step_times_and_curves_are_written(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:
-    first, _ = _fit(tmp_path / "first", key="old")
-    _fit(tmp_path / "again", key="other")
-    second, _ = _fit(tmp_path / "again", key="old")
+    _fit(tmp_path / "first", key="old")
+    _fit(tmp_path / "again", key="other", settings=replace(SETTINGS, lr=0.02))
+    with pytest.raises(AssertionError):
+        _assert_same_end(tmp_path / "first", tmp_path / "again")
+    _fit(tmp_path / "again", key="old")
 
-    for mine, theirs in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    _assert_same_end(tmp_path / "first", tmp_path / "again")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

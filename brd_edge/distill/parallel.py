@@ -1,0 +1,53 @@
+"""The forward pass of one model in several processes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from brd_edge.distill.distributed import world
+from brd_edge.models.segmentation import Features
+
+__all__ = ["parallel_forward"]
+
+
+class _Forward(nn.Module):
+    """A model whose forward pass returns all its features, as DistributedDataParallel must see it."""
+
+    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Tensor], Features]) -> None:
+        super().__init__()
+        self.model = model
+        self._forward = forward
+
+    def forward(self, images: Tensor) -> Features:
+        return self._forward(self.model, images)
+
+
+def parallel_forward(
+    model: nn.Module, forward: Callable[[nn.Module, Tensor], Features], device: torch.device
+) -> nn.Module:
+    """Return a module from images to features, through DistributedDataParallel where there are several processes.
+
+    Args:
+        model: What is trained, on `device`; the parameters stay its own.
+        forward: Model and images to features.
+        device: This process's device.
+    """
+    if world() == 1:
+        return _Forward(model, forward)
+    return nn.parallel.DistributedDataParallel(
+        _Forward(model, forward),
+        device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=_has_unused(model, forward),
+    )
+
+
+def _has_unused(model: nn.Module, forward: Callable[[nn.Module, Tensor], Features]) -> bool:
+    """Return whether some parameters get no gradient: PSPNet leaves out stages, EfficientNets have a head."""
+    shadow = copy.deepcopy(model).cpu().eval().requires_grad_(True)
+    parameters = list(shadow.parameters())
+    forward(shadow, torch.zeros(1, 3, 64, 64, dtype=parameters[0].dtype)).logits.sum().backward()  # type: ignore[no-untyped-call]
+    return any(parameter.grad is None for parameter in parameters)
