@@ -32,7 +32,11 @@ __all__ = ["execute"]
 
 log = logging.getLogger("brd_edge")
 
-_PUBLISHED = {"benchmark": ("benchmark.json", "report.html"), "bundle": ("bundle",)}
+_PUBLISHED = {
+    "benchmark": ("benchmark.json", "report.html"),
+    "bundle": ("bundle", "bundle.tar.gz"),
+    "ship": ("ship.json",),
+}
 
 _EPILOG = """\
 exit codes: 0 done, 1 a stage or an engine failed, 2 the recipe or the command line is wrong,

@@ -254,7 +254,7 @@ class EngineSection(_Section):
 
     @model_validator(mode="after")
     def _can_work(self) -> EngineSection:
-        from brd_edge.deploy.targets import check_combination
+        from brd_edge.runtime.targets import check_combination
 
         problem = check_combination(self.runtime, self.precision, self.target)
         if problem is not None:
@@ -301,6 +301,10 @@ class GatesSection(_Section):
 class BundleSection(_Section):
     """What is shipped with the engines."""
 
+    key: OptionalText = None
+    """Private key (`brd-edge keys` makes one) that signs the bundle; not signed when not given."""
+    licence: str = "not stated"
+    """Licence of the model, for whoever gets the bundle."""
     golden_frames: Annotated[int, Field(ge=1, le=16)] = 2
     """Validation frames that are bundled with the class maps an engine must return."""
 
@@ -310,6 +314,18 @@ class ShipSection(_Section):
 
     devices: tuple[OptionalText, ...] = ()
     """Devices as `user@host[:port]`; empty entries are left out."""
+    fleet: OptionalText = None
+    """Fleet file (YAML) with devices, waves and limits, in place of `devices`."""
+    root: str = "brd-edge"
+    """Device root of `devices`; relative to the account's home where it does not begin with `/`."""
+    python: str = "python3"
+    """Python of `devices` that has brd-edge installed."""
+
+    @model_validator(mode="after")
+    def _one_list(self) -> ShipSection:
+        if self.fleet is not None and any(self.devices):
+            raise ValueError("give either `devices` or `fleet`")
+        return self
 
 
 class Recipe(_Section):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from brd_edge.data.dataset import UNREADABLE
 from brd_edge.runtime.errors import DataError
+from brd_edge.runtime.frames import UNREADABLE
 
 __all__ = ["check_image", "encode_png"]
 

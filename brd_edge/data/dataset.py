@@ -21,12 +21,12 @@ from PIL import Image
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
+from brd_edge.runtime.frames import UNREADABLE, fit_frame, read_image
 
 __all__ = [
     "IGNORE_ID",
     "INDEX_NAME",
     "INDEX_VERSION",
-    "UNREADABLE",
     "Dataset",
     "Sample",
     "hold_out_split",
@@ -41,9 +41,6 @@ IGNORE_ID = 255
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 1
-
-# what Pillow raises for files that are empty, cut short, no image at all, or implausibly large
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 _SPLITS = ("train", "val")
 
@@ -203,11 +200,9 @@ def read_frame(sample: Sample, contract: InputContract) -> NDArray[np.uint8]:
         DataError: The image cannot be read.
     """
     try:
-        with Image.open(sample.image) as opened:
-            image = opened.convert("RGB")
-    except UNREADABLE as error:
-        raise DataError(f"{sample.image}: the image cannot be read ({error}); prepare the data set again") from error
-    return np.array(image.resize((contract.width, contract.height), Image.Resampling.BILINEAR))
+        return fit_frame(read_image(sample.image), contract)
+    except DataError as error:
+        raise DataError(f"{error}; prepare the data set again") from error
 
 
 def read_label(sample: Sample) -> NDArray[np.uint8]:

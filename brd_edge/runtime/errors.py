@@ -8,8 +8,10 @@ from __future__ import annotations
 
 __all__ = [
     "BrdEdgeError",
+    "BundleError",
     "ContractError",
     "DataError",
+    "DeliveryError",
     "EngineError",
     "GateError",
     "InterruptedRunError",
@@ -59,6 +61,14 @@ class EngineError(BrdEdgeError):
 
 class RuntimeMissingError(EngineError):
     """The engine's runtime is not installed, or its hardware is not here."""
+
+
+class BundleError(BrdEdgeError):
+    """A bundle is not signed by a trusted key, was altered, or cannot be used here."""
+
+
+class DeliveryError(BrdEdgeError):
+    """A bundle could not be delivered; the device serves what it served before."""
 
 
 class GateError(BrdEdgeError):

@@ -15,7 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_path", "sha256_file", "write_bytes_atomic", "write_json_atomic", "write_text_atomic"]
+__all__ = [
+    "atomic_path",
+    "flush_directory",
+    "sha256_file",
+    "write_bytes_atomic",
+    "write_json_atomic",
+    "write_text_atomic",
+]
 
 
 @contextmanager
@@ -40,7 +47,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # mkstemp makes the file private; give it the mode that open() would have given
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        _flush_directory(path.parent)
+        flush_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -73,7 +80,8 @@ def _umask() -> int:
     return mask
 
 
-def _flush_directory(directory: Path) -> None:
+def flush_directory(directory: Path) -> None:
+    """Flush the names in a directory to the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""The bundle: engines, graph and golden frames in one directory, with a manifest of checksums.
+"""The bundle: engines, graph, golden frames and the device's runtime in one directory, and in one archive.
 
-The bundle is not signed yet; its manifest says so.
+The same inputs give the same bytes: nothing in a bundle is a time or a place.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from brd_edge.runtime.archive import ARCHIVE_SUFFIX, write_archive
+from brd_edge.runtime.errors import BundleError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
+from brd_edge.runtime.manifest import GRAPH_NAME, MANIFEST_NAME, MANIFEST_VERSION, parse_manifest
+from brd_edge.runtime.signature import SIGNATURE_NAME
+from brd_edge.ship.wheel import write_runtime_wheel
 
-__all__ = ["MANIFEST_VERSION", "GoldenFrame", "write_bundle"]
-
-MANIFEST_VERSION = 1
+__all__ = ["GoldenFrame", "PlannedEngine", "bundle_files", "pack_bundle", "write_bundle"]
 
 
 @dataclass(frozen=True)
@@ -37,27 +40,66 @@ class GoldenFrame:
     class_map: np.ndarray[Any, np.dtype[np.uint8]]
 
 
+@dataclass(frozen=True)
+class PlannedEngine:
+    """An engine of the bundle.
+
+    Attributes:
+        name: For example `openvino-fp32-x86-cpu`.
+        runtime: What runs it.
+        precision: For example `"fp32"`.
+        target: The device profile.
+        runtime_range: Versions of the runtime that load it; see `brd_edge.runtime.versions`.
+        directory: Its files, or None where the device builds it from the graph.
+        metrics: What was measured, as JSON types.
+    """
+
+    name: str
+    runtime: str
+    precision: str
+    target: str
+    runtime_range: str
+    directory: Path | None
+    metrics: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest's entry."""
+        return {
+            "name": self.name,
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "target": self.target,
+            "runtime_range": self.runtime_range,
+            "build": self.directory is None,
+            "metrics": dict(self.metrics),
+        }
+
+
 def write_bundle(
     out: Path,
     *,
-    engines: Mapping[str, Path],
+    engines: Sequence[PlannedEngine],
     onnx: Path,
     golden: Sequence[GoldenFrame],
     agreement_min: float,
     manifest: Mapping[str, Any],
 ) -> list[Path]:
-    """Write a bundle, replacing an earlier one only when it is complete.
+    """Write an unsigned bundle, replacing an earlier one only when it is complete.
 
     Args:
         out: The bundle's directory.
-        engines: Engine directories by name.
+        engines: The engines and build plans.
         onnx: The student's graph, for engines that are built on a device.
         golden: Frames with the class maps to expect.
         agreement_min: Share of the pixels (0 to 1) of a golden frame that must agree.
-        manifest: What else the manifest says, as JSON types.
+        manifest: The manifest's other keys: `name`, `model`, `classes`, `palette`, `contract`,
+            `contract_hash`, `gates`, `provenance` and `licence`, as JSON types.
 
     Returns:
         The bundle's files, `manifest.json` first.
+
+    Raises:
+        BundleError: A key of the manifest is missing or out of its range.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     for leftover in out.parent.glob(f".{out.name}-*"):
@@ -66,31 +108,57 @@ def write_bundle(
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         work.chmod(0o755)
-        shutil.copyfile(onnx, work / "student.onnx")
-        for name, directory in sorted(engines.items()):
-            shutil.copytree(directory, work / "engines" / name)
+        shutil.copyfile(onnx, work / GRAPH_NAME)
+        for engine in engines:
+            if engine.directory is not None:
+                shutil.copytree(engine.directory, work / "engines" / engine.name)
         (work / "golden").mkdir()
         for item in golden:
             Image.fromarray(item.frame).save(work / "golden" / f"{item.name}.frame.png")
             Image.fromarray(item.class_map).save(work / "golden" / f"{item.name}.class_map.png")
+        write_runtime_wheel(work / "wheel")
         files = sorted(path for path in work.rglob("*") if path.is_file())
-        sums = {
-            path.relative_to(work).as_posix(): {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
-            for path in files
-        }
         content = {
             "schema_version": MANIFEST_VERSION,
             **manifest,
-            "engines": sorted(engines),
+            "engines": [engine.to_json() for engine in sorted(engines, key=lambda engine: engine.name)],
             "golden": {"frames": [item.name for item in golden], "agreement_min": agreement_min},
-            "files": sums,
-            "signature": None,
+            "files": {
+                path.relative_to(work).as_posix(): {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
+                for path in files
+            },
         }
-        write_json_atomic(work / "manifest.json", content)
+        write_json_atomic(work / MANIFEST_NAME, content)
+        parse_manifest((work / MANIFEST_NAME).read_bytes(), str(out))
         _swap(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return [out / "manifest.json", *(out / name for name in sums)]
+    return [out / MANIFEST_NAME, *(out / path.relative_to(work) for path in files)]
+
+
+def bundle_files(directory: Path) -> list[str]:
+    """Return the files of a bundle in the order in which they are packed: manifest and signature first.
+
+    Raises:
+        BundleError: It is no bundle, or it is not signed.
+    """
+    for name in (MANIFEST_NAME, SIGNATURE_NAME):
+        if not (directory / name).is_file():
+            hint = "brd-edge sign does that" if name == SIGNATURE_NAME else "expected the directory of a bundle"
+            raise BundleError(f"{directory}: has no {name}; {hint}")
+    manifest = parse_manifest((directory / MANIFEST_NAME).read_bytes(), str(directory))
+    return [MANIFEST_NAME, SIGNATURE_NAME, *sorted(manifest.files)]
+
+
+def pack_bundle(directory: Path) -> Path:
+    """Pack a signed bundle into one archive beside its directory and return the archive's path.
+
+    Raises:
+        BundleError: It is no bundle, or it is not signed.
+    """
+    archive = directory.with_name(directory.name + ARCHIVE_SUFFIX)
+    write_archive(archive, directory, bundle_files(directory))
+    return archive
 
 
 def _swap(work: Path, out: Path) -> None:

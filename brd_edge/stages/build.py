@@ -29,7 +29,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
-    from brd_edge.deploy.builders import runtime_version
+    from brd_edge.runtime.builders import runtime_version
 
     # an engine belongs to the version of its runtime, and one that was skipped is built once it is installed
     runtimes = sorted({engine.runtime for engine in recipe.engines})
@@ -68,7 +68,7 @@ def _work(context: Context) -> Outcome:
 
 
 def _build(context: Context, engine: EngineSection) -> dict[str, Any]:
-    from brd_edge.deploy.builders import build_engine
+    from brd_edge.runtime.builders import build_engine
 
     dataset = load_run_dataset(context)
     directory = context.run.path("engines", engine_name(engine))

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+from brd_edge import __version__
 from brd_edge.data.dataset import read_frame
 from brd_edge.recipe import Recipe
-from brd_edge.ship.bundle import GoldenFrame, write_bundle
+from brd_edge.runtime.errors import BundleError
+from brd_edge.runtime.signature import SIGNATURE_NAME
+from brd_edge.runtime.targets import TARGETS
+from brd_edge.runtime.versions import version_range
+from brd_edge.ship.bundle import GoldenFrame, PlannedEngine, pack_bundle, write_bundle
+from brd_edge.ship.keys import read_private_key, sign_bundle
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.reporting import sample_indices
 from brd_edge.stages.training import load_run_dataset
@@ -15,44 +22,83 @@ from brd_edge.stages.training import load_run_dataset
 __all__ = ["STAGE"]
 
 _AGREEMENT_MIN = 0.999
+# the first TensorRT that reads the exported graph's operators, in JetPack 6.1
+_BUILT_THERE = {"tensorrt": ">=10.3"}
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    return {"bundle": recipe.bundle.model_dump(mode="json"), "name": recipe.name}
+    gates = recipe.gates.model_dump(mode="json")
+    return {"bundle": recipe.bundle.model_dump(mode="json"), "name": recipe.name, "gates": gates}
 
 
 def _plan(recipe: Recipe) -> str:
-    return f"collect the engines that held their gates, with {recipe.bundle.golden_frames} golden frames"
+    signed = ", signed" if recipe.bundle.key is not None else ""
+    return f"collect the engines that held their gates, with {recipe.bundle.golden_frames} golden frames{signed}"
+
+
+def _missing(recipe: Recipe) -> list[str]:
+    if recipe.bundle.key is None:
+        return []
+    try:
+        read_private_key(Path(recipe.bundle.key).expanduser())
+    except BundleError as error:
+        return [f"bundle.key: {error}"]
+    return []
 
 
 def _work(context: Context) -> Outcome:
     benchmark = json.loads(context.run.path("benchmark.json").read_text(encoding="utf-8"))
-    held = [
-        entry
-        for entry in benchmark["engines"]
-        if entry["status"] in ("measured", "built") and not entry["gates_broken"]
-    ]
-    contract = input_contract(context.recipe)
+    contract, settings = input_contract(context.recipe), context.recipe.bundle
+    engines = [planned for entry in benchmark["engines"] if (planned := _planned(context, entry)) is not None]
     files = write_bundle(
         context.run.path("bundle"),
-        engines={entry["name"]: context.run.path("engines", entry["name"]) for entry in held},
+        engines=engines,
         onnx=context.run.path("export", "student.onnx"),
         golden=_golden(context),
         agreement_min=_AGREEMENT_MIN,
         manifest={
-            "recipe": context.recipe.name,
+            "name": context.recipe.name,
             "model": benchmark["student"]["model"],
             "classes": benchmark["dataset"]["classes"],
             "palette": benchmark["dataset"]["palette"],
             "contract": contract.to_json(),
             "contract_hash": contract.hash,
-            "metrics": {entry["name"]: _metrics(entry) for entry in held},
-            "environment": benchmark["environment"],
+            "gates": context.recipe.gates.model_dump(mode="json"),
+            "licence": settings.licence,
+            "provenance": {
+                "created_by": f"brd-edge {__version__}",
+                "dataset": benchmark["dataset"]["name"],
+                "method": benchmark["student"]["method"],
+                "miou": benchmark["student"]["miou"],
+                "boundary_iou": benchmark["student"]["boundary_iou"],
+                "environment": benchmark["environment"],
+            },
         },
     )
-    size_bytes = sum(path.stat().st_size for path in files)
-    summary = f"{len(held)} engines, {size_bytes / 1e6:.1f} MB, not signed: {context.run.path('bundle')}"
-    return Outcome(files, {"engines": [entry["name"] for entry in held]}, summary)
+    signed = "not signed"
+    if settings.key is not None:
+        signature = sign_bundle(context.run.path("bundle"), read_private_key(Path(settings.key).expanduser()))
+        files += [context.run.path("bundle", SIGNATURE_NAME), pack_bundle(context.run.path("bundle"))]
+        signed = f"signed by {signature.key_id}"
+    size_bytes = sum(path.stat().st_size for path in files if path.suffix != ".gz")
+    built = [engine.name for engine in engines if engine.directory is not None]
+    plans = len(engines) - len(built)
+    more = f" and {plans} to build on the device" if plans else ""
+    summary = f"{len(built)} engines{more}, {size_bytes / 1e6:.1f} MB, {signed}: {context.run.path('bundle')}"
+    return Outcome(files, {"engines": [engine.name for engine in engines], "signed": settings.key is not None}, summary)
+
+
+def _planned(context: Context, entry: dict[str, Any]) -> PlannedEngine | None:
+    """Return an engine that held its gates, or the plan to build it on the device; nothing for the others."""
+    directory: Path | None = context.run.path("engines", entry["name"])
+    if entry["status"] in ("measured", "built") and not entry["gates_broken"]:
+        versions = version_range(entry["runtime"], entry["runtime_version"])
+    elif entry["status"] == "skipped" and TARGETS[entry["target"]].built == "on device":
+        directory, versions = None, _BUILT_THERE[entry["runtime"]]
+    else:
+        return None
+    names = {key: str(entry[key]) for key in ("name", "runtime", "precision", "target")}
+    return PlannedEngine(**names, runtime_range=versions, directory=directory, metrics=_metrics(entry))
 
 
 def _metrics(entry: dict[str, Any]) -> dict[str, Any]:
@@ -86,8 +132,11 @@ STAGE = Stage(
         "data/dataset.py",
         "evaluate/accuracy.py",
         "models",
-        "runtime/contract.py",
+        "__init__.py",
+        "runtime",
         "ship/bundle.py",
+        "ship/keys.py",
+        "ship/wheel.py",
         "stages/bundle.py",
         "stages/context.py",
         "stages/reporting.py",
@@ -95,4 +144,5 @@ STAGE = Stage(
     settings=_settings,
     work=_work,
     plan=_plan,
+    missing=_missing,
 )

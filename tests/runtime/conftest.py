@@ -9,7 +9,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from brd_edge.deploy.builders import build_engine
+from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import InputContract
 
 CLASSES = ("road", "sky", "car", "tree", "pole")

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from brd_edge.data.dataset import IGNORE_ID, UNREADABLE
+from brd_edge.data.dataset import IGNORE_ID
 from brd_edge.data.layouts.base import Source
 from brd_edge.runtime.errors import DataError
+from brd_edge.runtime.frames import UNREADABLE
 
 __all__ = [
     "IMAGE_SUFFIXES",

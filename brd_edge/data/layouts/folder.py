@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from brd_edge.data.dataset import IGNORE_ID, UNREADABLE
+from brd_edge.data.dataset import IGNORE_ID
 from brd_edge.data.layouts._files import map_ids, pair_directories, read_ids, read_text
 from brd_edge.data.layouts.base import Content, Layout, Palette, make_palette
 from brd_edge.runtime.errors import DataError
+from brd_edge.runtime.frames import UNREADABLE
 
 __all__ = ["LAYOUT"]
 

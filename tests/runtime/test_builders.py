@@ -13,7 +13,7 @@ import onnx
 import onnx.parser
 import pytest
 
-from brd_edge.deploy.builders import build_engine, runtime_version
+from brd_edge.runtime.builders import build_engine, runtime_version
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import SIDECAR, EngineInfo, open_engine, read_engine, verify_files
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
@@ -185,7 +185,7 @@ class Block(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Block())
-from brd_edge.deploy.builders import build_engine, runtime_version
+from brd_edge.runtime.builders import build_engine, runtime_version
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import RuntimeMissingError
 contract = InputContract(16, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

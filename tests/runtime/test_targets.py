@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from brd_edge.deploy.builders import BUILDERS
-from brd_edge.deploy.targets import TARGETS, check_combination
+from brd_edge.runtime.builders import BUILDERS
+from brd_edge.runtime.targets import TARGETS, check_combination
 from brd_edge.runtime.runners import RUNNERS
 
 

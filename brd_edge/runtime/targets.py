@@ -16,6 +16,7 @@ class Target:
         name: The target's name in a recipe.
         runtimes: Runtimes that have engines for it.
         precisions: Precisions that can be built for it.
+        machines: Processor names (`platform.machine()`) of such devices.
         built: `"here"` on the machine that runs the recipe, or `"on device"`.
         description: One line for people.
     """
@@ -23,24 +24,37 @@ class Target:
     name: str
     runtimes: tuple[str, ...]
     precisions: tuple[str, ...]
+    machines: tuple[str, ...]
     built: Literal["here", "on device"]
     description: str
 
 
+_X86 = ("x86_64", "AMD64")
+_ARM64 = ("aarch64", "arm64")
+
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("x86-cpu", ("onnxruntime", "openvino"), ("fp32",), "here", "x86-64 processor"),
+        Target("x86-cpu", ("onnxruntime", "openvino"), ("fp32",), _X86, "here", "x86-64 processor"),
         Target(
             "rtx",
             ("tensorrt",),
             ("fp32",),
+            _X86,
             "here",
             "RTX-class GPU (SM75, 80, 86, 89, 120, 121); one TensorRT-RTX engine for all, built without a GPU",
         ),
-        Target("jetson-orin", ("tensorrt",), ("fp32",), "on device", "Jetson Orin (SM87), TensorRT of JetPack"),
-        Target("jetson-thor", ("tensorrt",), ("fp32",), "on device", "Jetson Thor (SM110), TensorRT of JetPack"),
-        Target("h100", ("tensorrt",), ("fp32",), "on device", "H100 data-centre GPU (SM90), TensorRT"),
+        Target(
+            "arm64-cpu",
+            ("onnxruntime", "openvino"),
+            ("fp32",),
+            _ARM64,
+            "here",
+            "64-bit ARM processor, from a Raspberry Pi upwards; the graph is the same on every processor",
+        ),
+        Target("jetson-orin", ("tensorrt",), ("fp32",), _ARM64, "on device", "Jetson Orin (SM87), JetPack's TensorRT"),
+        Target("jetson-thor", ("tensorrt",), ("fp32",), _ARM64, "on device", "Jetson Thor (SM110), JetPack's TensorRT"),
+        Target("h100", ("tensorrt",), ("fp32",), _X86, "on device", "H100 data-centre GPU (SM90), TensorRT"),
     )
 }
 """The targets by name."""
@@ -59,7 +73,7 @@ def check_combination(runtime: str, precision: str, target: str) -> str | None:
 
     Example:
         >>> check_combination("openvino", "fp32", "rtx")
-        "target 'rtx' has no openvino engines: its runtimes are tensorrt; openvino engines are for x86-cpu"
+        "target 'rtx' has no openvino engines: its runtimes are tensorrt; openvino engines are for x86-cpu, arm64-cpu"
     """
     if target not in TARGETS:
         return f"unknown target {target!r}: there are {', '.join(TARGETS)}"

@@ -1,16 +1,21 @@
-"""Builds TensorRT-RTX engines ahead of time, for all GPUs from SM75 to SM121 and without one."""
+"""Builds TensorRT engines: TensorRT-RTX ahead of time for many GPUs and without one, TensorRT on the device itself.
+
+`build_tensorrt_here` has not been run: it needs the device's GPU, and none was at hand when this was written.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.files import write_bytes_atomic
 from brd_edge.runtime.runners.checks import Port, check_interface, import_runtime
-from brd_edge.runtime.runners.tensorrt import INSTALL, RTX_COMPUTE_CAPABILITIES, collecting_logger
+from brd_edge.runtime.runners.tensorrt import INSTALL, RTX_COMPUTE_CAPABILITIES, collecting_logger, require_gpu
 
-__all__ = ["build_tensorrt"]
+__all__ = ["build_tensorrt", "build_tensorrt_here", "timing_cache_path"]
 
 
 def build_tensorrt(onnx: Path, directory: Path, contract: InputContract) -> tuple[str, ...]:
@@ -33,18 +38,64 @@ def build_tensorrt(onnx: Path, directory: Path, contract: InputContract) -> tupl
     """
     trt = import_runtime("tensorrt_rtx", INSTALL["tensorrt_rtx"])
     logger, messages = collecting_logger(trt)
-    builder = _made(trt.Builder(logger), "builder", messages)
-    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = _made(builder.create_network(strongly_typed), "network", messages)
-    parser = _made(trt.OnnxParser(network, logger), "parser", messages)
-    if not parser.parse(onnx.read_bytes()):
-        raise EngineError(f"{onnx}: TensorRT does not take the graph: {'; '.join(_parser_errors(parser, messages))}")
-    check_interface(str(onnx), contract, *_ports(network))
+    builder, network, _parser = _network(trt, logger, messages, onnx, contract)
     config = _made(builder.create_builder_config(), "builder config", messages)
     _set_compute_capabilities(trt, config, messages)
     engine = _made(builder.build_serialized_network(network, config), f"engine of {onnx}", messages)
     (directory / "model.engine").write_bytes(engine)
     return ("model.engine",)
+
+
+def build_tensorrt_here(onnx: Path, directory: Path, contract: InputContract) -> tuple[str, ...]:
+    """Write `model.engine` to `directory` for the GPU of this device, with the device's own TensorRT.
+
+    What the builder timed is kept in this account's cache, so that building again takes seconds.
+
+    Args:
+        onnx: The graph, with its weights inside.
+        directory: Where to write.
+        contract: The frames that the graph takes.
+
+    Returns:
+        The names of the files, the entry first.
+
+    Raises:
+        RuntimeMissingError: `tensorrt` is not installed, or there is no GPU.
+        EngineError: TensorRT does not take the graph; the message names the nodes.
+    """
+    trt = import_runtime("tensorrt", INSTALL["tensorrt"])
+    capability = require_gpu()
+    logger, messages = collecting_logger(trt)
+    builder, network, _parser = _network(trt, logger, messages, onnx, contract)
+    config = _made(builder.create_builder_config(), "builder config", messages)
+    cache_path = timing_cache_path(trt.__version__, capability)
+    known = cache_path.read_bytes() if cache_path.is_file() else b""
+    cache = _made(config.create_timing_cache(known), "timing cache", messages)
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    engine = _made(builder.build_serialized_network(network, config), f"engine of {onnx}", messages)
+    write_bytes_atomic(cache_path, bytes(cache.serialize()))
+    (directory / "model.engine").write_bytes(engine)
+    return ("model.engine",)
+
+
+def timing_cache_path(version: str, capability: int) -> Path:
+    """Return where this account keeps what TensorRT's builder timed."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "brd-edge" / f"tensorrt-{version}-sm{capability}.timing"
+
+
+def _network(trt: Any, logger: Any, messages: list[str], onnx: Path, contract: InputContract) -> tuple[Any, Any, Any]:
+    """Parse the graph into a strongly typed network; builder and parser must live until the engine is built."""
+    builder = _made(trt.Builder(logger), "builder", messages)
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    # where the flag is gone, every network is strongly typed
+    strongly_typed = 0 if flag is None else 1 << int(flag)
+    network = _made(builder.create_network(strongly_typed), "network", messages)
+    parser = _made(trt.OnnxParser(network, logger), "parser", messages)
+    if not parser.parse(onnx.read_bytes()):
+        raise EngineError(f"{onnx}: TensorRT does not take the graph: {'; '.join(_parser_errors(parser, messages))}")
+    check_interface(str(onnx), contract, *_ports(network))
+    return builder, network, parser
 
 
 def _made(thing: Any, what: str, messages: list[str]) -> Any:

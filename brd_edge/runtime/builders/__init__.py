@@ -17,16 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from brd_edge import __version__
-from brd_edge.deploy.builders.onnxruntime import build_onnxruntime
-from brd_edge.deploy.builders.openvino import build_openvino
-from brd_edge.deploy.builders.tensorrt import build_tensorrt
-from brd_edge.deploy.targets import TARGETS, check_combination
+from brd_edge.runtime.builders.onnxruntime import build_onnxruntime
+from brd_edge.runtime.builders.openvino import build_openvino
+from brd_edge.runtime.builders.tensorrt import build_tensorrt, build_tensorrt_here
+from brd_edge.runtime.bundle import Bundle
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import SIDECAR, EngineInfo, describe_files, open_engine, write_engine
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
+from brd_edge.runtime.files import sha256_file
+from brd_edge.runtime.manifest import MANIFEST_NAME
 from brd_edge.runtime.runners.checks import import_runtime
+from brd_edge.runtime.targets import TARGETS, check_combination
 
-__all__ = ["BUILDERS", "build_engine", "runtime_version"]
+__all__ = ["BUILDERS", "build_engine", "build_planned", "built_directory", "runtime_version"]
 
 BUILDERS: dict[str, Callable[[Path, Path, InputContract], tuple[str, ...]]] = {
     "onnxruntime": build_onnxruntime,
@@ -56,6 +59,7 @@ def build_engine(
     contract: InputContract,
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
+    on_device: bool = False,
 ) -> EngineInfo:
     """Build one engine from an ONNX graph.
 
@@ -65,12 +69,13 @@ def build_engine(
     Args:
         runtime: One of `BUILDERS`.
         precision: One of the target's precisions.
-        target: One of `brd_edge.deploy.targets.TARGETS`.
+        target: One of `brd_edge.runtime.targets.TARGETS`.
         onnx: Graph with the input `image`, uint8 (1, H, W, 3), and the output `class_map`, uint8 (1, H, W).
         out: The engine's directory; an engine that is there already is replaced when the new one is complete.
         contract: The frames that the graph takes.
         classes: Names by class id.
         palette: RGB colours by class id, 0 to 255.
+        on_device: Whether this machine is the target itself; then engines that must be built there are built too.
 
     Returns:
         What the sidecar in `out` says.
@@ -82,14 +87,15 @@ def build_engine(
     reason = check_combination(runtime, precision, target)
     if reason is not None:
         raise EngineError(reason)
-    if TARGETS[target].built == "on device":
+    if TARGETS[target].built == "on device" and not on_device:
         raise RuntimeMissingError(
             f"engines for {target} are built on the device itself ({TARGETS[target].description}), not on this machine"
         )
     if not onnx.is_file():
         raise EngineError(f"{onnx}: not found; export the student first")
     with _replacing(out) as work:
-        names = BUILDERS[runtime](onnx, work, contract)
+        here = build_tensorrt_here if runtime == "tensorrt" and target != "rtx" else BUILDERS[runtime]
+        names = here(onnx, work, contract)
         info = EngineInfo(
             runtime=runtime,
             precision=precision,
@@ -107,6 +113,40 @@ def build_engine(
             with open_engine(work, contract=contract) as runner:
                 runner.infer(np.zeros((contract.height, contract.width, 3), np.uint8))
     return info
+
+
+def built_directory(bundle: Bundle, name: str) -> Path:
+    """Return where an engine of a bundle lies: in it, or among the engines that this account has built."""
+    if not bundle.manifest.engines[name].build:
+        return bundle.engine_directory(name)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "brd-edge" / "built" / sha256_file(bundle.directory / MANIFEST_NAME) / name
+
+
+def build_planned(bundle: Bundle, name: str, out: Path) -> EngineInfo:
+    """Build an engine on this device as a bundle's plan says.
+
+    Args:
+        bundle: The verified bundle.
+        name: One of its engines whose `build` is true.
+        out: The engine's directory.
+
+    Raises:
+        RuntimeMissingError: The runtime or its hardware is not here.
+        EngineError: The runtime does not take the graph.
+    """
+    plan = bundle.manifest.engines[name]
+    return build_engine(
+        runtime=plan.runtime,
+        precision=plan.precision,
+        target=plan.target,
+        onnx=bundle.graph,
+        out=out,
+        contract=bundle.manifest.contract,
+        classes=bundle.manifest.classes,
+        palette=bundle.manifest.palette,
+        on_device=True,
+    )
 
 
 def runtime_version(runtime: str) -> str | None:

@@ -1,0 +1,98 @@
+"""The command `brd-edge`: runs recipes, makes keys, signs, ships; and on a device runs bundles."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from brd_edge.runtime.errors import BrdEdgeError
+
+__all__ = ["main"]
+
+
+def _keys(arguments: Sequence[str]) -> int:
+    from brd_edge.ship.keys import make_keys
+
+    parser = argparse.ArgumentParser(prog="brd-edge keys", description="Make a pair of Ed25519 keys to sign bundles.")
+    parser.add_argument("name", type=Path, metavar="NAME.key", help="private key file; the public one gets .pub")
+    path = parser.parse_args(arguments).name
+    path = path if path.suffix == ".key" else path.with_name(f"{path.name}.key")
+    public, key = make_keys(path)
+    print(f"{path}: private, signs bundles; keep it to yourself and keep a copy in a safe place")
+    print(f"{public}: public, key id {key}; devices trust it")
+    return 0
+
+
+def _sign(arguments: Sequence[str]) -> int:
+    from brd_edge.ship.bundle import pack_bundle
+    from brd_edge.ship.keys import read_private_key, sign_bundle
+
+    parser = argparse.ArgumentParser(prog="brd-edge sign", description="Sign a bundle and pack it into one archive.")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's directory, such as runs/…/bundle")
+    parser.add_argument("--key", type=Path, required=True, metavar="NAME.key", help="the private key")
+    options = parser.parse_args(arguments)
+    signature = sign_bundle(options.bundle, read_private_key(options.key))
+    archive = pack_bundle(options.bundle)
+    print(f"signed by {signature.key_id}: {options.bundle}")
+    print(f"packed, {archive.stat().st_size / 1e6:.1f} MB: {archive}")
+    return 0
+
+
+def _ship(arguments: Sequence[str]) -> int:
+    from brd_edge.ship.__main__ import main as ship
+
+    return ship(arguments)
+
+
+def _runtime(arguments: Sequence[str]) -> int:
+    from brd_edge.runtime.__main__ import main as runtime
+
+    return runtime(arguments)
+
+
+def _recipe(arguments: Sequence[str]) -> int:
+    from brd_edge.pipeline import main as pipeline
+
+    return pipeline(arguments)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": _recipe,
+    "keys": _keys,
+    "sign": _sign,
+    "ship": _ship,
+    "runtime": _runtime,
+}
+"""The commands by name; what is none of them is taken for a recipe."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; `brd-edge RECIPE` is `brd-edge run RECIPE`.
+
+    Args:
+        arguments: The command line without the program; the process's own when not given.
+
+    Returns:
+        The command's exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] in (["-h"], ["--help"]):
+        print(f"usage: brd-edge RECIPE … | brd-edge {{{','.join(COMMANDS)}}} …\n\n--help after a command tells more")
+        return 0
+    command = COMMANDS.get(given[0]) if given else None
+    try:
+        return command(given[1:]) if command is not None else _recipe(given)
+    except BrdEdgeError as error:
+        print(f"brd-edge: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("brd_edge"):
+            raise
+        print(f'brd-edge: error: {error.name} is not installed; pip install "brd-edge[all]"', file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

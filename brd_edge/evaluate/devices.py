@@ -1,0 +1,75 @@
+"""What was measured on devices, added to a report that was written before anything was shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from brd_edge.runtime.files import write_text_atomic
+
+__all__ = ["BEGIN", "END", "add_devices", "devices_section"]
+
+BEGIN, END = "<!-- devices -->", "<!-- /devices -->"
+"""The report's template holds these two, one after the other."""
+
+_HEADERS = ("Device", "Status", "Release", "Engine", "p50, ms", "p95, ms", "Agreement, %", "mJ a frame")
+_TEXT_COLUMNS = 4
+_UNKNOWN = "\N{EN DASH}"
+
+
+def add_devices(path: Path, outcome: Mapping[str, Any]) -> bool:
+    """Put the devices' own figures into a report, in place of those of an earlier delivery.
+
+    Args:
+        path: The report.
+        outcome: The content of `ship.json`.
+
+    Returns:
+        Whether the report had a place for them.
+    """
+    text = path.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        return False
+    write_text_atomic(path, before + BEGIN + devices_section(outcome) + END + after)
+    return True
+
+
+def devices_section(outcome: Mapping[str, Any]) -> str:
+    """Return the section as HTML; everything that came from a device is escaped."""
+    kinds = [""] * _TEXT_COLUMNS + [' class="num"'] * (len(_HEADERS) - _TEXT_COLUMNS)
+    head = "".join(f'<th scope="col"{kind}>{name}</th>' for kind, name in zip(kinds, _HEADERS, strict=True))
+    rows = "".join(_row(device) for device in outcome["devices"])
+    return (
+        '\n<section id="devices" aria-labelledby="devices-title">\n'
+        '  <h2 id="devices-title">Devices</h2>\n'
+        '  <p class="lead">Measured on each device before the release began to serve: golden frames against the '
+        "PyTorch student, and the latency protocol of this report.</p>\n"
+        '  <div class="scroll" tabindex="0" role="region" aria-label="Device table"><table>\n'
+        f"    <thead><tr>{head}</tr></thead>\n    <tbody>{rows}</tbody>\n  </table></div>\n</section>\n"
+    )
+
+
+def _row(device: Mapping[str, Any]) -> str:
+    check = (device["checks"] or {}).get(device["engine"] or "") or {}
+    latency = check.get("latency_ms") or {}
+    agreement = check.get("agreement")
+    numbers = (
+        latency.get("p50"),
+        latency.get("p95"),
+        None if agreement is None else 100 * agreement,
+        check.get("energy_mj_per_frame"),
+    )
+    name = str((device["profile"] or {}).get("model") or "")
+    sub = f'<span class="sub">{escape(name)}</span>' if name else ""
+    message = f'<span class="sub">{escape(device["message"])}</span>' if device["message"] else ""
+    cells = [
+        f'<th scope="row">{escape(device["device"])}{sub}</th>',
+        f"<td>{escape(device['status'])}{message}</td>",
+        *(f"<td>{escape(device[key] or _UNKNOWN)}</td>" for key in ("release", "engine")),
+        *(f'<td class="num">{_UNKNOWN if number is None else format(number, ".2f")}</td>' for number in numbers),
+    ]
+    return f"<tr>{''.join(cells)}</tr>"

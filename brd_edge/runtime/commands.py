@@ -1,0 +1,206 @@
+"""What `python -m brd_edge.runtime` can do on a device; each takes parsed options and returns an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from brd_edge.runtime.archive import opened_bundle, unpack_archive
+from brd_edge.runtime.builders import build_planned, built_directory
+from brd_edge.runtime.bundle import Bundle, open_bundle
+from brd_edge.runtime.checking import Bench, Checked, check_engine
+from brd_edge.runtime.device import describe_device, misfit
+from brd_edge.runtime.errors import BundleError, DeliveryError
+from brd_edge.runtime.files import write_json_atomic
+from brd_edge.runtime.inference import infer
+from brd_edge.runtime.receive import receive
+from brd_edge.runtime.releases import (
+    RELEASE_NAME,
+    current_release,
+    list_releases,
+    locked_root,
+    previous_release,
+    read_release,
+    switch,
+)
+from brd_edge.runtime.segmenter import Segmenter, keys_for
+from brd_edge.runtime.signature import trusted_keys
+
+__all__ = ["bench", "build", "infer_source", "probe", "receive_delivery", "rollback", "status", "unpack", "verify"]
+
+
+def verify(options: Namespace) -> int:
+    """Check signature, checksums, versions and golden frames of a bundle."""
+    with opened_bundle(_bundle_path(options.bundle), keys_for(options.bundle, options.key)) as bundle:
+        _say(f"signature of {bundle.signature.key_id} and {len(bundle.manifest.files)} files: as signed")
+        checks = _check(bundle, options.bundle, None)
+    return _conclude(checks)
+
+
+def bench(options: Namespace) -> int:
+    """Time every engine that fits, by the protocol that is used at home, and print or write JSON."""
+    how = Bench(options.threads, options.samples_min, options.samples_max, options.budget_s)
+    with opened_bundle(_bundle_path(options.bundle), keys_for(options.bundle, options.key)) as bundle:
+        before = describe_device(bundle.directory)
+        checks = _check(bundle, options.bundle, how)
+        result = {
+            "schema_version": 1,
+            "bundle": bundle.manifest.name,
+            "device": before,
+            "cpu_mhz_after": describe_device(bundle.directory)["cpu_mhz"],
+            "engines": [{**check.to_json(), "samples_ms": list(check.samples_ms)} for check in checks],
+        }
+    if options.output is not None:
+        write_json_atomic(options.output, result)
+        _say(f"written: {options.output}")
+    return _conclude(checks)
+
+
+def build(options: Namespace) -> int:
+    """Build the engines that must be built on this machine."""
+    bundle = open_bundle(options.bundle, keys_for(options.bundle, options.key))
+    plans = [name for name, engine in bundle.manifest.engines.items() if engine.build]
+    device, built = describe_device(bundle.directory), 0
+    for name in plans:
+        reason = misfit(bundle.manifest.engines[name], device)
+        if reason is not None:
+            _say(f"{name}: skipped, {reason}")
+            continue
+        _say(f"{name}: building, this may take minutes")
+        build_planned(bundle, name, built_directory(bundle, name))
+        built += 1
+        print(built_directory(bundle, name))
+    if not plans:
+        _say("nothing has to be built here: all engines are in the bundle")
+    elif not built:
+        raise BundleError(f"{options.bundle}: none of its build plans fits this machine")
+    return 0
+
+
+def infer_source(options: Namespace) -> int:
+    """Segment an image, a folder, a video or a camera."""
+    with Segmenter.open(options.bundle, keys=options.key, engine=options.engine, threads=options.threads) as segmenter:
+        _say(f"engine: {segmenter.engine}")
+        result = infer(
+            segmenter, options.source, options.output, rate_hz=options.rate, frames_max=options.frames, say=_say
+        )
+    rate = f", {result['rate_hz']:.1f} a second, {result['dropped']} dropped" if "rate_hz" in result else ""
+    _say(f"{result['frames']} frames{rate}: {options.output}")
+    return 0
+
+
+def unpack(options: Namespace) -> int:
+    """Verify an archive and unpack it."""
+    bundle = unpack_archive(options.bundle, options.output, keys_for(options.bundle, options.key))
+    _say(f"{len(bundle.manifest.files)} files, as signed by {bundle.signature.key_id}: {options.output}")
+    return 0
+
+
+def probe(options: Namespace) -> int:
+    """Print what this device is and what serves on it, as one line of JSON."""
+    root = options.root.expanduser()
+    values = describe_device(root)
+    try:
+        serving = current_release(root)
+    except DeliveryError as error:
+        values["problem"], serving = str(error), None
+    values["current"] = None if serving is None else serving.name
+    values["manifest_sha256"] = None if serving is None else serving.manifest_sha256
+    values["trusted"] = sorted(trusted_keys(root / "trusted"))
+    values["releases"] = [
+        {
+            "name": release.name,
+            "engine": release.engine,
+            "installed_at": release.installed_at,
+            "checks": release.checks,
+        }
+        for release in list_releases(root)
+    ]
+    print(json.dumps(values))
+    return 0
+
+
+def receive_delivery(options: Namespace) -> int:
+    """Take a delivery; `brd_edge.ship` talks to this command."""
+
+    def send(event: Mapping[str, Any]) -> None:
+        try:
+            print(json.dumps(event), flush=True)
+        except OSError:
+            raise DeliveryError("the other side went away") from None
+
+    try:
+        return receive(options.root.expanduser(), sys.stdin, send)
+    except DeliveryError:
+        # nobody is left to tell; do not fail again when the interpreter flushes
+        sys.stdout = None
+        return 1
+
+
+def rollback(options: Namespace) -> int:
+    """Let the release before the current one serve again, after its golden frames were run."""
+    root = options.root.expanduser()
+    with locked_root(root):
+        release = previous_release(root)
+        bundle = open_bundle(release.bundle_directory, trusted_keys(root / "trusted"), engines=release.engines)
+        check = check_engine(bundle, release.engine, release.engine_directory(release.engine), bench=None, say=_say)
+        if check.problem:
+            raise DeliveryError(f"{release.name} cannot serve: {check.problem}; the current release goes on")
+        switch(root, release)
+    print(json.dumps({"release": release.name, "engine": release.engine}))
+    return 0
+
+
+def status(options: Namespace) -> int:
+    """Print the releases of a device root."""
+    root = options.root.expanduser()
+    serving = current_release(root)
+    for release in list_releases(root):
+        mark = "*" if serving is not None and release.name == serving.name else " "
+        latency = (release.checks.get(release.engine) or {}).get("latency_ms") or {}
+        print(f"{mark} {release.name}  {release.engine}  p50 {latency.get('p50', float('nan')):.1f} ms")
+    if serving is None:
+        _say("nothing was delivered yet")
+    return 0
+
+
+def _check(bundle: Bundle, path: Path, how: Bench | None) -> list[Checked]:
+    device, checks = describe_device(bundle.directory), []
+    release = read_release(path) if (path / RELEASE_NAME).is_file() else None
+    for name in bundle.engines:
+        reason = misfit(bundle.manifest.engines[name], device)
+        directory = release.engine_directory(name) if release is not None else built_directory(bundle, name)
+        if reason is None and not directory.is_dir():
+            reason = f"not built yet: python -m brd_edge.runtime build {path}"
+        if reason is not None:
+            _say(f"{name}: skipped, {reason}")
+            continue
+        checks.append(check_engine(bundle, name, directory, bench=how, say=_say))
+    if not checks:
+        raise BundleError(f"{path}: no engine of the bundle can be run on this machine; the lines above say why")
+    return checks
+
+
+def _conclude(checks: list[Checked]) -> int:
+    for check in checks:
+        if check.problem:
+            print(f"{check.name}: FAILED: {check.problem}")
+            continue
+        latency = check.latency_ms
+        timed = "" if latency is None else f", p50 {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms"
+        energy = "" if check.energy_mj_per_frame is None else f", {check.energy_mj_per_frame:.1f} mJ a frame"
+        assert check.agreement is not None
+        print(f"{check.name}: golden frames agree ({100 * check.agreement:.3f} %){timed}{energy}")
+    return 1 if any(check.problem for check in checks) else 0
+
+
+def _bundle_path(path: Path) -> Path:
+    return read_release(path).bundle_directory if (path / RELEASE_NAME).is_file() else path
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

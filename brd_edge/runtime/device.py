@@ -1,0 +1,112 @@
+"""What a device is: processor, runtimes, GPU, power mode and clocks, free space; and which engines fit it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from brd_edge import __version__
+from brd_edge.runtime.builders import runtime_version
+from brd_edge.runtime.errors import RuntimeMissingError
+from brd_edge.runtime.manifest import BundledEngine
+from brd_edge.runtime.runners import RUNNERS
+from brd_edge.runtime.runners.tensorrt import RTX_COMPUTE_CAPABILITIES, require_gpu
+from brd_edge.runtime.targets import TARGETS
+from brd_edge.runtime.versions import version_fits
+
+__all__ = ["describe_device", "misfit"]
+
+_GPU_TARGETS = {"rtx": RTX_COMPUTE_CAPABILITIES, "jetson-orin": (87,), "jetson-thor": (110,), "h100": (90,)}
+
+
+def describe_device(root: Path) -> dict[str, Any]:
+    """Describe this machine as JSON types.
+
+    Args:
+        root: Where releases go; it need not exist yet.
+
+    Returns:
+        `machine`, `os`, `python`, `brd_edge`, `cores`, `runtimes` (version by name, None where it is not
+        installed), `gpu_compute_capability` (10 x major + minor, or None), `model`, `power_mode`,
+        `cpu_mhz` (None where the system does not say), `free_bytes`.
+    """
+    place = root
+    while not place.exists():
+        place = place.parent
+    return {
+        "machine": platform.machine(),
+        "model": _first_line(Path("/proc/device-tree/model")) or _processor(),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "brd_edge": __version__,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "runtimes": {name: runtime_version(name) for name in RUNNERS},
+        "gpu_compute_capability": _gpu(),
+        "power_mode": _power_mode(),
+        "cpu_mhz": _cpu_mhz(),
+        "free_bytes": shutil.disk_usage(place).free,
+    }
+
+
+def misfit(engine: BundledEngine, device: Mapping[str, Any]) -> str | None:
+    """Say why an engine does not fit a device, or None when it fits.
+
+    Args:
+        engine: An engine of a bundle, or a plan to build one.
+        device: What `describe_device` returned there.
+    """
+    target = TARGETS.get(engine.target)
+    if target is None:
+        return f"unknown target {engine.target!r}"
+    if device["machine"] not in target.machines:
+        return f"it is for {' or '.join(target.machines)}, the device is {device['machine']}"
+    capabilities, capability = _GPU_TARGETS.get(engine.target), device["gpu_compute_capability"]
+    if capabilities is not None and capability not in capabilities:
+        has = "no NVIDIA GPU" if capability is None else f"one of compute capability {capability}"
+        return f"it needs a GPU of compute capability {capabilities}, the device has {has}"
+    installed = device["runtimes"].get(engine.runtime)
+    if installed is None:
+        return f"{engine.runtime} is not installed on the device"
+    version = str(installed).split()[-1]
+    if not version_fits(version, engine.runtime_range):
+        return f"it needs {engine.runtime} {engine.runtime_range}, the device has {installed}"
+    return None
+
+
+def _gpu() -> int | None:
+    try:
+        return require_gpu()
+    except RuntimeMissingError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model", "Hardware"))]
+    return names[0] if names else platform.processor()
+
+
+def _power_mode() -> str | None:
+    """Return the Jetson's power mode (nvpmodel), or the processor's frequency governor."""
+    mode = _first_line(Path("/var/lib/nvpmodel/status"))
+    governor = _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
+    return f"nvpmodel {mode}" if mode else governor
+
+
+def _cpu_mhz() -> float | None:
+    kilohertz = _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"))
+    return int(kilohertz) / 1000 if kilohertz and kilohertz.isdigit() else None
+
+
+def _first_line(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ").splitlines()[0]
+    except (OSError, IndexError):
+        return None

@@ -1,0 +1,103 @@
+"""`infer`: class maps and overlays of images, folders, videos and cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from brd_edge.runtime.files import write_json_atomic
+from brd_edge.runtime.frames import overlay, read_image
+from brd_edge.runtime.segmenter import Segmenter
+from brd_edge.runtime.sources import Pace, Video, VideoWriter, image_files, open_video, write_image
+
+__all__ = ["infer"]
+
+_SAY_EVERY = 50
+_RATE_UNKNOWN_HZ = 25.0
+
+
+def infer(
+    segmenter: Segmenter,
+    source: str,
+    out: Path,
+    *,
+    rate_hz: float | None = None,
+    frames_max: int | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> dict[str, Any]:
+    """Segment a source and write what was found.
+
+    Images give `NAME.class_map.png` (class ids, with the palette) and `NAME.overlay.png`; a video or
+    camera gives `class_map/NNNNNN.png`, `overlay.mp4` and `infer.json`.
+
+    Args:
+        segmenter: The model.
+        source: An image, a folder, a video file, or `camera[:N]`.
+        out: Folder to write to.
+        rate_hz: Frames a second of a video: frames that are late are dropped. None takes every frame
+            of a file, and the pace of a camera.
+        frames_max: Most frames of a video or camera.
+        say: Is told how far it is.
+
+    Returns:
+        `frames`, and for videos `dropped`, `rate_hz` (achieved) and `wanted_hz`.
+
+    Raises:
+        DataError: The source cannot be read.
+        RuntimeMissingError: A video needs OpenCV, which is not installed.
+    """
+    files = image_files(Path(source))
+    if files is None:
+        with open_video(source) as video:
+            return _video(segmenter, video, out, rate_hz, frames_max, say)
+    base = Path(source) if Path(source).is_dir() else Path(source).parent
+    for number, path in enumerate(files, 1):
+        image = read_image(path)
+        class_map = segmenter.infer(image)
+        target = out / path.relative_to(base)
+        write_image(target.with_name(f"{path.stem}.class_map.png"), class_map, segmenter.palette)
+        write_image(target.with_name(f"{path.stem}.overlay.png"), overlay(image, class_map, segmenter.palette))
+        if number % _SAY_EVERY == 0 or number == len(files):
+            say(f"{number} of {len(files)} images")
+    return {"frames": len(files)}
+
+
+def _video(
+    segmenter: Segmenter,
+    video: Video,
+    out: Path,
+    rate_hz: float | None,
+    frames_max: int | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    (out / "class_map").mkdir(parents=True, exist_ok=True)
+    pace = Pace(rate_hz)
+    writer = VideoWriter(out / "overlay.mp4", rate_hz or video.rate_hz or _RATE_UNKNOWN_HZ)
+    try:
+        while frames_max is None or pace.done < frames_max:
+            # a camera drops by itself what nobody takes; of a file, what is late is passed over
+            if not video.live and not all(video.skip() for _ in range(pace.overdue())):
+                break
+            image = video.read()
+            if image is None:
+                break
+            number = pace.done + pace.dropped
+            pace.wait()
+            class_map = segmenter.infer(image)
+            write_image(out / "class_map" / f"{number:06d}.png", class_map, segmenter.palette)
+            writer.write(overlay(image, class_map, segmenter.palette))
+            if pace.done % _SAY_EVERY == 0:
+                whole = f" of {video.count}" if video.count else ""
+                say(f"{pace.done}{whole} frames, {pace.achieved_hz:.1f} a second, {pace.dropped} dropped")
+    finally:
+        writer.close()
+    result = {
+        "frames": pace.done,
+        "dropped": pace.dropped,
+        "rate_hz": round(pace.achieved_hz, 2),
+        "wanted_hz": rate_hz,
+        "engine": segmenter.engine,
+    }
+    write_json_atomic(out / "infer.json", result)
+    return result

@@ -1,0 +1,329 @@
+"""The device's side of a delivery: one process that takes a bundle from request to release.
+
+It talks in lines of JSON over its standard input and output, which SSH carries. While it runs it
+holds the device root's lock. Nothing that serves is touched before the last step, the switch; when
+the other side goes away before `commit`, or anything fails, what came is thrown away.
+
+    -> {"manifest": …, "signature": …, "engines": […], "options": {…}}
+    <- {"event": "need", "incoming": …, "files": {sha256: {"size_bytes": …, "have": …}}}
+    -> {"commit": true}                             after the files were uploaded
+    <- {"event": "say", "text": …} …
+    <- {"event": "done", …}  or  {"event": "error", "message": …}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from brd_edge.runtime.builders import build_planned
+from brd_edge.runtime.bundle import Bundle, open_bundle
+from brd_edge.runtime.checking import Bench, Checked, check_engine
+from brd_edge.runtime.device import describe_device, misfit
+from brd_edge.runtime.errors import BrdEdgeError, BundleError, DeliveryError
+from brd_edge.runtime.files import sha256_file
+from brd_edge.runtime.manifest import MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest, parse_manifest
+from brd_edge.runtime.releases import (
+    Release,
+    current_release,
+    highest_signed_at,
+    list_releases,
+    locked_root,
+    next_release_name,
+    note_signed_at,
+    prune,
+    switch,
+    tree_flush,
+)
+from brd_edge.runtime.signature import SIGNATURE_NAME, Signature, trust_key, trusted_keys, verify_manifest
+
+__all__ = ["COMMIT", "Request", "receive"]
+
+COMMIT = '{"commit": true}'
+"""The line that says that everything was uploaded."""
+
+_LINE_BYTES_MAX = 2 * MANIFEST_BYTES_MAX
+
+Send = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be delivered.
+
+    Attributes:
+        manifest: The bytes of `manifest.json`.
+        signature: The bytes of `manifest.sig`.
+        engines: Names of the engines and build plans to deliver.
+        public_key: PEM; trusted from now on if this device trusts nobody yet.
+        allow_downgrade: Whether an older bundle than the newest so far is taken.
+        keep: How many releases stay on the device.
+        bench: How engines are timed.
+        latency_ms_p95_max: Limit in place of the bundle's own gate, or None.
+    """
+
+    manifest: bytes
+    signature: bytes
+    engines: tuple[str, ...]
+    public_key: str | None
+    allow_downgrade: bool
+    keep: int
+    bench: Bench
+    latency_ms_p95_max: float | None
+
+
+def receive(root: Path, requests: IO[str], send: Send) -> int:
+    """Take one delivery.
+
+    Args:
+        root: The device root.
+        requests: Lines from the other side.
+        send: Sends an event to it.
+
+    Returns:
+        The exit code: 0 when the bundle serves, 1 otherwise.
+    """
+    try:
+        with locked_root(root):
+            _deliver(root, _request(requests), requests, send)
+    except BrdEdgeError as error:
+        send({"event": "error", "message": str(error)})
+        return 1
+    except OSError as error:
+        send({"event": "error", "message": f"{error.filename or root}: {error.strerror or error}"})
+        return 1
+    return 0
+
+
+def _request(requests: IO[str]) -> Request:
+    line = requests.readline(_LINE_BYTES_MAX)
+    try:
+        values = json.loads(line)
+        options = values["options"]
+        return Request(
+            manifest=values["manifest"].encode(),
+            signature=values["signature"].encode(),
+            engines=tuple(str(name) for name in values["engines"]),
+            public_key=options["public_key"],
+            allow_downgrade=bool(options["allow_downgrade"]),
+            keep=max(1, int(options["keep"])),
+            bench=Bench(**options["bench"]),
+            latency_ms_p95_max=options["latency_ms_p95_max"],
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DeliveryError(
+            f"the request was not understood ({type(error).__name__}: {error}); do both sides have the same brd-edge?"
+        ) from error
+
+
+def _deliver(root: Path, request: Request, requests: IO[str], send: Send) -> None:
+    manifest, signature = _admit(root, request, send)
+    digest = hashlib.sha256(request.manifest).hexdigest()
+    serving = _already_serving(root, digest, request)
+    wanted = [*manifest.common_files(), *(path for name in request.engines for path in manifest.engine_files(name))]
+    staging = root / "staging"
+    if serving is None:
+        here = _gather(root, manifest, wanted, requests, send)
+        _assemble(root, staging / "bundle", manifest, here, request)
+        bundle = open_bundle(staging / "bundle", trusted_keys(root / "trusted"), engines=request.engines)
+        _build(bundle, staging / "built", send)
+        release = _canary(bundle, staging, request, digest, send)
+        previous = current_release(root)
+        name = next_release_name(root, manifest.name, digest)
+        final = Release(**{**vars(release), "directory": staging, "previous": previous.name if previous else None})
+        final.write()
+        tree_flush(staging)
+        staging.rename(root / "releases" / name)
+        serving = Release(**{**vars(final), "directory": root / "releases" / name})
+    else:
+        send({"event": "need", "incoming": str(root / "incoming"), "files": {}})
+        _commit(requests)
+        bundle = open_bundle(serving.bundle_directory, trusted_keys(root / "trusted"), engines=serving.engines)
+        found = _canary(bundle, serving.directory, request, digest, send)
+        serving = Release(**{**vars(serving), "checks": found.checks})
+    note_signed_at(root, max(signature.signed_at, highest_signed_at(root)))
+    switch(root, serving)
+    removed = prune(root, request.keep)
+    shutil.rmtree(root / "incoming", ignore_errors=True)
+    device = describe_device(root)
+    send(
+        {
+            "event": "done",
+            "release": serving.name,
+            "engine": serving.engine,
+            "checks": serving.checks,
+            "device": device,
+            "removed": removed,
+        }
+    )
+
+
+def _admit(root: Path, request: Request, send: Send) -> tuple[Manifest, Signature]:
+    """Check everything that can be checked before a byte is uploaded."""
+    trusted = trusted_keys(root / "trusted")
+    if not trusted and request.public_key is not None:
+        # the account that ships may write here anyway: the first key is taken on its word
+        key = trust_key(root / "trusted", request.public_key)
+        trusted = trusted_keys(root / "trusted")
+        send({"event": "say", "text": f"trusts the key {key} from now on"})
+    signature = verify_manifest(request.manifest, request.signature, trusted, "the bundle")
+    highest = highest_signed_at(root)
+    if signature.signed_at < highest and not request.allow_downgrade:
+        raise BundleError(
+            f"the bundle was signed at {_date(signature.signed_at)}, and one of {_date(highest)} has served here "
+            "already; --allow-downgrade ships the older one all the same"
+        )
+    manifest = parse_manifest(request.manifest, "the bundle")
+    device = describe_device(root)
+    if not request.engines:
+        raise DeliveryError("no engine was chosen for this device")
+    for name in request.engines:
+        if name not in manifest.engines:
+            raise BundleError(f"the bundle has no engine {name!r}: there are {', '.join(manifest.engines)}")
+        reason = misfit(manifest.engines[name], device)
+        if reason is not None:
+            raise DeliveryError(f"{name} does not fit this device: {reason}")
+    return manifest, signature
+
+
+def _date(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+
+def _already_serving(root: Path, digest: str, request: Request) -> Release | None:
+    try:
+        current = current_release(root)
+    except DeliveryError:
+        return None
+    if current is None or current.manifest_sha256 != digest or set(current.engines) != set(request.engines):
+        return None
+    try:
+        open_bundle(current.bundle_directory, trusted_keys(root / "trusted"), engines=current.engines)
+    except BundleError:
+        return None  # damaged since; the delivery repairs it
+    return current
+
+
+def _gather(root: Path, manifest: Manifest, wanted: list[str], requests: IO[str], send: Send) -> dict[str, Path]:
+    """Ask for the files that are not on the device yet, and return those that are, by SHA-256."""
+    here = _files_here(root, {manifest.files[path].sha256 for path in wanted})
+    files: dict[str, dict[str, Any]] = {}
+    for path in wanted:
+        expected = manifest.files[path]
+        if expected.sha256 in here:
+            continue
+        part = root / "incoming" / expected.sha256
+        have = part.stat().st_size if part.is_file() else 0
+        if have > expected.size_bytes:
+            part.unlink()
+            have = 0
+        files[expected.sha256] = {"size_bytes": expected.size_bytes, "have": have, "path": path}
+    missing_bytes = sum(file["size_bytes"] - file["have"] for file in files.values())
+    free_bytes = shutil.disk_usage(root).free
+    if missing_bytes > free_bytes:
+        raise DeliveryError(f"{root}: {missing_bytes:,} bytes are to come, {free_bytes:,} are free")
+    send({"event": "need", "incoming": str((root / "incoming").resolve()), "files": files})
+    _commit(requests)
+    return here
+
+
+def _commit(requests: IO[str]) -> None:
+    if requests.readline(_LINE_BYTES_MAX).strip() != COMMIT:
+        raise DeliveryError("the other side went away before everything was uploaded; what came is kept for next time")
+
+
+def _files_here(root: Path, wanted: set[str]) -> dict[str, Path]:
+    """Return files of earlier releases that have one of the wanted SHA-256."""
+    found: dict[str, Path] = {}
+    for release in list_releases(root):
+        try:
+            content = (release.bundle_directory / MANIFEST_NAME).read_bytes()
+            files = parse_manifest(content, release.name).files
+        except (OSError, BundleError):
+            continue
+        for path, file in files.items():
+            source = release.bundle_directory / path
+            if file.sha256 in wanted - found.keys() and source.is_file() and sha256_file(source) == file.sha256:
+                found[file.sha256] = source
+    return found
+
+
+def _assemble(root: Path, bundle: Path, manifest: Manifest, here: Mapping[str, Path], request: Request) -> None:
+    """Put the bundle together from what was uploaded and what was here."""
+    engines = (path for name in request.engines for path in manifest.engine_files(name))
+    bundle.mkdir(parents=True)
+    for path in (*manifest.common_files(), *engines):
+        sha256, target = manifest.files[path].sha256, bundle / path
+        source = here.get(sha256, root / "incoming" / sha256)
+        if not source.is_file():
+            raise DeliveryError(f"{path} was not uploaded; ship again")
+        if sha256 not in here and sha256_file(source) != sha256:
+            source.unlink()  # an upload that went wrong starts anew next time
+            raise DeliveryError(f"{path}: the upload is damaged (its SHA-256 differs); ship again")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(source, target)
+    (bundle / MANIFEST_NAME).write_bytes(request.manifest)
+    (bundle / SIGNATURE_NAME).write_bytes(request.signature)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)  # a file system without hard links
+
+
+def _build(bundle: Bundle, built: Path, send: Send) -> None:
+    for name in bundle.engines:
+        if bundle.manifest.engines[name].build:
+            send({"event": "say", "text": f"{name}: building, this may take minutes"})
+            start = time.monotonic()
+            build_planned(bundle, name, built / name)
+            send({"event": "say", "text": f"{name}: built in {time.monotonic() - start:.0f} s"})
+
+
+def _canary(bundle: Bundle, directory: Path, request: Request, digest: str, send: Send) -> Release:
+    """Run every engine here before anything relies on it; the fastest that holds the gate will serve."""
+    release = Release(directory, digest, "", bundle.engines, None, {}, int(time.time()))
+    checks = [
+        check_engine(
+            bundle,
+            name,
+            release.engine_directory(name),
+            bench=request.bench,
+            say=lambda text: send({"event": "say", "text": text}),
+        )
+        for name in bundle.engines
+    ]
+    wrong = [f"{check.name}: {check.problem}" for check in checks if check.problem]
+    if wrong:
+        raise DeliveryError("canary: " + "; ".join(wrong))
+    fastest = min(checks, key=_p50_ms)
+    limit = request.latency_ms_p95_max
+    limit = bundle.manifest.latency_ms_p95_max if limit is None else limit
+    if limit is not None and not any(_p95_ms(check) <= limit for check in checks):
+        raise DeliveryError(
+            f"canary: no engine holds the gate latency_ms_p95_max {limit:g} ms on this device: "
+            + ", ".join(f"{check.name} {_p95_ms(check):.1f} ms" for check in checks)
+        )
+    if limit is not None and _p95_ms(fastest) > limit:
+        fastest = min(checks, key=_p95_ms)
+    found = {check.name: check.to_json() for check in checks}
+    return Release(**{**vars(release), "engine": fastest.name, "checks": found})
+
+
+def _p50_ms(check: Checked) -> float:
+    assert check.latency_ms is not None
+    return float(check.latency_ms["p50"])
+
+
+def _p95_ms(check: Checked) -> float:
+    assert check.latency_ms is not None
+    return float(check.latency_ms["p95"])

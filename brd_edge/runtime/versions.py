@@ -1,0 +1,70 @@
+"""Version ranges of runtimes, as a bundle states them: `>=1.20`, `==1.7.1`, or several with commas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+__all__ = ["is_specifier", "version_fits", "version_range"]
+
+_CLAUSE = re.compile(r"(>=|==|<)(\d+(?:\.\d+)*)")
+
+_COMPARE: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
+    ">=": lambda version, limit: version >= limit,
+    "<": lambda version, limit: version < limit,
+    "==": lambda version, limit: version == limit,
+}
+
+
+def is_specifier(text: object) -> bool:
+    """Return whether a text is a version range."""
+    return isinstance(text, str) and all(_CLAUSE.fullmatch(part.strip()) for part in text.split(","))
+
+
+def version_fits(version: str, specifier: str) -> bool:
+    """Return whether a version lies in a range; only its leading numbers count.
+
+    Example:
+        >>> version_fits("1.32.0", ">=1.20,<2")
+        True
+    """
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    if found is None:
+        return False
+    for part in specifier.split(","):
+        clause = _CLAUSE.fullmatch(part.strip())
+        if clause is None:
+            return False
+        limit = _numbers(clause[2])
+        numbers = _numbers(found[0])
+        width = max(len(limit), len(numbers))
+        if not _COMPARE[clause[1]](_padded(numbers, width), _padded(limit, width)):
+            return False
+    return True
+
+
+def version_range(runtime: str, built_by: str) -> str:
+    """Return which versions load an engine that a runtime built.
+
+    ONNX Runtime reads graphs of earlier versions, OpenVINO its intermediate representation of the
+    last years; a TensorRT engine belongs to the very version that built it.
+
+    Args:
+        runtime: `"onnxruntime"`, `"openvino"` or `"tensorrt"`.
+        built_by: For example `"1.32.0"`, or `"tensorrt_rtx 1.7.1"`.
+    """
+    if runtime == "onnxruntime":
+        return ">=1.18"  # the first that reads ONNX IR 10 and operator set 20
+    version = re.search(r"\d+(?:\.\d+)*", built_by)
+    assert version is not None, f"{built_by}: a version has numbers"
+    if runtime == "openvino":
+        return f">={_numbers(version[0])[0]}.0"
+    return f"=={version[0]}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _padded(numbers: tuple[int, ...], width: int) -> tuple[int, ...]:
+    return numbers + (0,) * (width - len(numbers))

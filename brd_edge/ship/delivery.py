@@ -1,0 +1,265 @@
+"""One delivery to one device: probe, choose, upload, and let the device verify, build, try and switch."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brd_edge.runtime.bundle import Bundle
+from brd_edge.runtime.checking import Bench
+from brd_edge.runtime.device import misfit
+from brd_edge.runtime.errors import DeliveryError
+from brd_edge.runtime.manifest import MANIFEST_NAME
+from brd_edge.runtime.receive import COMMIT
+from brd_edge.runtime.signature import SIGNATURE_NAME
+from brd_edge.ship.transport import LOOPBACK, Device, connected, said
+
+if TYPE_CHECKING:
+    import asyncssh
+
+__all__ = ["Delivered", "Options", "deliver", "probe_device", "roll_back"]
+
+_CHUNK = 1 << 18
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to deliver.
+
+    Attributes:
+        public_key: PEM of the key that signed; a device that trusts nobody yet will trust it.
+        engines: Names of the engines to deliver; None takes all that fit.
+        allow_downgrade: Whether a device may go back to an older bundle.
+        keep: Releases that stay on the device.
+        bench: How the device times engines.
+        dry_run: Whether to stop after choosing.
+    """
+
+    public_key: str
+    engines: tuple[str, ...] | None = None
+    allow_downgrade: bool = False
+    keep: int = 3
+    bench: Bench = field(default_factory=lambda: Bench(samples_min=20, samples_max=100, budget_s=3.0))
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What came of a delivery.
+
+    Attributes:
+        device: The device's address.
+        status: `"serving"`, `"would serve"` (dry run), `"failed"` or `"not tried"`.
+        message: Why it failed, or what would be done.
+        release: Name of the release on the device.
+        engine: The engine that serves.
+        engines: The engines that were chosen.
+        left_out: Why the other engines were not.
+        checks: Agreement and latency by engine, as measured on the device.
+        profile: What the device is.
+        uploaded_bytes: Bytes that went over the network.
+        duration_s: Seconds it took.
+    """
+
+    device: str
+    status: str
+    message: str = ""
+    release: str | None = None
+    engine: str | None = None
+    engines: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    checks: Mapping[str, Any] = field(default_factory=dict)
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    uploaded_bytes: int = 0
+    duration_s: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields as JSON types."""
+        return asdict(self)
+
+
+async def deliver(device: Device, bundle: Bundle, options: Options, say: Say) -> Delivered:
+    """Deliver a bundle to one device; what fails is told in the result, and leaves the device as it was."""
+    import asyncssh
+
+    start = time.monotonic()
+    try:
+        async with connected(device) as connection:
+            result = await _deliver(connection, device, bundle, options, say)
+    except DeliveryError as error:
+        result = Delivered(device.address, "failed", str(error))
+    except (asyncssh.Error, OSError) as error:
+        lost = said(error, device).removeprefix("cannot be reached")
+        message = f"the connection was lost{lost}; --status shows what serves, ship again to go on"
+        result = Delivered(device.address, "failed", message)
+    return Delivered(**{**vars(result), "duration_s": round(time.monotonic() - start, 2)})
+
+
+async def probe_device(connection: asyncssh.SSHClientConnection, device: Device) -> dict[str, Any]:
+    """Ask a device what it is and what serves on it.
+
+    Raises:
+        DeliveryError: brd-edge does not run there.
+    """
+    result = await connection.run(_command(device, "probe"), check=False, stdin=_no_input())
+    if result.exit_status != 0:
+        text = str(result.stderr or "").strip().splitlines()
+        raise DeliveryError(
+            f"{device.address}: {device.python} -m brd_edge.runtime does not run there "
+            f"({text[-1] if text else f'exit code {result.exit_status}'}); install the bundle's wheel into it:  "
+            'pip install "brd_edge-….whl[openvino]" or [onnxruntime], and name its Python with --python'
+        )
+    try:
+        values = json.loads(str(result.stdout))
+        return dict(values)
+    except ValueError as error:
+        raise DeliveryError(
+            f"{device.address}: the probe was not understood ({error}); is it another version?"
+        ) from None
+
+
+async def roll_back(device: Device, say: Say) -> Delivered:
+    """Let a device's earlier release serve again."""
+    import asyncssh
+
+    try:
+        async with connected(device) as connection:
+            result = await connection.run(_command(device, "rollback"), check=False, stdin=_no_input())
+    except (asyncssh.Error, OSError) as error:
+        return Delivered(device.address, "failed", said(error, device))
+    except DeliveryError as error:
+        return Delivered(device.address, "failed", str(error))
+    if result.exit_status != 0:
+        text = str(result.stderr or "").strip().removeprefix("brd-edge: error: ")
+        return Delivered(device.address, "failed", text or f"exit code {result.exit_status}")
+    values = json.loads(str(result.stdout))
+    say(f"{device.address}: {values['release']} serves again")
+    return Delivered(device.address, "serving", "rolled back", release=values["release"], engine=values["engine"])
+
+
+def choose_engines(bundle: Bundle, profile: Mapping[str, Any], wanted: Sequence[str] | None) -> dict[str, str | None]:
+    """Return every engine with the reason why the device does not get it, None where it does."""
+    reasons: dict[str, str | None] = {}
+    for name, engine in bundle.manifest.engines.items():
+        reasons[name] = "not asked for" if wanted is not None and name not in wanted else misfit(engine, profile)
+    return reasons
+
+
+async def _deliver(
+    connection: asyncssh.SSHClientConnection, device: Device, bundle: Bundle, options: Options, say: Say
+) -> Delivered:
+    profile = await probe_device(connection, device)
+    reasons = choose_engines(bundle, profile, options.engines)
+    chosen = tuple(name for name, reason in reasons.items() if reason is None)
+    left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    if not chosen:
+        lines = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "the bundle has no engine"
+        raise DeliveryError(f"{device.address}: no engine of the bundle fits it: {lines}")
+    result = Delivered(device.address, "would serve", engines=chosen, left_out=left_out, profile=profile)
+    if options.dry_run:
+        serving = f"in place of {profile['current']}" if profile["current"] else "as the first release"
+        return Delivered(**{**vars(result), "message": f"would deliver {', '.join(chosen)} {serving}"})
+    say(f"{device.address}: {profile['model']}, gets {', '.join(chosen)}")
+    process = await connection.create_process(_command(device, "receive"), encoding="utf-8")
+    async with process:
+        process.stdin.write(_request(device, bundle, options, chosen))
+        need = await _event(process, device, say, "need")
+        uploaded_bytes = await _upload(connection, device, bundle, need, say)
+        process.stdin.write(COMMIT + "\n")
+        done = await _event(process, device, say, "done")
+    say(f"{device.address}: {done['release']} serves with {done['engine']}")
+    return Delivered(
+        **{
+            **vars(result),
+            "status": "serving",
+            "release": done["release"],
+            "engine": done["engine"],
+            "checks": done["checks"],
+            "profile": {**profile, **done["device"]},
+            "uploaded_bytes": uploaded_bytes,
+        }
+    )
+
+
+def _request(device: Device, bundle: Bundle, options: Options, chosen: Sequence[str]) -> str:
+    request = {
+        "manifest": (bundle.directory / MANIFEST_NAME).read_text(encoding="utf-8"),
+        "signature": (bundle.directory / SIGNATURE_NAME).read_text(encoding="utf-8"),
+        "engines": list(chosen),
+        "options": {
+            "public_key": options.public_key,
+            "allow_downgrade": options.allow_downgrade,
+            "keep": options.keep,
+            "bench": asdict(options.bench),
+            "latency_ms_p95_max": device.latency_ms_p95_max,
+        },
+    }
+    return json.dumps(request) + "\n"
+
+
+async def _event(process: asyncssh.SSHClientProcess[str], device: Device, say: Say, wanted: str) -> dict[str, Any]:
+    """Read events until the one that is waited for; pass on what the device says meanwhile."""
+    while line := await process.stdout.readline():
+        try:
+            event: dict[str, Any] = json.loads(line)
+        except ValueError:
+            continue  # a library printed something
+        if event.get("event") == "say":
+            say(f"{device.address}: {event['text']}")
+        elif event.get("event") == "error":
+            raise DeliveryError(f"{device.address}: {event['message']}")
+        elif event.get("event") == wanted:
+            return event
+    text = (await process.stderr.read()).strip().splitlines()
+    reason = f" ({text[-1]})" if text else ""
+    raise DeliveryError(f"{device.address}: the device's process ended{reason}; --status shows what serves")
+
+
+async def _upload(
+    connection: asyncssh.SSHClientConnection, device: Device, bundle: Bundle, need: Mapping[str, Any], say: Say
+) -> int:
+    """Send the files that the device lacks, going on where an earlier upload stopped."""
+    files = need["files"]
+    whole_bytes = sum(file["size_bytes"] for file in files.values())
+    sent = sum(file["have"] for file in files.values())
+    uploaded_bytes, shown = 0, time.monotonic()
+    if sent:
+        say(f"{device.address}: {sent / 1e6:.1f} MB are there from an earlier try")
+    async with connection.start_sftp_client() as sftp:
+        for sha256, file in files.items():
+            name = f"{need['incoming']}/{sha256}"
+            with (bundle.directory / file["path"]).open("rb") as local:
+                local.seek(file["have"])
+                async with sftp.open(name, "ab") as remote:
+                    while chunk := local.read(_CHUNK):
+                        await remote.write(chunk)
+                        uploaded_bytes += len(chunk)
+                        if time.monotonic() - shown > 1:
+                            shown = time.monotonic()
+                            part = (sent + uploaded_bytes) / max(1, whole_bytes)
+                            say(f"{device.address}: uploading, {100 * part:.0f} % of {whole_bytes / 1e6:.1f} MB")
+    say(f"{device.address}: uploaded {uploaded_bytes / 1e6:.1f} MB")
+    return uploaded_bytes
+
+
+def _command(device: Device, name: str) -> str:
+    if device.address.startswith(LOOPBACK):
+        root, python = str(Path(device.root).resolve()), sys.executable
+    else:
+        root, python = device.root, device.python
+    # a root without a leading slash lies in the account's home, where SSH starts commands
+    return shlex.join([python, "-m", "brd_edge.runtime", name, "--root", root])
+
+
+def _no_input() -> int:
+    import asyncssh
+
+    return int(asyncssh.DEVNULL)

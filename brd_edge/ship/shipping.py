@@ -1,0 +1,66 @@
+"""A bundle to a fleet: sign or verify it once, then deliver it everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from brd_edge.runtime.archive import opened_bundle
+from brd_edge.runtime.bundle import Bundle
+from brd_edge.runtime.errors import BundleError
+from brd_edge.runtime.manifest import MANIFEST_NAME
+from brd_edge.runtime.signature import parse_public_key, read_public_key
+from brd_edge.ship.delivery import Delivered, Options, deliver
+from brd_edge.ship.fleet import Fleet, serve_in_waves
+from brd_edge.ship.keys import public_pem, read_private_key, sign_bundle
+from brd_edge.ship.outcome import delivery_json
+
+__all__ = ["ship_bundle"]
+
+
+def ship_bundle(
+    path: Path, fleet: Fleet, options: Options, *, key: Path | None, public_key: Path | None, say: Callable[[str], None]
+) -> tuple[list[Delivered], dict[str, Any]]:
+    """Deliver a bundle to a fleet and return what came of it, also as the content of `ship.json`.
+
+    Args:
+        path: The bundle's directory or archive.
+        fleet: The devices.
+        options: How to deliver; its `public_key` is filled in here.
+        key: Private key that signs the bundle first; None expects it to be signed.
+        public_key: Public key that an already signed bundle is verified with.
+        say: Is told what happens.
+
+    Raises:
+        BundleError: The bundle is refused; no device was touched.
+    """
+    if key is not None:
+        private = read_private_key(key)
+        if path.is_dir():
+            sign_bundle(path, private)
+        pem = public_pem(private)
+        trusted = dict([parse_public_key(pem.encode(), str(key))])
+    elif public_key is not None:
+        trusted = dict([read_public_key(public_key)])
+        pem = public_key.read_text(encoding="utf-8")
+    else:
+        raise BundleError(
+            f"{path}: give the key that signs it (--key NAME.key), or that signed it (--public-key NAME.pub)"
+        )
+    with opened_bundle(path, trusted) as bundle:
+        results = asyncio.run(_serve(fleet, bundle, replace(options, public_key=pem), say))
+        about = {
+            "name": bundle.manifest.name,
+            "manifest_sha256": hashlib.sha256((bundle.directory / MANIFEST_NAME).read_bytes()).hexdigest(),
+            "signed_at": bundle.signature.signed_at,
+            "key_id": bundle.signature.key_id,
+        }
+    return results, delivery_json(results, about)
+
+
+async def _serve(fleet: Fleet, bundle: Bundle, options: Options, say: Callable[[str], None]) -> list[Delivered]:
+    return await serve_in_waves(fleet, lambda device: deliver(device, bundle, options, say), say)
