@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ __all__ = ["bench", "build", "infer_source", "probe", "receive_delivery", "rollb
 
 def verify(options: Namespace) -> int:
     """Check signature, checksums, versions and golden frames of a bundle."""
-    with opened_bundle(_bundle_path(options.bundle), keys_for(options.bundle, options.key)) as bundle:
+    with _opened(options) as bundle:
         _say(f"signature of {bundle.signature.key_id} and {len(bundle.manifest.files)} files: as signed")
         checks = _check(bundle, options.bundle, None)
     return _conclude(checks)
@@ -44,7 +45,7 @@ def verify(options: Namespace) -> int:
 def bench(options: Namespace) -> int:
     """Time every engine that fits, by the protocol that is used at home, and print or write JSON."""
     how = Bench(options.threads, options.samples_min, options.samples_max, options.budget_s)
-    with opened_bundle(_bundle_path(options.bundle), keys_for(options.bundle, options.key)) as bundle:
+    with _opened(options) as bundle:
         before = describe_device(bundle.directory)
         checks = _check(bundle, options.bundle, how)
         result = {
@@ -198,8 +199,16 @@ def _conclude(checks: list[Checked]) -> int:
     return 1 if any(check.problem for check in checks) else 0
 
 
-def _bundle_path(path: Path) -> Path:
-    return read_release(path).bundle_directory if (path / RELEASE_NAME).is_file() else path
+@contextmanager
+def _opened(options: Namespace) -> Iterator[Bundle]:
+    """Open a release, a bundle's directory or an archive."""
+    path, trusted = options.bundle, keys_for(options.bundle, options.key)
+    if (path / RELEASE_NAME).is_file():
+        release = read_release(path)
+        yield open_bundle(release.bundle_directory, trusted, engines=release.engines)
+        return
+    with opened_bundle(path, trusted) as bundle:
+        yield bundle
 
 
 def _say(text: str) -> None:

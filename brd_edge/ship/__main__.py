@@ -66,6 +66,8 @@ def _run(options: argparse.Namespace) -> int:
         keep=options.keep,
         dry_run=options.dry_run,
     )
+    if how.dry_run:
+        fleet = replace(fleet, waves=("100%",), failures_max=len(fleet.devices))
     results, outcome = ship_bundle(options.bundle, fleet, how, key=options.key, public_key=options.public_key, say=_say)
     print(format_deliveries(results))
     if not options.dry_run:

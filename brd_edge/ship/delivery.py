@@ -113,7 +113,7 @@ async def probe_device(connection: asyncssh.SSHClientConnection, device: Device)
     if result.exit_status != 0:
         text = str(result.stderr or "").strip().splitlines()
         raise DeliveryError(
-            f"{device.address}: {device.python} -m brd_edge.runtime does not run there "
+            f"{device.python} -m brd_edge.runtime does not run there "
             f"({text[-1] if text else f'exit code {result.exit_status}'}); install the bundle's wheel into it:  "
             'pip install "brd_edge-….whl[openvino]" or [onnxruntime], and name its Python with --python'
         )
@@ -122,7 +122,7 @@ async def probe_device(connection: asyncssh.SSHClientConnection, device: Device)
         return dict(values)
     except ValueError as error:
         raise DeliveryError(
-            f"{device.address}: the probe was not understood ({error}); is it another version?"
+            f"the probe was not understood ({error}); is it another version?"
         ) from None
 
 
@@ -162,7 +162,7 @@ async def _deliver(
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
     if not chosen:
         lines = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "the bundle has no engine"
-        raise DeliveryError(f"{device.address}: no engine of the bundle fits it: {lines}")
+        raise DeliveryError(f"no engine of the bundle fits it: {lines}")
     result = Delivered(device.address, "would serve", engines=chosen, left_out=left_out, profile=profile)
     if options.dry_run:
         serving = f"in place of {profile['current']}" if profile["current"] else "as the first release"
@@ -215,12 +215,12 @@ async def _event(process: asyncssh.SSHClientProcess[str], device: Device, say: S
         if event.get("event") == "say":
             say(f"{device.address}: {event['text']}")
         elif event.get("event") == "error":
-            raise DeliveryError(f"{device.address}: {event['message']}")
+            raise DeliveryError(str(event['message']))
         elif event.get("event") == wanted:
             return event
     text = (await process.stderr.read()).strip().splitlines()
     reason = f" ({text[-1]})" if text else ""
-    raise DeliveryError(f"{device.address}: the device's process ended{reason}; --status shows what serves")
+    raise DeliveryError(f"the device's process ended{reason}; --status shows what serves")
 
 
 async def _upload(

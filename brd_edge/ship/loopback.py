@@ -35,6 +35,7 @@ async def run_command(process: asyncssh.SSHServerProcess[bytes]) -> None:
     )
     await process.redirect(child.stdin, child.stdout, child.stderr)
     process.exit(await child.wait())
+    await process.wait_closed()
 
 
 @asynccontextmanager

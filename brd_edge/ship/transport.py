@@ -105,7 +105,7 @@ async def connected(device: Device) -> AsyncIterator[asyncssh.SSHClientConnectio
             **settings,
         )
     except (asyncssh.Error, OSError, ValueError) as error:
-        raise DeliveryError(f"{device.address}: {said(error, device)}") from error
+        raise DeliveryError(said(error, device)) from error
     async with connection:
         yield connection
 

@@ -8,7 +8,7 @@ from brd_edge.runtime.runners import RUNNERS
 
 
 def test_targets_are_consistent() -> None:
-    assert set(TARGETS) == {"x86-cpu", "rtx", "jetson-orin", "jetson-thor", "h100"}
+    assert set(TARGETS) == {"x86-cpu", "arm64-cpu", "rtx", "jetson-orin", "jetson-thor", "h100"}
     for name, target in TARGETS.items():
         assert target.name == name
         assert target.built in ("here", "on device")
@@ -27,7 +27,7 @@ def test_targets_are_consistent() -> None:
         ("tensorrt", "fp32", "x86-cpu", "onnxruntime, openvino; tensorrt engines are for rtx, jetson-orin"),
         ("tflite", "fp32", "x86-cpu", "there is no runtime 'tflite'"),
         ("openvino", "fp8", "x86-cpu", "its precisions are fp32"),
-        ("openvino", "fp32", "toaster", "unknown target 'toaster': there are x86-cpu, rtx, jetson-orin"),
+        ("openvino", "fp32", "toaster", "unknown target 'toaster': there are x86-cpu, rtx, arm64-cpu, jetson-orin"),
     ],
 )
 def test_what_does_not_exist_is_explained(runtime: str, precision: str, target: str, words: str) -> None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.runners.checks import import_runtime
 from brd_edge.runtime.runners.onnxruntime import INSTALL
 
@@ -25,9 +26,17 @@ def build_onnxruntime(onnx: Path, directory: Path, contract: InputContract) -> t
 
     Raises:
         RuntimeMissingError: ONNX Runtime is not installed.
+        EngineError: ONNX Runtime does not take the graph, or it keeps weights in other files.
     """
     del contract
-    import_runtime("onnxruntime", INSTALL)
-    # nothing but the graph is copied, so one that keeps weights in other files does not open when it is checked
-    shutil.copyfile(onnx, directory / "model.onnx")
-    return ("model.onnx",)
+    ort = import_runtime("onnxruntime", INSTALL)
+    target = directory / "model.onnx"
+    shutil.copyfile(onnx, target)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        # from its new place, where a graph that keeps weights in other files does not find them
+        ort.InferenceSession(str(target), sess_options=options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise EngineError(f"{onnx}: ONNX Runtime {ort.__version__} does not take the graph: {error}") from error
+    return (target.name,)
