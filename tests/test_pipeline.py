@@ -18,9 +18,12 @@ import pytest
 from PIL import Image
 
 from brd_edge.pipeline import main
+from brd_edge.runtime.archive import verify_archive
+from brd_edge.runtime.segmenter import keys_for
 from brd_edge.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
+STAGE_NAMES = list(STAGES)
 QUICKSTART = str(ROOT / "pipelines" / "quickstart.yaml")
 TINY = (
     "data.size=[64, 96]",
@@ -149,6 +152,27 @@ def test_an_export_setting_does_not_train_again(finished: Path, capsys: pytest.C
     actions = dict(re.findall(r"^(\w+) +(run|cached|kept|left out) ", plan, re.MULTILINE))
     assert actions == {name: "run" if name not in {"prepare", "teacher", "distill"} else "cached" for name in STAGES}
     assert "changed settings: export" in plan
+
+
+def test_the_last_stages_sign_and_ship(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], signing_key: Path
+) -> None:
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    device = [f"ship.devices=['loopback:{tmp_path / 'device'}']"]
+    assert main(_arguments(run, settings=device)) == 1
+    assert "devices take signed bundles only" in capsys.readouterr().err
+    settings = [*device, f"bundle.key={signing_key}"]
+    assert main(_arguments(run, settings=settings)) in (0, 3)
+    output = capsys.readouterr()
+    assert output.err.count(": unchanged") == STAGE_NAMES.index("bundle")
+    outcome = json.loads((run / "ship.json").read_text(encoding="utf-8"))
+    (delivered,) = outcome["devices"]
+    assert delivered["status"] == "serving"
+    assert delivered["engine"] in (run / "report.html").read_text(encoding="utf-8").split("<!-- devices -->")[1]
+    assert verify_archive(run / "bundle.tar.gz", keys_for(run, [signing_key.with_suffix(".pub")])).name == "quickstart"
+    assert main(_arguments(run, settings=settings)) in (0, 3)
+    assert capsys.readouterr().err.count(": unchanged") == len(STAGES)
 
 
 def test_a_broken_gate_is_exit_code_3_and_is_not_bundled(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -121,9 +121,7 @@ async def probe_device(connection: asyncssh.SSHClientConnection, device: Device)
         values = json.loads(str(result.stdout))
         return dict(values)
     except ValueError as error:
-        raise DeliveryError(
-            f"the probe was not understood ({error}); is it another version?"
-        ) from None
+        raise DeliveryError(f"the probe was not understood ({error}); is it another version?") from None
 
 
 async def roll_back(device: Device, say: Say) -> Delivered:
@@ -175,6 +173,8 @@ async def _deliver(
         uploaded_bytes = await _upload(connection, device, bundle, need, say)
         process.stdin.write(COMMIT + "\n")
         done = await _event(process, device, say, "done")
+        process.stdin.write_eof()
+        await process.wait()
     say(f"{device.address}: {done['release']} serves with {done['engine']}")
     return Delivered(
         **{
@@ -215,7 +215,7 @@ async def _event(process: asyncssh.SSHClientProcess[str], device: Device, say: S
         if event.get("event") == "say":
             say(f"{device.address}: {event['text']}")
         elif event.get("event") == "error":
-            raise DeliveryError(str(event['message']))
+            raise DeliveryError(str(event["message"]))
         elif event.get("event") == wanted:
             return event
     text = (await process.stderr.read()).strip().splitlines()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,15 @@ async def run_command(process: asyncssh.SSHServerProcess[bytes]) -> None:
         start_new_session=True,
         env={**os.environ, **process.env},
     )
-    await process.redirect(child.stdin, child.stdout, child.stderr)
-    process.exit(await child.wait())
-    await process.wait_closed()
+    try:
+        await process.redirect(child.stdin, child.stdout, child.stderr)
+        process.exit(await child.wait())
+        await process.wait_closed()
+    finally:
+        if child.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGTERM)
+            await child.wait()
 
 
 @asynccontextmanager

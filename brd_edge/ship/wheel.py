@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import brd_edge
+from brd_edge.runtime.errors import BundleError
 
 __all__ = ["write_runtime_wheel"]
 
@@ -25,6 +26,9 @@ def write_runtime_wheel(directory: Path) -> Path:
 
     Args:
         directory: Where to; it is made when it is not there.
+
+    Raises:
+        BundleError: The package that is running was not installed, so that its requirements are not known.
     """
     package = Path(brd_edge.__file__).parent
     sources = [package / "__init__.py", package / "py.typed", *package.joinpath("runtime").rglob("*.py")]
@@ -47,7 +51,11 @@ def write_runtime_wheel(directory: Path) -> Path:
 
 def _metadata() -> str:
     """Return the metadata of the installed package, with the requirements that a device has."""
-    found = importlib.metadata.metadata("brd-edge")
+    # in a source tree there may also be what an earlier build left behind; only what was installed counts
+    installed = importlib.metadata.distributions(name="brd-edge")
+    found = next((item.metadata for item in installed if item.read_text("WHEEL") is not None), None)
+    if found is None:
+        raise BundleError("brd-edge is not installed, so that its wheel cannot be made; pip install -e . does that")
     kept = []
     for requirement in found.get_all("Requires-Dist") or []:
         extra = next((name for name in _EXTRAS if f'extra == "{name}"' in requirement), None)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from brd_edge.runtime.builders import BUILDERS
-from brd_edge.runtime.targets import TARGETS, check_combination
 from brd_edge.runtime.runners import RUNNERS
+from brd_edge.runtime.targets import TARGETS, check_combination
 
 
 def test_targets_are_consistent() -> None:

@@ -65,9 +65,7 @@ class Server:
         """Return a device of this server."""
         defaults = {"python": sys.executable, "identity": self.identity, "known_hosts": self.known_hosts}
         address = f"{getpass.getuser()}@127.0.0.1:{self.port}"
-        return Device(
-            address, "127.0.0.1", getpass.getuser(), self.port, root=str(root), **{**defaults, **settings}
-        )
+        return Device(address, "127.0.0.1", getpass.getuser(), self.port, root=str(root), **{**defaults, **settings})
 
     def through(self, device: Device, port: int) -> Device:
         """Return the same device behind a proxy."""

@@ -116,7 +116,7 @@ def test_dry_run_changes_nothing(server, bundle, tmp_path: Path) -> None:
     assert not root.exists()
 
 
-def test_what_fits_no_device_is_refused(server, make_bundle, engines, tmp_path: Path) -> None:
+def test_what_fits_no_device_is_refused(server, make_bundle, tmp_path: Path) -> None:
     made = make_bundle(tmp_path / "bundle", runtimes=("tensorrt",))
     result = ship(server.device(tmp_path / "device"), made)
     assert result.status == "failed"

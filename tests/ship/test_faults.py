@@ -29,9 +29,8 @@ class Field:
         self.server, self.directory, self.runs = server, directory, 0
         runtimes = ("onnxruntime", "openvino")
         self.old = make_bundle(directory / "old", name="old", signed_at=1_000)
-        self.new = make_bundle(
-            directory / "new", name="new", signed_at=2_000, runtimes=runtimes, plans=("openvino",), padding_bytes=1 << 20
-        )
+        settings = {"runtimes": runtimes, "plans": ("openvino",), "padding_bytes": 1 << 20}
+        self.new = make_bundle(directory / "new", name="new", signed_at=2_000, **settings)
         self.template = directory / "template"
         result = asyncio.run(self.ship(server.device(self.template), self.old))
         assert result.status == "serving", result.message
@@ -165,9 +164,7 @@ def test_bad_releases_do_not_serve(field: Field, make_bundle, tmp_path: Path) ->
     cases = {
         "golden frame 00": make_bundle(tmp_path / "wrong", name="wrong", signed_at=2_000, wrong=True),
         "latency_ms_p95_max": make_bundle(tmp_path / "slow", name="slow", signed_at=2_000, latency_ms_p95_max=1e-6),
-        "the device has": make_bundle(
-            tmp_path / "gpu", name="gpu", signed_at=2_000, runtimes=("tensorrt",)
-        ),
+        "the device has": make_bundle(tmp_path / "gpu", name="gpu", signed_at=2_000, runtimes=("tensorrt",)),
     }
 
     async def one(words: str, made) -> None:

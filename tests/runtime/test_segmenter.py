@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brd_edge.runtime.__main__ import main
+from brd_edge.runtime.errors import BundleError, DataError, EngineError
+from brd_edge.runtime.frames import fit_frame, overlay, resize_class_map
+from brd_edge.runtime.inference import infer
+from brd_edge.runtime.segmenter import Segmenter
+from brd_edge.runtime.sources import Pace
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime-fp32", "openvino-fp32"])
+def test_frames_of_any_size(bundle, engine: str) -> None:
+    with Segmenter.open(bundle.directory, keys=[bundle.public], engine=engine) as segmenter:
+        assert np.array_equal(segmenter.infer(bundle.frame), bundle.class_map)
+        large = np.asarray(Image.fromarray(bundle.frame).resize((200, 120), Image.Resampling.BICUBIC))
+        found = segmenter.infer(large)
+        assert found.shape == (120, 200)
+        small = np.asarray(Image.fromarray(large).resize((40, 24), Image.Resampling.BILINEAR))
+        expected = Image.fromarray(segmenter.infer(small)).resize((200, 120), Image.Resampling.NEAREST)
+        assert np.array_equal(found, np.asarray(expected))
+        with pytest.raises(EngineError, match=r"expected uint8 \(H, W, 3\)"):
+            segmenter.infer(large[:, :, 0])
+
+
+def test_what_is_not_there_or_not_trusted(bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with pytest.raises(BundleError, match="no key to verify"):
+        Segmenter.open(bundle.directory)
+    trusted = tmp_path / "brd-edge" / "trusted"
+    trusted.mkdir(parents=True)
+    (trusted / "team.pub").write_bytes(bundle.public.read_bytes())
+    Segmenter.open(bundle.directory).close()
+    with pytest.raises(BundleError, match="has no engine 'x'"):
+        Segmenter.open(bundle.directory, engine="x")
+    with pytest.raises(BundleError, match="expected the directory of a bundle"):
+        Segmenter.open(tmp_path / "none")
+
+
+def test_an_engine_that_must_be_built_first(
+    make_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made = make_bundle(tmp_path / "bundle", runtimes=("openvino",), plans=("openvino",))
+    with pytest.raises(EngineError, match="has to be built on this machine first"):
+        Segmenter.open(made.directory, keys=[made.public])
+    assert main(["build", str(made.directory), "--key", str(made.public)]) == 0
+    built = Path(capsys.readouterr().out.strip())
+    assert (built / "model.xml").is_file()
+    with Segmenter.open(made.directory, keys=[made.public]) as segmenter:
+        assert np.array_equal(segmenter.infer(made.frame), made.class_map)
+    # a bundle that brings a built engine of its own is not believed
+    smuggled = made.directory / "built"
+    smuggled.mkdir()
+    (smuggled / "engine.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"built/engine\.json: not in the manifest"):
+        Segmenter.open(made.directory, keys=[made.public])
+
+
+def test_an_altered_engine_is_not_loaded(make_bundle, tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "bundle")
+    path = made.directory / "engines" / "onnxruntime-fp32" / "model.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    code = (
+        "import sys; from pathlib import Path; from brd_edge.runtime.segmenter import Segmenter\n"
+        "try: Segmenter.open(sys.argv[1], keys=[Path(sys.argv[2])])\n"
+        "except Exception as error: print(type(error).__name__, 'onnxruntime' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(made.directory), str(made.public)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "BundleError False\n"
+
+
+def test_a_folder_of_images(bundle, tmp_path: Path) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    (source / "deep").mkdir(parents=True)
+    for name in ("a.png", "deep/b.png"):
+        Image.fromarray(bundle.frame).save(source / name)
+    (source / "notes.txt").write_text("no image")
+    with Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter:
+        assert infer(segmenter, str(source), out) == {"frames": 2}
+        with pytest.raises(DataError, match="no image in this folder"):
+            infer(segmenter, str(_empty(tmp_path)), out)
+        broken = tmp_path / "broken.png"
+        broken.write_bytes(b"\x89PNG")
+        with pytest.raises(DataError, match=r"broken\.png: the image cannot be read"):
+            infer(segmenter, str(broken), out)
+    class_map = Image.open(out / "deep" / "b.class_map.png")
+    assert class_map.mode == "P"
+    assert np.array_equal(np.asarray(class_map), bundle.class_map)
+    shown = np.asarray(Image.open(out / "a.overlay.png"))
+    assert np.array_equal(shown, overlay(bundle.frame, bundle.class_map, segmenter.palette))
+
+
+def _empty(tmp_path: Path) -> Path:
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
+
+
+def _film(path: Path, frames: int, rate_hz: float) -> list[np.ndarray]:
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+    # lossless, so that what is read is what was written
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), rate_hz, (40, 24))
+    made = [np.random.default_rng(index).integers(0, 256, (24, 40, 3), dtype=np.uint8) for index in range(frames)]
+    for frame in made:
+        writer.write(frame[:, :, ::-1])
+    writer.release()
+    return made
+
+
+def test_every_frame_of_a_video(bundle, tmp_path: Path) -> None:
+    made = _film(tmp_path / "film.avi", 6, 30)
+    import cv2
+
+    capture = cv2.VideoCapture(str(tmp_path / "film.avi"))
+    with Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter:
+        result = infer(segmenter, str(tmp_path / "film.avi"), tmp_path / "out")
+        assert (result["frames"], result["dropped"]) == (len(made), 0)
+        for index in range(len(made)):
+            frame = capture.read()[1][:, :, ::-1]
+            found = np.asarray(Image.open(tmp_path / "out" / "class_map" / f"{index:06d}.png"))
+            assert np.array_equal(found, segmenter.infer(np.ascontiguousarray(frame)))
+    assert json.loads((tmp_path / "out" / "infer.json").read_text()) == result
+    shown = cv2.VideoCapture(str(tmp_path / "out" / "overlay.mp4"))
+    assert shown.get(cv2.CAP_PROP_FRAME_COUNT) == len(made)
+
+
+def test_a_video_at_a_steady_rate(bundle, tmp_path: Path) -> None:
+    made = _film(tmp_path / "film.avi", 20, 40)
+    with Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter:
+        result = infer(segmenter, str(tmp_path / "film.avi"), tmp_path / "out", rate_hz=40)
+        assert result["frames"] + result["dropped"] == len(made)
+        assert result["rate_hz"] <= 60
+        assert infer(segmenter, str(tmp_path / "film.avi"), tmp_path / "out", frames_max=3)["frames"] == 3
+
+
+def test_what_is_late_is_dropped_and_what_is_early_waits() -> None:
+    now, waits = 0.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        waits.append(seconds)
+        now += seconds
+
+    pace = Pace(10.0, clock=lambda: now, sleep=sleep)
+    shown = []
+    frame = 0
+    for work in (0.01, 0.01, 0.35, 0.01, 0.01):
+        frame += pace.overdue()
+        pace.wait()
+        shown.append((frame, round(now, 6)))
+        frame += 1
+        now += work
+    # frames are due at 0, 100, 200 ms …; the third takes 350 ms, in which frames 3 and 4 pass by
+    assert shown == [(0, 0.0), (1, 0.1), (2, 0.2), (5, 0.55), (6, 0.6)]
+    assert (pace.done, pace.dropped) == (5, 2)
+
+
+def test_resizing_never_mixes_classes() -> None:
+    class_map = np.random.default_rng(0).integers(0, 2, (7, 9), dtype=np.uint8) * 200
+    assert set(np.unique(resize_class_map(class_map, 31, 17))) <= {0, 200}
+
+
+def test_a_frame_that_fits_is_taken_as_it_is(bundle, contract) -> None:
+    assert np.array_equal(fit_frame(bundle.frame, contract), bundle.frame)
