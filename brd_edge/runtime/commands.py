@@ -53,7 +53,7 @@ def bench(options: Namespace) -> int:
             "bundle": bundle.manifest.name,
             "device": before,
             "cpu_mhz_after": describe_device(bundle.directory)["cpu_mhz"],
-            "engines": [{**check.to_json(), "samples_ms": list(check.samples_ms)} for check in checks],
+            "engines": [_measured(bundle, check) for check in checks],
         }
     if options.output is not None:
         write_json_atomic(options.output, result)
@@ -197,6 +197,13 @@ def _conclude(checks: list[Checked]) -> int:
         assert check.agreement is not None
         print(f"{check.name}: golden frames agree ({100 * check.agreement:.3f} %){timed}{energy}")
     return 1 if any(check.problem for check in checks) else 0
+
+
+def _measured(bundle: Bundle, check: Checked) -> dict[str, Any]:
+    """Return an engine's entry, with the keys of `benchmark.json` where both have them."""
+    engine = bundle.manifest.engines[check.name]
+    kind = {"runtime": engine.runtime, "precision": engine.precision, "target": engine.target}
+    return {**check.to_json(), **kind, "samples_ms": list(check.samples_ms)}
 
 
 @contextmanager

@@ -57,6 +57,8 @@ def _run(options: argparse.Namespace) -> int:
         results = asyncio.run(_look(fleet, rollback=options.rollback))
         print(format_deliveries(results))
         return 1 if any(result.status == "failed" for result in results) else 0
+    if options.keep < 1:
+        raise DeliveryError(f"--keep: expected at least 1, got {options.keep}")
     if options.bundle is None:
         raise DeliveryError("give the bundle to ship: python -m brd_edge.ship BUNDLE --to user@host")
     how = Options(
@@ -83,7 +85,7 @@ def _keep(options: argparse.Namespace, outcome: dict[str, Any]) -> None:
         write_json_atomic(path, outcome)
         _say(f"written: {path}")
     if (run / "report.html").is_file():
-        from brd_edge.evaluate.devices import add_devices
+        from brd_edge.ship.report import add_devices
 
         if add_devices(run / "report.html", outcome):
             _say(f"added to {run / 'report.html'}")
@@ -114,8 +116,6 @@ async def _look(fleet: Fleet, *, rollback: bool) -> list[Delivered]:
 def _fleet(options: argparse.Namespace) -> Fleet:
     if (options.fleet is None) == (not options.to):
         raise DeliveryError("give either --to user@host (as often as you like) or --fleet fleet.yaml")
-    if options.fleet is not None:
-        return read_fleet(options.fleet)
     settings = {
         key: value
         for key, value in (
@@ -127,6 +127,11 @@ def _fleet(options: argparse.Namespace) -> Fleet:
         )
         if value is not None
     }
+    if options.fleet is not None:
+        if settings:
+            given = ", ".join(f"--{key.replace('_', '-')}" for key in settings)
+            raise DeliveryError(f"{given}: devices of a fleet say that in {options.fleet}, each for itself")
+        return read_fleet(options.fleet)
     return Fleet(tuple(parse_device(address, **{**loopback_root(address), **settings}) for address in options.to))
 
 

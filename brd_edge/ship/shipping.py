@@ -52,6 +52,9 @@ def ship_bundle(
             f"{path}: give the key that signs it (--key NAME.key), or that signed it (--public-key NAME.pub)"
         )
     with opened_bundle(path, trusted) as bundle:
+        unknown = sorted(set(options.engines or ()) - set(bundle.engines))
+        if unknown:
+            raise BundleError(f"{path}: has no engine {unknown[0]!r}: there are {', '.join(bundle.engines)}")
         results = asyncio.run(_serve(fleet, bundle, replace(options, public_key=pem), say))
         about = {
             "name": bundle.manifest.name,

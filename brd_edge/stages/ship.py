@@ -77,9 +77,9 @@ def _work(context: Context) -> Outcome:
     problems = _missing(context.recipe)
     if problems:
         raise RunError("\n".join(problems))
-    from brd_edge.evaluate.devices import add_devices
     from brd_edge.ship.delivery import Options
     from brd_edge.ship.outcome import format_deliveries
+    from brd_edge.ship.report import add_devices
     from brd_edge.ship.shipping import ship_bundle
 
     key = Path(str(context.recipe.bundle.key)).expanduser()

@@ -21,6 +21,8 @@ from brd_edge.ship.loopback import run_command
 from brd_edge.ship.transport import Device
 
 SSHD = shutil.which("sshd") or next((path for path in ("/usr/sbin/sshd",) if Path(path).exists()), None)
+if os.environ.get("TEST_SSH_SERVER") == "asyncssh":
+    SSHD = None
 
 # Runs in the device's Python before brd-edge does: at a given one of the moments at which files below the
 # device root change, the process is killed or the disk is full. Python's own audit hooks tell of them.

@@ -3,7 +3,7 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
-from brd_edge.evaluate.devices import BEGIN, END, add_devices
+from brd_edge.ship.report import BEGIN, END, add_devices
 
 OUTCOME = {
     "devices": [

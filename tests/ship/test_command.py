@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from brd_edge.cli import main
+
+
+def test_shipping_to_this_machine(make_bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_bundle(tmp_path / "run" / "bundle")
+    (tmp_path / "run" / "benchmark.json").write_text("{}")
+    (tmp_path / "fleet.yaml").write_text(
+        f"devices: ['loopback:{tmp_path}/a', 'loopback:{tmp_path}/b', 'nobody@127.0.0.1:1']\n"
+        "waves: [1, 2, 100%]\nfailures_max: 0\n"
+    )
+    ship = ["ship", str(made.directory), "--key", str(made.private)]
+    assert main([*ship, "--fleet", str(tmp_path / "fleet.yaml"), "--dry-run"]) == 1
+    assert not (tmp_path / "a").exists() or not list((tmp_path / "a").iterdir())
+    assert main([*ship, "--fleet", str(tmp_path / "fleet.yaml")]) == 1
+    output = capsys.readouterr()
+    assert "wave 3 of 3" in output.err
+    assert "nobody@127.0.0.1:1: cannot be reached" in output.out
+    outcome = json.loads((tmp_path / "run" / "ship.json").read_text())
+    assert [device["status"] for device in outcome["devices"]] == ["serving", "serving", "failed"]
+    assert outcome["bundle"]["name"] == "small"
+    here = ["ship", "--to", f"loopback:{tmp_path}/a"]
+    assert main([*here, "--status"]) == 0
+    assert "0001-small" in capsys.readouterr().out
+    assert main([*here, "--rollback"]) == 1
+    assert "there is no earlier release" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--to", "loopback:x", "--fleet", "f.yaml"], "give either --to"),
+        ([], "give either --to"),
+        (["--fleet", "f.yaml", "--identity", "id"], "--identity: devices of a fleet say that"),
+        (["--to", "loopback:x", "--keep", "0"], "--keep: expected at least 1"),
+        (["--to", "loopback:x", "--engine", "tflite"], "has no engine 'tflite'"),
+        (["--to", "not an address"], "expected user@host"),
+    ],
+)
+def test_options_that_are_wrong(bundle, options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["ship", str(bundle.directory), "--public-key", str(bundle.public), *options]
+    assert main(given) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+def test_a_bundle_that_nobody_signed(make_bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_bundle(tmp_path / "bundle", sign=False)
+    ship = ["ship", str(made.directory), "--to", f"loopback:{tmp_path}/device"]
+    assert main(ship) == 1
+    assert "give the key that signs it" in capsys.readouterr().err
+    assert main([*ship, "--public-key", str(made.public)]) == 1
+    assert "not signed" in capsys.readouterr().err
+    assert main([*ship, "--key", str(made.public)]) == 1
+    assert not (tmp_path / "device").exists()
