@@ -19,9 +19,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from brd_edge.runtime.builders import build_planned
 from brd_edge.runtime.bundle import Bundle, open_bundle
@@ -42,7 +42,17 @@ from brd_edge.runtime.releases import (
     switch,
     tree_flush,
 )
-from brd_edge.runtime.signature import SIGNATURE_NAME, Signature, trust_key, trusted_keys, verify_manifest
+from brd_edge.runtime.signature import (
+    SIGNATURE_NAME,
+    Signature,
+    parse_public_key,
+    trust_key,
+    trusted_keys,
+    verify_manifest,
+)
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 __all__ = ["COMMIT", "Request", "receive"]
 
@@ -123,56 +133,72 @@ def _request(requests: IO[str]) -> Request:
         ) from error
 
 
+@dataclass(frozen=True)
+class _Admitted:
+    """A request whose signature holds."""
+
+    request: Request
+    digest: str
+    manifest: Manifest
+    signature: Signature
+    trusted: Mapping[str, Ed25519PublicKey]
+    first: bool
+    """Whether this device trusted nobody before."""
+
+
 def _deliver(root: Path, request: Request, requests: IO[str], send: Send) -> None:
-    manifest, signature = _admit(root, request, send)
-    digest = hashlib.sha256(request.manifest).hexdigest()
-    serving = _already_serving(root, digest, request)
-    wanted = [*manifest.common_files(), *(path for name in request.engines for path in manifest.engine_files(name))]
-    staging = root / "staging"
+    admitted = _admit(root, request)
+    serving = _already_serving(root, admitted)
     if serving is None:
-        here = _gather(root, manifest, wanted, requests, send)
-        _assemble(root, staging / "bundle", manifest, here, request)
-        bundle = open_bundle(staging / "bundle", trusted_keys(root / "trusted"), engines=request.engines)
-        _build(bundle, staging / "built", send)
-        release = _canary(bundle, staging, request, digest, send)
-        previous = current_release(root)
-        name = next_release_name(root, manifest.name, digest)
-        final = Release(**{**vars(release), "directory": staging, "previous": previous.name if previous else None})
-        final.write()
-        tree_flush(staging)
-        staging.rename(root / "releases" / name)
-        serving = Release(**{**vars(final), "directory": root / "releases" / name})
+        serving = _install(root, admitted, requests, send)
     else:
         send({"event": "need", "incoming": str(root / "incoming"), "files": {}})
         _commit(requests)
-        bundle = open_bundle(serving.bundle_directory, trusted_keys(root / "trusted"), engines=serving.engines)
-        found = _canary(bundle, serving.directory, request, digest, send)
-        serving = Release(**{**vars(serving), "checks": found.checks})
-    note_signed_at(root, max(signature.signed_at, highest_signed_at(root)))
+        bundle = open_bundle(serving.bundle_directory, admitted.trusted, engines=serving.engines)
+        found = _canary(bundle, serving.directory, admitted, send)
+        serving = replace(serving, checks=found.checks)
+    if admitted.first and request.public_key is not None:
+        # the account that ships may write here anyway: the first key is taken on its word
+        key = trust_key(root / "trusted", request.public_key)
+        send({"event": "say", "text": f"trusts the key {key} from now on"})
+    note_signed_at(root, max(admitted.signature.signed_at, highest_signed_at(root)))
     switch(root, serving)
     removed = prune(root, request.keep)
     shutil.rmtree(root / "incoming", ignore_errors=True)
-    device = describe_device(root)
-    send(
-        {
-            "event": "done",
-            "release": serving.name,
-            "engine": serving.engine,
-            "checks": serving.checks,
-            "device": device,
-            "removed": removed,
-        }
-    )
+    done = {"event": "done", "release": serving.name, "engine": serving.engine, "checks": serving.checks}
+    send({**done, "device": describe_device(root), "removed": removed})
 
 
-def _admit(root: Path, request: Request, send: Send) -> tuple[Manifest, Signature]:
+def _install(root: Path, admitted: _Admitted, requests: IO[str], send: Send) -> Release:
+    """Put a new release together, try it out, and give it its place; nothing serves it yet."""
+    staging = root / "staging"
+    here = _gather(root, admitted, requests, send)
+    _assemble(root, staging / "bundle", admitted, here)
+    bundle = open_bundle(staging / "bundle", admitted.trusted, engines=admitted.request.engines)
+    _build(bundle, staging / "built", send)
+    release = _canary(bundle, staging, admitted, send)
+    previous = _readable_current(root)
+    final = replace(release, previous=previous.name if previous else None)
+    final.write()
+    tree_flush(staging)
+    place = root / "releases" / next_release_name(root, admitted.manifest.name, admitted.digest)
+    staging.rename(place)
+    return replace(final, directory=place)
+
+
+def _readable_current(root: Path) -> Release | None:
+    try:
+        return current_release(root)
+    except DeliveryError:
+        return None  # damaged; what is being delivered replaces it
+
+
+def _admit(root: Path, request: Request) -> _Admitted:
     """Check everything that can be checked before a byte is uploaded."""
-    trusted = trusted_keys(root / "trusted")
-    if not trusted and request.public_key is not None:
-        # the account that ships may write here anyway: the first key is taken on its word
-        key = trust_key(root / "trusted", request.public_key)
-        trusted = trusted_keys(root / "trusted")
-        send({"event": "say", "text": f"trusts the key {key} from now on"})
+    trusted: Mapping[str, Ed25519PublicKey] = trusted_keys(root / "trusted")
+    first = not trusted
+    if first and request.public_key is not None:
+        trusted = dict([parse_public_key(request.public_key.encode(), "the key that was sent")])
     signature = verify_manifest(request.manifest, request.signature, trusted, "the bundle")
     highest = highest_signed_at(root)
     if signature.signed_at < highest and not request.allow_downgrade:
@@ -190,29 +216,33 @@ def _admit(root: Path, request: Request, send: Send) -> tuple[Manifest, Signatur
         reason = misfit(manifest.engines[name], device)
         if reason is not None:
             raise DeliveryError(f"{name} does not fit this device: {reason}")
-    return manifest, signature
+    return _Admitted(request, hashlib.sha256(request.manifest).hexdigest(), manifest, signature, trusted, first)
 
 
 def _date(seconds: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
-def _already_serving(root: Path, digest: str, request: Request) -> Release | None:
-    try:
-        current = current_release(root)
-    except DeliveryError:
-        return None
-    if current is None or current.manifest_sha256 != digest or set(current.engines) != set(request.engines):
+def _already_serving(root: Path, admitted: _Admitted) -> Release | None:
+    current, engines = _readable_current(root), set(admitted.request.engines)
+    if current is None or current.manifest_sha256 != admitted.digest or set(current.engines) != engines:
         return None
     try:
-        open_bundle(current.bundle_directory, trusted_keys(root / "trusted"), engines=current.engines)
+        open_bundle(current.bundle_directory, admitted.trusted, engines=current.engines)
     except BundleError:
         return None  # damaged since; the delivery repairs it
     return current
 
 
-def _gather(root: Path, manifest: Manifest, wanted: list[str], requests: IO[str], send: Send) -> dict[str, Path]:
+def _wanted(admitted: _Admitted) -> list[str]:
+    """Return the paths of the files that this delivery needs."""
+    engines = (path for name in admitted.request.engines for path in admitted.manifest.engine_files(name))
+    return [*admitted.manifest.common_files(), *engines]
+
+
+def _gather(root: Path, admitted: _Admitted, requests: IO[str], send: Send) -> dict[str, Path]:
     """Ask for the files that are not on the device yet, and return those that are, by SHA-256."""
+    manifest, wanted = admitted.manifest, _wanted(admitted)
     here = _files_here(root, {manifest.files[path].sha256 for path in wanted})
     files: dict[str, dict[str, Any]] = {}
     for path in wanted:
@@ -255,12 +285,11 @@ def _files_here(root: Path, wanted: set[str]) -> dict[str, Path]:
     return found
 
 
-def _assemble(root: Path, bundle: Path, manifest: Manifest, here: Mapping[str, Path], request: Request) -> None:
+def _assemble(root: Path, bundle: Path, admitted: _Admitted, here: Mapping[str, Path]) -> None:
     """Put the bundle together from what was uploaded and what was here."""
-    engines = (path for name in request.engines for path in manifest.engine_files(name))
     bundle.mkdir(parents=True)
-    for path in (*manifest.common_files(), *engines):
-        sha256, target = manifest.files[path].sha256, bundle / path
+    for path in _wanted(admitted):
+        sha256, target = admitted.manifest.files[path].sha256, bundle / path
         source = here.get(sha256, root / "incoming" / sha256)
         if not source.is_file():
             raise DeliveryError(f"{path} was not uploaded; ship again")
@@ -269,8 +298,8 @@ def _assemble(root: Path, bundle: Path, manifest: Manifest, here: Mapping[str, P
             raise DeliveryError(f"{path}: the upload is damaged (its SHA-256 differs); ship again")
         target.parent.mkdir(parents=True, exist_ok=True)
         _link_or_copy(source, target)
-    (bundle / MANIFEST_NAME).write_bytes(request.manifest)
-    (bundle / SIGNATURE_NAME).write_bytes(request.signature)
+    (bundle / MANIFEST_NAME).write_bytes(admitted.request.manifest)
+    (bundle / SIGNATURE_NAME).write_bytes(admitted.request.signature)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -289,15 +318,15 @@ def _build(bundle: Bundle, built: Path, send: Send) -> None:
             send({"event": "say", "text": f"{name}: built in {time.monotonic() - start:.0f} s"})
 
 
-def _canary(bundle: Bundle, directory: Path, request: Request, digest: str, send: Send) -> Release:
+def _canary(bundle: Bundle, directory: Path, admitted: _Admitted, send: Send) -> Release:
     """Run every engine here before anything relies on it; the fastest that holds the gate will serve."""
-    release = Release(directory, digest, "", bundle.engines, None, {}, int(time.time()))
+    release = Release(directory, admitted.digest, "", bundle.engines, None, {}, int(time.time()))
     checks = [
         check_engine(
             bundle,
             name,
             release.engine_directory(name),
-            bench=request.bench,
+            bench=admitted.request.bench,
             say=lambda text: send({"event": "say", "text": text}),
         )
         for name in bundle.engines
@@ -306,7 +335,7 @@ def _canary(bundle: Bundle, directory: Path, request: Request, digest: str, send
     if wrong:
         raise DeliveryError("canary: " + "; ".join(wrong))
     fastest = min(checks, key=_p50_ms)
-    limit = request.latency_ms_p95_max
+    limit = admitted.request.latency_ms_p95_max
     limit = bundle.manifest.latency_ms_p95_max if limit is None else limit
     if limit is not None and not any(_p95_ms(check) <= limit for check in checks):
         raise DeliveryError(
@@ -316,7 +345,7 @@ def _canary(bundle: Bundle, directory: Path, request: Request, digest: str, send
     if limit is not None and _p95_ms(fastest) > limit:
         fastest = min(checks, key=_p95_ms)
     found = {check.name: check.to_json() for check in checks}
-    return Release(**{**vars(release), "engine": fastest.name, "checks": found})
+    return replace(release, engine=fastest.name, checks=found)
 
 
 def _p50_ms(check: Checked) -> float:

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,7 @@ async def deliver(device: Device, bundle: Bundle, options: Options, say: Say) ->
         lost = said(error, device).removeprefix("cannot be reached")
         message = f"the connection was lost{lost}; --status shows what serves, ship again to go on"
         result = Delivered(device.address, "failed", message)
-    return Delivered(**{**vars(result), "duration_s": round(time.monotonic() - start, 2)})
+    return replace(result, duration_s=round(time.monotonic() - start, 2))
 
 
 async def probe_device(connection: asyncssh.SSHClientConnection, device: Device) -> dict[str, Any]:
@@ -164,7 +164,7 @@ async def _deliver(
     result = Delivered(device.address, "would serve", engines=chosen, left_out=left_out, profile=profile)
     if options.dry_run:
         serving = f"in place of {profile['current']}" if profile["current"] else "as the first release"
-        return Delivered(**{**vars(result), "message": f"would deliver {', '.join(chosen)} {serving}"})
+        return replace(result, message=f"would deliver {', '.join(chosen)} {serving}")
     say(f"{device.address}: {profile['model']}, gets {', '.join(chosen)}")
     process = await connection.create_process(_command(device, "receive"), encoding="utf-8")
     async with process:
@@ -176,16 +176,14 @@ async def _deliver(
         process.stdin.write_eof()
         await process.wait()
     say(f"{device.address}: {done['release']} serves with {done['engine']}")
-    return Delivered(
-        **{
-            **vars(result),
-            "status": "serving",
-            "release": done["release"],
-            "engine": done["engine"],
-            "checks": done["checks"],
-            "profile": {**profile, **done["device"]},
-            "uploaded_bytes": uploaded_bytes,
-        }
+    return replace(
+        result,
+        status="serving",
+        release=done["release"],
+        engine=done["engine"],
+        checks=done["checks"],
+        profile={**profile, **done["device"]},
+        uploaded_bytes=uploaded_bytes,
     )
 
 

@@ -108,6 +108,14 @@ def test_another_key_is_refused(server, bundle, make_bundle, tmp_path: Path) -> 
     assert serves(root, bundle)
 
 
+def test_a_key_is_trusted_only_once_its_bundle_serves(server, make_bundle, tmp_path: Path) -> None:
+    root = tmp_path / "device"
+    wrong = make_bundle(tmp_path / "wrong", wrong=True)
+    assert "golden frame" in ship(server.device(root), wrong).message
+    assert list((root / "trusted").iterdir()) == []
+    assert not (root / "current").exists()
+
+
 def test_dry_run_changes_nothing(server, bundle, tmp_path: Path) -> None:
     root = tmp_path / "device"
     result = ship(server.device(root), bundle, dry_run=True)
