@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ def _keys(arguments: Sequence[str]) -> int:
     from brd_edge.ship.keys import make_keys
 
     parser = argparse.ArgumentParser(prog="brd-edge keys", description="Make a pair of Ed25519 keys to sign bundles.")
-    parser.add_argument("name", type=Path, metavar="NAME.key", help="private key file; the public one gets .pub")
+    parser.add_argument("name", type=Path, metavar="NAME", help="makes NAME.key (private) and NAME.pub")
     path = parser.parse_args(arguments).name
     path = path if path.suffix == ".key" else path.with_name(f"{path.name}.key")
     public, key = make_keys(path)
@@ -68,6 +69,15 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 """The commands by name; what is none of them is taken for a recipe."""
 
 
+_USAGE = """\
+usage: brd-edge RECIPE …         run a recipe (brd-edge run RECIPE is the same)
+       brd-edge keys NAME        make a pair of keys to sign bundles
+       brd-edge sign BUNDLE …    sign a bundle and pack it
+       brd-edge ship BUNDLE …    deliver a bundle to devices, see what serves, roll back
+       brd-edge runtime …        on a device: verify, build, bench, infer, …
+--help after each of them tells more"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; `brd-edge RECIPE` is `brd-edge run RECIPE`.
 
@@ -78,10 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The command's exit code.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] in (["-h"], ["--help"]):
-        print(f"usage: brd-edge RECIPE … | brd-edge {{{','.join(COMMANDS)}}} …\n\n--help after a command tells more")
-        return 0
-    command = COMMANDS.get(given[0]) if given else None
+    if not given or given[0] in ("-h", "--help"):
+        print(_USAGE, file=sys.stdout if given else sys.stderr)
+        return 0 if given else 2
+    if given[0] not in COMMANDS and given[0].isalpha() and not Path(given[0]).exists():
+        nearest = difflib.get_close_matches(given[0], COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        print(f"brd-edge: error: no command or recipe {given[0]!r}; {hint}\n{_USAGE}", file=sys.stderr)
+        return 2
+    command = COMMANDS.get(given[0])
     try:
         return command(given[1:]) if command is not None else _recipe(given)
     except BrdEdgeError as error:

@@ -104,9 +104,13 @@ def unpack(options: Namespace) -> int:
 def probe(options: Namespace) -> int:
     """Print what this device is and what serves on it, as one line of JSON."""
     root = options.root.expanduser()
-    values = describe_device(root)
+    values, serving = describe_device(root), None
     try:
         serving = current_release(root)
+        if serving is not None:
+            open_bundle(serving.bundle_directory, trusted_keys(root / "trusted"), engines=serving.engines)
+    except BundleError as error:
+        values["problem"] = str(error)
     except DeliveryError as error:
         values["problem"], serving = str(error), None
     values["current"] = None if serving is None else serving.name

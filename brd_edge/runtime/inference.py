@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import write_json_atomic
 from brd_edge.runtime.frames import overlay, read_image
 from brd_edge.runtime.segmenter import Segmenter
@@ -51,6 +52,8 @@ def infer(
     if files is None:
         with open_video(source) as video:
             return _video(segmenter, video, out, rate_hz, frames_max, say)
+    if rate_hz is not None or frames_max is not None:
+        raise DataError(f"{source}: --rate and --frames are for videos and cameras, not for images")
     base = Path(source) if Path(source).is_dir() else Path(source).parent
     for number, path in enumerate(files, 1):
         image = read_image(path)
@@ -72,13 +75,15 @@ def _video(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     (out / "class_map").mkdir(parents=True, exist_ok=True)
+    for old in (out / "class_map").glob("[0-9]*.png"):
+        old.unlink()  # of an earlier video
     pace = Pace(rate_hz)
     writer = VideoWriter(out / "overlay.mp4", rate_hz or video.rate_hz or _RATE_UNKNOWN_HZ)
     try:
         while frames_max is None or pace.done < frames_max:
             # a camera drops by itself what nobody takes; of a file, what is late is passed over
-            if not video.live and not all(video.skip() for _ in range(pace.overdue())):
-                break
+            for _ in range(0 if video.live else pace.overdue()):
+                pace.dropped += video.skip()
             image = video.read()
             if image is None:
                 break

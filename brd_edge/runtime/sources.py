@@ -149,12 +149,10 @@ class Pace:
     _start: float | None = field(default=None, repr=False)
 
     def overdue(self) -> int:
-        """Return how many frames must be dropped to be in time again, and count them."""
+        """Return how many frames must be dropped to be in time again."""
         if self.rate_hz is None or self._start is None:
             return 0
-        behind = int((self.clock() - self._start) * self.rate_hz) - (self.done + self.dropped)
-        self.dropped += max(0, behind)
-        return max(0, behind)
+        return max(0, int((self.clock() - self._start) * self.rate_hz) - (self.done + self.dropped))
 
     def wait(self) -> None:
         """Wait until the next frame is due, and count it as done."""

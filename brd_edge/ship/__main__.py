@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from brd_edge.runtime.errors import BrdEdgeError, DeliveryError, InterruptedRunError
+from brd_edge.runtime.errors import BrdEdgeError, InterruptedRunError, RecipeError
 from brd_edge.runtime.files import write_json_atomic
 from brd_edge.ship.delivery import Delivered, Options, probe_device, roll_back
 from brd_edge.ship.fleet import Fleet, loopback_root, read_fleet, serve_in_waves
@@ -58,9 +58,9 @@ def _run(options: argparse.Namespace) -> int:
         print(format_deliveries(results))
         return 1 if any(result.status == "failed" for result in results) else 0
     if options.keep < 1:
-        raise DeliveryError(f"--keep: expected at least 1, got {options.keep}")
+        raise RecipeError(f"--keep: expected at least 1, got {options.keep}")
     if options.bundle is None:
-        raise DeliveryError("give the bundle to ship: python -m brd_edge.ship BUNDLE --to user@host")
+        raise RecipeError("give the bundle to ship: brd-edge ship BUNDLE --to user@host")
     how = Options(
         public_key="",
         engines=tuple(options.engine) or None,
@@ -104,6 +104,8 @@ async def _look(fleet: Fleet, *, rollback: bool) -> list[Delivered]:
         release = next((item for item in profile["releases"] if item["name"] == current), None)
         if release is None:
             return Delivered(device.address, "empty", profile.get("problem", "nothing was delivered yet"))
+        if "problem" in profile:
+            return Delivered(device.address, "failed", f"damaged, ship again: {profile['problem']}", release=current)
         others = [item["name"] for item in profile["releases"] if item["name"] != current]
         message = f"{profile['model']}; other releases: {', '.join(others) or 'none'}"
         return Delivered(
@@ -115,7 +117,7 @@ async def _look(fleet: Fleet, *, rollback: bool) -> list[Delivered]:
 
 def _fleet(options: argparse.Namespace) -> Fleet:
     if (options.fleet is None) == (not options.to):
-        raise DeliveryError("give either --to user@host (as often as you like) or --fleet fleet.yaml")
+        raise RecipeError("give either --to user@host (as often as you like) or --fleet fleet.yaml")
     settings = {
         key: value
         for key, value in (
@@ -130,14 +132,14 @@ def _fleet(options: argparse.Namespace) -> Fleet:
     if options.fleet is not None:
         if settings:
             given = ", ".join(f"--{key.replace('_', '-')}" for key in settings)
-            raise DeliveryError(f"{given}: devices of a fleet say that in {options.fleet}, each for itself")
+            raise RecipeError(f"{given}: devices of a fleet say that in {options.fleet}, each for itself")
         return read_fleet(options.fleet)
     return Fleet(tuple(parse_device(address, **{**loopback_root(address), **settings}) for address in options.to))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m brd_edge.ship",
+        prog="brd-edge ship",
         description="Deliver a signed bundle to devices over SSH, with a canary on each; or see what serves.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Delivered", "Options", "deliver", "probe_device", "roll_back"]
 
 _CHUNK = 1 << 18
+_ENDING_S = 10
 
 Say = Callable[[str], None]
 
@@ -168,13 +171,17 @@ async def _deliver(
     say(f"{device.address}: {profile['model']}, gets {', '.join(chosen)}")
     process = await connection.create_process(_command(device, "receive"), encoding="utf-8")
     async with process:
-        process.stdin.write(_request(device, bundle, options, chosen))
-        need = await _event(process, device, say, "need")
-        uploaded_bytes = await _upload(connection, device, bundle, need, say)
-        process.stdin.write(COMMIT + "\n")
-        done = await _event(process, device, say, "done")
-        process.stdin.write_eof()
-        await process.wait()
+        try:
+            process.stdin.write(_request(device, bundle, options, chosen))
+            need = await _event(process, device, say, "need")
+            uploaded_bytes = await _upload(connection, device, bundle, need, say)
+            process.stdin.write(COMMIT + "\n")
+            done = await _event(process, device, say, "done")
+        finally:
+            # the device's process ends by itself; hanging up on it would leave it to find that out
+            with suppress(OSError, TimeoutError):
+                process.stdin.write_eof()
+                await asyncio.wait_for(process.wait(), _ENDING_S)
     say(f"{device.address}: {done['release']} serves with {done['engine']}")
     return replace(
         result,

@@ -11,11 +11,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from brd_edge.runtime.errors import DeliveryError
+from brd_edge.runtime.errors import RecipeError
 from brd_edge.ship.delivery import Delivered
 from brd_edge.ship.transport import LOOPBACK, Device, parse_device
 
 __all__ = ["Fleet", "loopback_root", "read_fleet", "serve_in_waves", "wave_sizes"]
+
+
+_EXPECTED = "expected devices (user@host, or address, root, python, …), and if you like waves, parallel, failures_max"
 
 
 class _DeviceEntry(BaseModel):
@@ -68,28 +71,46 @@ def read_fleet(path: Path) -> Fleet:
         failures_max: 0
 
     Raises:
-        DeliveryError: It cannot be read or is wrong; the message names every key.
+        RecipeError: It cannot be read or is wrong; the message names every key.
     """
     import yaml
 
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise RecipeError(f"{path}: {_EXPECTED}")
         values = _FleetFile.model_validate(content)
     except OSError as error:
-        raise DeliveryError(f"{path}: cannot be read ({error.strerror})") from error
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DeliveryError(f"{path}: not YAML ({error})") from error
+        raise RecipeError(f"{path}: not YAML ({error})") from error
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        expected = "expected devices, waves, parallel and failures_max"
-        raise DeliveryError(f"{path}: {expected}\n" + "\n".join(lines)) from None
+        raise RecipeError("\n".join([f"{path}: {_EXPECTED}", *_problems(error)])) from None
     devices = tuple(_device(entry) for entry in values.devices)
     addresses = [device.address for device in devices]
     twice = sorted({address for address in addresses if addresses.count(address) > 1})
     if twice:
-        raise DeliveryError(f"{path}: every device stands once, but these stand twice: {', '.join(twice)}")
+        raise RecipeError(f"{path}: every device stands once, but these stand twice: {', '.join(twice)}")
     wave_sizes(values.waves, len(devices))
     return Fleet(devices, values.waves, values.parallel, values.failures_max)
+
+
+def _problems(error: ValidationError) -> list[str]:
+    """Return one line a problem, in the words of the file."""
+    lines = []
+    for item in error.errors():
+        place = [str(part) for part in item["loc"]]
+        if place[-1] == "str" and item["type"] == "string_type":
+            continue  # a device may be a text or a mapping; what is wrong with the mapping is said too
+        place = [part for part in place if part not in ("str", "int", _DeviceEntry.__name__)]
+        said = {
+            "extra_forbidden": "there is no such key",
+            "missing": "is missing",
+            "too_short": "at least one is needed",
+            "model_type": "expected user@host, or a mapping with address",
+        }
+        lines.append(f"  {'.'.join(place)}: {said.get(item['type'], item['msg'])}")
+    return lines
 
 
 def _device(entry: str | _DeviceEntry) -> Device:
@@ -112,7 +133,7 @@ def wave_sizes(waves: Sequence[int | str], count: int) -> list[int]:
         count: Number of devices.
 
     Raises:
-        DeliveryError: An entry is neither a number nor a share.
+        RecipeError: An entry is neither a number nor a share.
 
     Example:
         >>> wave_sizes([1, "25%", "100%"], 20)
@@ -123,7 +144,7 @@ def wave_sizes(waves: Sequence[int | str], count: int) -> list[int]:
         text = str(wave)
         share = text.removesuffix("%")
         if not share.isdigit() or int(share) == 0 or (text.endswith("%") and int(share) > 100):
-            raise DeliveryError(f"waves: expected numbers such as 1 or shares such as 25%, got {wave!r}")
+            raise RecipeError(f"waves: expected numbers such as 1 or shares such as 25%, got {wave!r}")
         ends.append(min(count, math.ceil(count * int(share) / 100) if text.endswith("%") else int(share)))
     ends = sorted({*ends, count})
     return [end - start for start, end in zip([0, *ends], ends, strict=False) if end > start]

@@ -85,6 +85,8 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
     except OSError as error:
         reason = f"the private key cannot be read ({error.strerror})"
         raise BundleError(f"{path}: {reason}; brd-edge keys makes one") from None
+    if b"PUBLIC KEY" in content:
+        raise BundleError(f"{path}: a public key; give the private one, which signs (NAME.key)")
     if mode & 0o077:
         raise BundleError(f"{path}: others may read this private key (mode {mode:04o}); chmod 600 {path}")
     try:

@@ -14,10 +14,14 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from brd_edge.runtime.errors import DeliveryError
+
 if TYPE_CHECKING:
     import asyncssh
 
 __all__ = ["loopback_device", "run_command"]
+
+_CLOSING_S = 5
 
 
 async def run_command(process: asyncssh.SSHServerProcess[bytes]) -> None:
@@ -37,12 +41,14 @@ async def run_command(process: asyncssh.SSHServerProcess[bytes]) -> None:
     try:
         await process.redirect(child.stdin, child.stdout, child.stderr)
         process.exit(await child.wait())
-        await process.wait_closed()
     finally:
         if child.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGTERM)
             await child.wait()
+        # what was still on its way must be given up in an orderly manner
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait_closed(), _CLOSING_S)
 
 
 @asynccontextmanager
@@ -51,10 +57,16 @@ async def loopback_device(root: Path) -> AsyncIterator[asyncssh.SSHClientConnect
 
     Args:
         root: The device root; made when it is not there.
+
+    Raises:
+        DeliveryError: The root cannot be made.
     """
     import asyncssh
 
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DeliveryError(f"{root}: cannot be used as a device root ({error.strerror})") from error
     host_key, client_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
     server = await asyncssh.listen(
         "127.0.0.1",

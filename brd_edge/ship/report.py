@@ -9,7 +9,7 @@ from typing import Any
 
 from brd_edge.runtime.files import write_text_atomic
 
-__all__ = ["BEGIN", "END", "add_devices", "devices_section"]
+__all__ = ["BEGIN", "END", "add_devices", "clear_devices", "devices_section"]
 
 BEGIN, END = "<!-- devices -->", "<!-- /devices -->"
 """The report's template holds these two, one after the other."""
@@ -29,12 +29,21 @@ def add_devices(path: Path, outcome: Mapping[str, Any]) -> bool:
     Returns:
         Whether the report had a place for them.
     """
-    text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
+    return _replace(path, devices_section(outcome))
+
+
+def clear_devices(path: Path) -> None:
+    """Remove the devices' figures from a report, if there is one: they were of an earlier bundle."""
+    if path.is_file():
+        _replace(path, "")
+
+
+def _replace(path: Path, section: str) -> bool:
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         return False
-    write_text_atomic(path, before + BEGIN + devices_section(outcome) + END + after)
+    write_text_atomic(path, before + BEGIN + section + END + after)
     return True
 
 

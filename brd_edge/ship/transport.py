@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brd_edge.runtime.errors import DeliveryError
+from brd_edge.runtime.errors import DeliveryError, RecipeError
 
 if TYPE_CHECKING:
     import asyncssh
@@ -59,16 +59,16 @@ def parse_device(address: str, **settings: Any) -> Device:
         **settings: Other fields of `Device`.
 
     Raises:
-        DeliveryError: It is not such an address.
+        RecipeError: It is not such an address.
     """
     if address.startswith(LOOPBACK):
         if address == LOOPBACK:
-            raise DeliveryError(f"{address}: expected a directory after {LOOPBACK}, such as loopback:device")
+            raise RecipeError(f"{address}: expected a directory after {LOOPBACK}, such as loopback:device")
         return Device(address, "127.0.0.1", **settings)
     found = _ADDRESS.fullmatch(address)
     port = int(found["port"]) if found and found["port"] else None
     if found is None or (port is not None and not 0 < port < 65536):
-        raise DeliveryError(f"{address}: expected user@host[:port], or loopback:DIRECTORY to try it on this machine")
+        raise RecipeError(f"{address}: expected user@host[:port], or loopback:DIRECTORY to try it on this machine")
     return Device(address, found["host"].strip("[]"), found["user"], port, **settings)
 
 
@@ -87,6 +87,9 @@ async def connected(device: Device) -> AsyncIterator[asyncssh.SSHClientConnectio
         async with loopback_device(Path(device.root)) as connection:
             yield connection
         return
+    for path in (device.identity, device.known_hosts):
+        if path is not None and not path.expanduser().is_file():
+            raise DeliveryError(f"{path}: not found; --identity and --known-hosts name files of this machine")
     settings: dict[str, Any] = {"preferred_auth": "publickey"}
     if device.port is not None:
         settings["port"] = device.port
@@ -110,15 +113,32 @@ async def connected(device: Device) -> AsyncIterator[asyncssh.SSHClientConnectio
         yield connection
 
 
+def _unknown_host(device: Device) -> str:
+    """Tell a host that was never seen from one whose key has changed."""
+    import asyncssh
+
+    path = (device.known_hosts or Path("~/.ssh/known_hosts")).expanduser()
+    port = device.port or asyncssh.DEFAULT_PORT
+    keys = asyncssh.match_known_hosts(str(path), device.host, device.host, port)[0] if path.is_file() else []
+    if keys:
+        return (
+            f"its host key is not the one in {path}: the device was set up anew, or something between here and "
+            "there answers in its place. Nothing was sent; find out which before you replace the key there"
+        )
+    account = f"{device.user}@{device.host}" if device.user else device.host
+    command = f"ssh -p {device.port} {account}" if device.port else f"ssh {account}"
+    return (
+        f"its host key is not known here; compare its fingerprint once with  {command}  "
+        "(which adds it to known_hosts), or name a file with --known-hosts"
+    )
+
+
 def said(error: BaseException, device: Device) -> str:
     """Say what an error of the connection means, and what to do."""
     import asyncssh
 
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
-        return (
-            f"its host key is not known here; compare its fingerprint once with  ssh {device.host}  "
-            "(which adds it to known_hosts), or name a file with --known-hosts"
-        )
+        return _unknown_host(device)
     if isinstance(error, asyncssh.PermissionDenied):
         return "it does not accept your SSH keys; ssh-copy-id adds one, --identity names one (passwords are not used)"
     if isinstance(error, asyncssh.KeyImportError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brd_edge.recipe import Recipe
-from brd_edge.runtime.errors import DeliveryError, RunError
+from brd_edge.runtime.errors import DeliveryError, RecipeError, RunError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
 from brd_edge.stages.context import Context, Outcome, Stage
 
@@ -51,7 +51,7 @@ def _missing(recipe: Recipe) -> list[str]:
         found.append("ship: devices take signed bundles only; brd-edge keys NAME, then --set bundle.key=NAME.key")
     try:
         _fleet(recipe)
-    except DeliveryError as error:
+    except RecipeError as error:
         found.append(f"ship: {error}")
     return found
 
@@ -72,14 +72,16 @@ def _fleet(recipe: Recipe) -> Fleet:
 
 
 def _work(context: Context) -> Outcome:
+    from brd_edge.ship.report import add_devices, clear_devices
+
     if not _named(context.recipe):
+        clear_devices(context.run.path("report.html"))
         return Outcome([], {"devices": []}, "the recipe names no device")
     problems = _missing(context.recipe)
     if problems:
         raise RunError("\n".join(problems))
     from brd_edge.ship.delivery import Options
     from brd_edge.ship.outcome import format_deliveries
-    from brd_edge.ship.report import add_devices
     from brd_edge.ship.shipping import ship_bundle
 
     key = Path(str(context.recipe.bundle.key)).expanduser()

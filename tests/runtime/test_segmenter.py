@@ -153,7 +153,9 @@ def test_what_is_late_is_dropped_and_what_is_early_waits() -> None:
     shown = []
     frame = 0
     for work in (0.01, 0.01, 0.35, 0.01, 0.01):
-        frame += pace.overdue()
+        late = pace.overdue()
+        pace.dropped += late
+        frame += late
         pace.wait()
         shown.append((frame, round(now, 6)))
         frame += 1

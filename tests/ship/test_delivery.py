@@ -161,6 +161,13 @@ def test_hosts_and_keys_are_checked(server, bundle, tmp_path: Path) -> None:
     unknown.write_text("")
     result = ship(server.device(tmp_path / "device", known_hosts=unknown), bundle)
     assert "its host key is not known here" in result.message
+    changed = tmp_path / "changed"
+    fresh = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
+    changed.write_text(f"[127.0.0.1]:{server.port} {fresh}")
+    result = ship(server.device(tmp_path / "device", known_hosts=changed), bundle)
+    assert "its host key is not the one in" in result.message
+    result = ship(server.device(tmp_path / "device", identity=tmp_path / "none"), bundle)
+    assert f"{tmp_path / 'none'}: not found" in result.message
     other = asyncssh.generate_private_key("ssh-ed25519")
     other.write_private_key(tmp_path / "other")
     result = ship(server.device(tmp_path / "device", identity=tmp_path / "other"), bundle)

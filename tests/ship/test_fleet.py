@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from brd_edge.runtime.errors import DeliveryError
+from brd_edge.runtime.errors import RecipeError
 from brd_edge.ship.delivery import Delivered
 from brd_edge.ship.fleet import Fleet, read_fleet, serve_in_waves, wave_sizes
 from brd_edge.ship.transport import parse_device
@@ -32,7 +32,7 @@ def test_wave_sizes(waves: list, count: int, sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("wave", ["x", "0%", 0, -1, "150%", "1.5"])
 def test_waves_that_are_none(wave: object) -> None:
-    with pytest.raises(DeliveryError, match="waves: expected numbers"):
+    with pytest.raises(RecipeError, match="waves: expected numbers"):
         wave_sizes([wave], 3)
 
 
@@ -81,9 +81,10 @@ def test_a_fleet_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("devices: []", "devices"),
+        ("devices: []", "devices: at least one is needed"),
         ("devices: [a@b]\npassword: secret", "password"),
-        ("devices: [{address: a@b, colour: red}]", "colour"),
+        ("devices: [{address: a@b, colour: red}]", r"devices\.0\.colour: there is no such key"),
+        ("devices: [{adress: a@b}]", r"devices\.0\.address: is missing"),
         ("devices: [a@b, a@b]", "stand twice: a@b"),
         ("devices: [a b]", "expected user@host"),
         ("devices: [a@b]\nwaves: [0]", "waves"),
@@ -94,7 +95,7 @@ def test_a_fleet_file(tmp_path: Path) -> None:
 def test_a_fleet_file_that_is_wrong(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(text)
-    with pytest.raises(DeliveryError, match=words):
+    with pytest.raises(RecipeError, match=words):
         read_fleet(path)
 
 
@@ -114,5 +115,5 @@ def test_addresses(address: str, user: str | None, host: str, port: int | None) 
 
 @pytest.mark.parametrize("address", ["", "me@", "a@b:0", "a@b:99999", "a@b:x", "loopback:", "me@fe80::1"])
 def test_addresses_that_are_none(address: str) -> None:
-    with pytest.raises(DeliveryError):
+    with pytest.raises(RecipeError):
         parse_device(address)

@@ -29,8 +29,12 @@ def test_private_keys_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="others may read this private key"):
         read_private_key(tmp_path / "a.key")
     public.chmod(0o600)
-    with pytest.raises(BundleError, match="not a private key"):
+    with pytest.raises(BundleError, match="a public key; give the private one"):
         read_private_key(public)
+    (tmp_path / "b.key").write_text("hello")
+    (tmp_path / "b.key").chmod(0o600)
+    with pytest.raises(BundleError, match="not a private key"):
+        read_private_key(tmp_path / "b.key")
     with pytest.raises(BundleError, match="cannot be read"):
         read_private_key(tmp_path / "none.key")
 
