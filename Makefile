@@ -18,6 +18,7 @@ check: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/vermin --no-tips --quiet --target=3.10- brd_edge/__init__.py brd_edge/runtime
 	$(PY) -m brd_edge.recipe_schema --check pipelines/recipe.schema.json
 	cp requirements.lock .venv/fresh.lock
 	$(LOCK_COMMAND) --output-file .venv/fresh.lock

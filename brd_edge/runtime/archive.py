@@ -199,6 +199,8 @@ class _Inflated:
             reason = "it is not a plain file"
         if reason:
             raise BundleError(f"{self._what}: member {found.name!r} is refused: {reason}")
+        if name == SIGNATURE_NAME and found.name != name:
+            raise BundleError(f"{self._what}: not signed (there is no {name} in it); brd-edge sign does that")
         if found.name != name:
             raise BundleError(f"{self._what}: expected {name}, got {found.name!r}: not what was signed")
         if _member(name, found.size).tobuf(tarfile.USTAR_FORMAT) != block:

@@ -17,6 +17,7 @@ from brd_edge.runtime.checking import Bench, Checked, check_engine
 from brd_edge.runtime.device import describe_device, misfit
 from brd_edge.runtime.errors import BundleError, DeliveryError
 from brd_edge.runtime.files import write_json_atomic
+from brd_edge.runtime.heartbeat import heartbeat
 from brd_edge.runtime.inference import infer
 from brd_edge.runtime.receive import receive
 from brd_edge.runtime.releases import (
@@ -71,8 +72,8 @@ def build(options: Namespace) -> int:
         if reason is not None:
             _say(f"{name}: skipped, {reason}")
             continue
-        _say(f"{name}: building, this may take minutes")
-        build_planned(bundle, name, built_directory(bundle, name))
+        with heartbeat(f"{name}: building", _say):
+            build_planned(bundle, name, built_directory(bundle, name))
         built += 1
         print(built_directory(bundle, name))
     if not plans:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ import numpy.typing as npt
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import ContractError, EngineError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
+
+if TYPE_CHECKING:
+    from typing import Self  # novm
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -24,6 +24,8 @@ __all__ = [
     "write_text_atomic",
 ]
 
+_CHUNK = 1 << 20
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -70,8 +72,11 @@ def write_json_atomic(path: Path, content: Any) -> None:
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's content as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _umask() -> int:

@@ -29,6 +29,7 @@ from brd_edge.runtime.checking import Bench, Checked, check_engine
 from brd_edge.runtime.device import describe_device, misfit
 from brd_edge.runtime.errors import BrdEdgeError, BundleError, DeliveryError
 from brd_edge.runtime.files import sha256_file
+from brd_edge.runtime.heartbeat import heartbeat
 from brd_edge.runtime.manifest import MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest, parse_manifest
 from brd_edge.runtime.releases import (
     Release,
@@ -313,10 +314,8 @@ def _link_or_copy(source: Path, target: Path) -> None:
 def _build(bundle: Bundle, built: Path, send: Send) -> None:
     for name in bundle.engines:
         if bundle.manifest.engines[name].build:
-            send({"event": "say", "text": f"{name}: building, this may take minutes"})
-            start = time.monotonic()
-            build_planned(bundle, name, built / name)
-            send({"event": "say", "text": f"{name}: built in {time.monotonic() - start:.0f} s"})
+            with heartbeat(f"{name}: building", lambda text: send({"event": "say", "text": text})):
+                build_planned(bundle, name, built / name)
 
 
 def _canary(bundle: Bundle, directory: Path, admitted: _Admitted, send: Send) -> Release:

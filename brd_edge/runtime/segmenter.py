@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from brd_edge.runtime.releases import RELEASE_NAME, read_release
 from brd_edge.runtime.signature import read_public_key, trusted_keys
 
 if TYPE_CHECKING:
+    from typing import Self  # novm
+
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 __all__ = ["Segmenter", "keys_for", "trusted_directory"]

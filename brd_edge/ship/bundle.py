@@ -140,21 +140,20 @@ def bundle_files(directory: Path) -> list[str]:
     """Return the files of a bundle in the order in which they are packed: manifest and signature first.
 
     Raises:
-        BundleError: It is no bundle, or it is not signed.
+        BundleError: It is no bundle.
     """
-    for name in (MANIFEST_NAME, SIGNATURE_NAME):
-        if not (directory / name).is_file():
-            hint = "brd-edge sign does that" if name == SIGNATURE_NAME else "expected the directory of a bundle"
-            raise BundleError(f"{directory}: has no {name}; {hint}")
+    if not (directory / MANIFEST_NAME).is_file():
+        raise BundleError(f"{directory}: has no {MANIFEST_NAME}; expected the directory of a bundle")
     manifest = parse_manifest((directory / MANIFEST_NAME).read_bytes(), str(directory))
-    return [MANIFEST_NAME, SIGNATURE_NAME, *sorted(manifest.files)]
+    signature = [SIGNATURE_NAME] if (directory / SIGNATURE_NAME).is_file() else []
+    return [MANIFEST_NAME, *signature, *sorted(manifest.files)]
 
 
 def pack_bundle(directory: Path) -> Path:
-    """Pack a signed bundle into one archive beside its directory and return the archive's path.
+    """Pack a bundle into one archive beside its directory and return the archive's path.
 
     Raises:
-        BundleError: It is no bundle, or it is not signed.
+        BundleError: It is no bundle.
     """
     archive = directory.with_name(directory.name + ARCHIVE_SUFFIX)
     write_archive(archive, directory, bundle_files(directory))

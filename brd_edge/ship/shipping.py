@@ -13,7 +13,8 @@ from brd_edge.runtime.archive import opened_bundle
 from brd_edge.runtime.bundle import Bundle
 from brd_edge.runtime.errors import BundleError
 from brd_edge.runtime.manifest import MANIFEST_NAME
-from brd_edge.runtime.signature import parse_public_key, read_public_key
+from brd_edge.runtime.signature import SIGNATURE_NAME, parse_public_key, read_public_key
+from brd_edge.ship.bundle import pack_bundle
 from brd_edge.ship.delivery import Delivered, Options, deliver
 from brd_edge.ship.fleet import Fleet, serve_in_waves
 from brd_edge.ship.keys import public_pem, read_private_key, sign_bundle
@@ -41,7 +42,10 @@ def ship_bundle(
     if key is not None:
         private = read_private_key(key)
         if path.is_dir():
+            before = _signature_of(path)
             sign_bundle(path, private)
+            if _signature_of(path) != before:
+                pack_bundle(path)
         pem = public_pem(private)
         trusted = dict([parse_public_key(pem.encode(), str(key))])
     elif public_key is not None:
@@ -63,6 +67,11 @@ def ship_bundle(
             "key_id": bundle.signature.key_id,
         }
     return results, delivery_json(results, about)
+
+
+def _signature_of(directory: Path) -> bytes | None:
+    path = directory / SIGNATURE_NAME
+    return path.read_bytes() if path.is_file() else None
 
 
 async def _serve(fleet: Fleet, bundle: Bundle, options: Options, say: Callable[[str], None]) -> list[Delivered]:

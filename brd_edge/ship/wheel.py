@@ -18,6 +18,8 @@ from brd_edge.runtime.errors import BundleError
 __all__ = ["write_runtime_wheel"]
 
 _EXTRAS = ("onnxruntime", "openvino", "tensorrt", "video")
+# older than training asks for: JetPack 6 has Python 3.10; `make check` looks for what that would not know
+_PYTHON = ">=3.10"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -66,7 +68,7 @@ def _metadata() -> str:
         "Name: brd-edge",
         f"Version: {brd_edge.__version__}",
         "Summary: The runtime of brd_edge for devices",
-        f"Requires-Python: {found['Requires-Python']}",
+        f"Requires-Python: {_PYTHON}",
         "License: Apache-2.0",
         *(f"Provides-Extra: {name}" for name in _EXTRAS),
         *(f"Requires-Dist: {requirement}" for requirement in sorted(kept)),

@@ -78,9 +78,11 @@ def _work(context: Context) -> Outcome:
     signed = "not signed"
     if settings.key is not None:
         signature = sign_bundle(context.run.path("bundle"), read_private_key(Path(settings.key).expanduser()))
-        files += [context.run.path("bundle", SIGNATURE_NAME), pack_bundle(context.run.path("bundle"))]
+        files.append(context.run.path("bundle", SIGNATURE_NAME))
         signed = f"signed by {signature.key_id}"
-    size_bytes = sum(path.stat().st_size for path in files if path.suffix != ".gz")
+    # not among the recorded files: whoever signs the bundle later packs it again
+    pack_bundle(context.run.path("bundle"))
+    size_bytes = sum(path.stat().st_size for path in files)
     built = [engine.name for engine in engines if engine.directory is not None]
     plans = len(engines) - len(built)
     more = f" and {plans} to build on the device" if plans else ""
@@ -145,4 +147,5 @@ STAGE = Stage(
     work=_work,
     plan=_plan,
     missing=_missing,
+    check=lambda run: None if run.path("bundle.tar.gz").is_file() else "bundle.tar.gz is missing",
 )

@@ -43,8 +43,8 @@ def hook(event, arguments):
         return
     count += 1
     if kind == "count":
-        with open(log, "w") as file:
-            file.write(str(count))
+        with open(log, "a") as file:
+            file.write(f"{event} {arguments}\\n")
     elif count == int(at) and kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif count >= int(at) and kind == "full" and event in ("open", "os.mkdir", "os.link", "os.symlink"):

@@ -79,15 +79,18 @@ def _moments(field: Field, count: int) -> list[int]:
     python = faulty_python(field.directory / "counting", FAULT="count", FAULT_ROOT=root, FAULT_LOG=log)
     result = asyncio.run(field.ship(field.server.device(root, python=str(python)), field.new))
     assert result.status == "serving", result.message
-    total = int(log.read_text())
-    assert total > 30
-    return sorted({1 + round(index * (total - 1) / (count - 1)) for index in range(count)})
+    events = log.read_text().splitlines()
+    assert len(events) > 30
+    spread = {1 + round(index * (len(events) - 1) / (count - 1)) for index in range(count)}
+    # and each moment around the switch: before the link is made, before it is renamed into place, and after
+    first = next(number for number, event in enumerate(events, 1) if ".current.new" in event and "symlink" in event)
+    return sorted(spread | {first, first + 1, first + 2})
 
 
 @pytest.mark.parametrize("kind", ["kill", "full"])
 def test_the_device_is_killed_or_full_at_any_moment(field: Field, kind: str) -> None:
     moments = _moments(field, CRASHES)
-    assert len(moments) == CRASHES
+    assert len(moments) >= CRASHES
     ends = []
 
     async def one(moment: int) -> None:
@@ -136,7 +139,7 @@ async def _lock_is_free(field: Field, root: Path) -> None:
     raise AssertionError("the lock was never given back")
 
 
-@pytest.mark.parametrize("moment", ["building", "built", "golden", "timing", "openvino-fp32: timing"])
+@pytest.mark.parametrize("moment", ["building", "done in", "golden", "timing", "openvino-fp32: timing"])
 def test_the_connection_is_cut_while_the_device_works(field: Field, moment: str) -> None:
     async def one() -> None:
         root = field.root()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from brd_edge.runtime.engine import EngineInfo
 from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.runners.checks import Port, check_class_map, check_frame, check_interface, import_runtime
+
+if TYPE_CHECKING:
+    from typing import Self  # novm
 
 __all__ = ["OpenVinoRunner", "open_openvino"]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ import numpy.typing as npt
 from brd_edge.runtime.engine import EngineInfo
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.runtime.runners.checks import Port, check_class_map, check_frame, check_interface, import_runtime
+
+if TYPE_CHECKING:
+    from typing import Self  # novm
 
 __all__ = ["INSTALL", "RTX_COMPUTE_CAPABILITIES", "TensorRtRunner", "collecting_logger", "open_tensorrt", "require_gpu"]
 
