@@ -17,7 +17,7 @@ from typing import Any
 
 __all__ = [
     "atomic_path",
-    "flush_directory",
+    "flush_path",
     "sha256_file",
     "write_bytes_atomic",
     "write_json_atomic",
@@ -44,12 +44,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        flush_path(temporary)
         # mkstemp makes the file private; give it the mode that open() would have given
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        flush_directory(path.parent)
+        flush_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -85,9 +84,9 @@ def _umask() -> int:
     return mask
 
 
-def flush_directory(directory: Path) -> None:
-    """Flush the names in a directory to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def flush_path(path: Path) -> None:
+    """Flush a file's content, or the names in a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -19,7 +19,15 @@ from brd_edge.runtime.engine import EngineFile
 from brd_edge.runtime.errors import BundleError, ContractError
 from brd_edge.runtime.versions import is_specifier
 
-__all__ = ["MANIFEST_NAME", "MANIFEST_VERSION", "BundledEngine", "Manifest", "parse_manifest"]
+__all__ = [
+    "GRAPH_NAME",
+    "MANIFEST_BYTES_MAX",
+    "MANIFEST_NAME",
+    "MANIFEST_VERSION",
+    "BundledEngine",
+    "Manifest",
+    "parse_manifest",
+]
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 2
@@ -74,7 +82,6 @@ class Manifest:
         golden_frames: Names of the golden frames.
         agreement_min: Share of the pixels (0 to 1) of a golden frame that must agree.
         files: Every file of the bundle but the manifest and its signature, by path.
-        values: The whole content, as JSON types.
     """
 
     name: str
@@ -86,7 +93,6 @@ class Manifest:
     golden_frames: tuple[str, ...]
     agreement_min: float
     files: Mapping[str, EngineFile]
-    values: Mapping[str, Any]
 
     def engine_files(self, name: str) -> list[str]:
         """Return the paths of an engine's files; none for one that the device builds."""
@@ -137,9 +143,7 @@ def _parse(values: Any) -> Manifest:
     _expect(not missing, "files", "the graph, and both files of every golden frame", f"none for {missing}")
     engines = {entry["name"]: _parse_engine(entry) for entry in values["engines"]}
     _expect(len(engines) == len(values["engines"]), "engines", "names that differ", sorted(engines))
-    manifest = Manifest(
-        values["name"], classes, palette, contract, engines, limit, frames, float(agreement_min), files, values
-    )
+    manifest = Manifest(values["name"], classes, palette, contract, engines, limit, frames, float(agreement_min), files)
     for engine in engines.values():
         found = bool(manifest.engine_files(engine.name))
         _expect(found != engine.build, f"engines.{engine.name}", "files, or a plan to build it", manifest.files)

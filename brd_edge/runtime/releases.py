@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from brd_edge.runtime.errors import DeliveryError
-from brd_edge.runtime.files import flush_directory, write_json_atomic
+from brd_edge.runtime.files import flush_path, write_json_atomic
 
 __all__ = [
+    "RELEASE_NAME",
     "Release",
     "current_release",
     "discard",
@@ -39,6 +40,7 @@ __all__ = [
     "prune",
     "read_release",
     "switch",
+    "tree_flush",
 ]
 
 RELEASE_NAME = "release.json"
@@ -191,7 +193,7 @@ def switch(root: Path, release: Release) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(Path("releases") / release.name)
     temporary.replace(root / "current")
-    flush_directory(root)
+    flush_path(root)
 
 
 def highest_signed_at(root: Path) -> int:
@@ -230,9 +232,8 @@ def tree_flush(directory: Path) -> None:
     """Flush a directory with all that is in it to the disk."""
     for root, _, names in os.walk(directory, topdown=False):
         for name in names:
-            with (Path(root) / name).open("rb") as file:
-                os.fsync(file.fileno())
-        flush_directory(Path(root))
+            flush_path(Path(root) / name)
+        flush_path(Path(root))
 
 
 def _number(name: str) -> int:

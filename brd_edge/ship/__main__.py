@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from brd_edge.runtime.errors import BrdEdgeError, InterruptedRunError, RecipeError
+from brd_edge.runtime.errors import BrdEdgeError, DeliveryError, InterruptedRunError, RecipeError
 from brd_edge.runtime.files import write_json_atomic
-from brd_edge.ship.delivery import Delivered, Options, probe_device, roll_back
+from brd_edge.ship.delivery import Delivered, Options, ask_device, roll_back
 from brd_edge.ship.fleet import Fleet, loopback_root, read_fleet, serve_in_waves
 from brd_edge.ship.outcome import format_deliveries
 from brd_edge.ship.shipping import ship_bundle
-from brd_edge.ship.transport import Device, connected, parse_device
+from brd_edge.ship.transport import Device, parse_device
 
 __all__ = ["main"]
 
@@ -96,9 +96,8 @@ async def _look(fleet: Fleet, *, rollback: bool) -> list[Delivered]:
         if rollback:
             return await roll_back(device, _say)
         try:
-            async with connected(device) as connection:
-                profile = await probe_device(connection, device)
-        except (BrdEdgeError, OSError) as error:
+            profile = await ask_device(device)
+        except DeliveryError as error:
             return Delivered(device.address, "failed", str(error))
         current = profile["current"]
         release = next((item for item in profile["releases"] if item["name"] == current), None)

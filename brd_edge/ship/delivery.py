@@ -25,7 +25,7 @@ from brd_edge.ship.transport import LOOPBACK, Device, connected, said
 if TYPE_CHECKING:
     import asyncssh
 
-__all__ = ["Delivered", "Options", "deliver", "probe_device", "roll_back"]
+__all__ = ["Delivered", "Options", "ask_device", "deliver", "probe_device", "roll_back"]
 
 _CHUNK = 1 << 18
 _ENDING_S = 10
@@ -125,6 +125,21 @@ async def probe_device(connection: asyncssh.SSHClientConnection, device: Device)
         return dict(values)
     except ValueError as error:
         raise DeliveryError(f"the probe was not understood ({error}); is it another version?") from None
+
+
+async def ask_device(device: Device) -> dict[str, Any]:
+    """Connect to a device and probe it.
+
+    Raises:
+        DeliveryError: It cannot be reached, or brd-edge does not run there.
+    """
+    import asyncssh
+
+    try:
+        async with connected(device) as connection:
+            return await probe_device(connection, device)
+    except (asyncssh.Error, OSError) as error:
+        raise DeliveryError(said(error, device)) from error
 
 
 async def roll_back(device: Device, say: Say) -> Delivered:

@@ -88,10 +88,8 @@ def test_it_holds_no_torch_and_imports_fast(device: Path) -> None:
     assert min(times) < 0.5
 
 
-def test_a_recipe_cannot_be_run_there_and_that_is_said(device: Path) -> None:
-    from brd_edge.runtime.targets import TARGETS
-
+def test_its_help_names_every_command(device: Path) -> None:
     done = _python(device, "-m", "brd_edge.runtime", "--help")
     assert done.returncode == 0
-    assert "verify" in done.stdout
-    assert "arm64-cpu" in TARGETS
+    for command in ("verify", "build", "bench", "infer", "unpack", "status", "rollback"):
+        assert command in done.stdout

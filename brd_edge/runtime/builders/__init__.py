@@ -24,7 +24,7 @@ from brd_edge.runtime.bundle import Bundle
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import SIDECAR, EngineInfo, describe_files, open_engine, write_engine
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
-from brd_edge.runtime.files import sha256_file
+from brd_edge.runtime.files import flush_path, sha256_file
 from brd_edge.runtime.manifest import MANIFEST_NAME
 from brd_edge.runtime.runners.checks import import_runtime
 from brd_edge.runtime.targets import TARGETS, check_combination
@@ -196,11 +196,11 @@ def _replacing(out: Path) -> Iterator[Path]:
     try:
         yield work
         for path in (*work.iterdir(), work):
-            _flush(path)
+            flush_path(path)
         if out.exists():
             out.rename(old)
         work.rename(out)
-        _flush(out.parent)
+        flush_path(out.parent)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         _restore(out, old)
@@ -211,11 +211,3 @@ def _restore(out: Path, old: Path) -> None:
     if old.exists() and not out.exists():
         old.rename(out)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
