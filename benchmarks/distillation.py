@@ -218,7 +218,7 @@ def _settings(recipe: Path, cell: Cell) -> str:
 
 def _score(recipe: Path, cell: Cell) -> dict[str, Any]:
     """Evaluate a trained student on the whole validation split and keep its scores."""
-    from brd_edge.data.dataset import load_dataset
+    from brd_edge.data.index import load_dataset
     from brd_edge.evaluate.accuracy import evaluate_predictor, model_predictor
     from brd_edge.models.segmentation import load_model
     from brd_edge.runtime.metrics import SegmentationMetrics

@@ -73,7 +73,11 @@ class DataSection(_Section):
     loader: Literal["auto", "dali", "torch"] = "auto"
     """Which training loader reads the files; `auto` takes DALI where it is installed."""
     threads: Positive = 2
-    """Threads for preparation and loading."""
+    """Processes for preparation and threads for loading."""
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    """Files that cannot be used: list them and stop, or leave them out and list them in `data/skipped.json`."""
+    sliding_window: bool = False
+    """Segment images at their own size in windows of `size`, which overlap, instead of resizing them to `size`."""
     hold_out: OptionalText = None
     """Shell pattern of train image names to validate on, in place of the validation split (not for `scenes`)."""
     scenes: ScenesSection = ScenesSection()
@@ -127,6 +131,8 @@ class TrainSection(_Section):
     """Probability of a horizontal flip."""
     jitter: tuple[Fraction, Fraction, Fraction] = (0.2, 0.2, 0.2)
     """Strength of brightness, contrast and saturation jitter."""
+    class_balance: Fraction = 0.0
+    """Probability that a crop is laid around a pixel of a class of the image drawn with equal chances, not anywhere."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Highest learning rate (AdamW)."""
     encoder_lr_factor: Annotated[float, Field(gt=0)] = 1.0

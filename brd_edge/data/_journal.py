@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from brd_edge.data.dataset import ClassPixels
 from brd_edge.runtime.files import write_text_atomic
 
 __all__ = ["Converted", "open_journal", "read_journal"]
@@ -25,6 +26,7 @@ class Converted:
         width: Columns, in pixels.
         image_sha256: Checksum of the image file.
         label_sha256: Checksum of the label file.
+        classes: What the label holds.
         state: Path, size and modification time of the source image and of the source label.
     """
 
@@ -34,6 +36,7 @@ class Converted:
     width: int
     image_sha256: str
     label_sha256: str
+    classes: tuple[ClassPixels, ...]
     state: tuple[str | int, ...]
 
 
@@ -49,7 +52,8 @@ def read_journal(path: Path, header: Mapping[str, Any]) -> dict[str, Converted]:
         for line in lines[1:]:
             values = json.loads(line)
             key = values.pop("key")
-            items[key] = Converted(**{**values, "state": tuple(values["state"])})
+            classes = tuple(ClassPixels.from_json(found) for found in values["classes"])
+            items[key] = Converted(**{**values, "classes": classes, "state": tuple(values["state"])})
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
         # the last line of an interrupted preparation may be cut short; the lines before it hold
         return items
@@ -63,7 +67,8 @@ def open_journal(
     """Rewrite the journal with what is known, and yield a function that adds a line."""
 
     def line(key: str, item: Converted) -> str:
-        return json.dumps({"key": key, **asdict(item)}) + "\n"
+        values = {**asdict(item), "classes": [found.to_json() for found in item.classes]}
+        return json.dumps({"key": key, **values}) + "\n"
 
     lines = [json.dumps(dict(header)) + "\n", *(line(key, item) for key, item in known.items())]
     write_text_atomic(path, "".join(lines))

@@ -1,8 +1,9 @@
-"""The DALI backend of the training loader: a CPU pipeline fed with file names and explicit draws.
+"""The DALI backend of the training loader: a pipeline fed with file names and explicit draws.
 
 The pipeline holds no random operator. Each iteration is told which files to read and where to cut,
 by numbers from `Plan.draws`, so prefetched batches are simply dropped and made again when the loader
-moves to another position.
+moves to another position. Images are decoded and varied on a GPU where one is given, else on the CPU;
+labels always on the CPU.
 
 Decoding and resampling equal Pillow's to within one level of 255, but for the outermost ring of the
 scaled image's pixels when it is reduced: there DALI's filter repeats the edge where Pillow's leaves
@@ -12,15 +13,16 @@ out what lies beyond it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from brd_edge.data.dali_frames import decode_files, file_name, run_pipeline
 from brd_edge.data.dataset import IGNORE_ID
-from brd_edge.data.loader import Batch, Draw, Plan, require_label_format, require_size
+from brd_edge.data.loader import Batch, require_label_format, require_size
 from brd_edge.data.loader_state import decode_state, encode_state
+from brd_edge.data.plan import Draw, Plan
 from brd_edge.runtime.errors import DataError
 
 __all__ = ["DaliLoader"]
@@ -30,12 +32,13 @@ _Columns = tuple[list[npt.NDArray[Any]], ...]
 
 
 class DaliLoader:
-    """A `TrainLoader` on a DALI CPU pipeline; see `brd_edge.data.loader.open_train_loader`."""
+    """A `TrainLoader` on a DALI pipeline; see `brd_edge.data.loader.open_train_loader`."""
 
-    def __init__(self, plan: Plan, *, threads: int) -> None:
+    def __init__(self, plan: Plan, *, threads: int, gpu: int | None) -> None:
         """Keep the settings; the pipeline is built with the first batch."""
         self._plan = plan
         self._threads = threads
+        self._gpu = gpu
         self._batches = 0
         self._pipeline: Any = None
         self._checked: set[int] = set()
@@ -56,8 +59,9 @@ class DaliLoader:
             raise DataError("loader: it is closed: open another one")
         try:
             if self._pipeline is None:
-                self._pipeline = _build_pipeline(self._plan, first=self._batches, threads=self._threads)
-            batch = self._read_outputs(self._run())
+                self._pipeline = _build_pipeline(self._plan, first=self._batches, threads=self._threads, gpu=self._gpu)
+            draws = self._plan.draws(self._batches)
+            batch = self._read_outputs(run_pipeline(self._pipeline, [self._plan.samples[d.index] for d in draws]))
         except BaseException:
             # a failed or interrupted pipeline is out of step with the position: make a new one next time
             self._pipeline = None
@@ -83,13 +87,6 @@ class DaliLoader:
         self._pipeline = None
         self._closed = True
 
-    def _run(self) -> tuple[Any, ...]:
-        try:
-            outputs: tuple[Any, ...] = self._pipeline.run()
-        except RuntimeError as error:
-            raise DataError(_explain(self._plan, self._batches, error)) from error
-        return outputs
-
     def _read_outputs(self, outputs: tuple[Any, ...]) -> Batch:
         """Copy a pipeline's outputs into torch tensors, after checking that they belong together."""
         import torch
@@ -111,10 +108,14 @@ class DaliLoader:
                 require_label_format(sample.label)
                 self._checked.add(index)
         # the pipeline uses its buffers again: clone, and `to` copies because the type changes
-        return Batch(images.clone(), labels[..., 0].to(torch.int64), expected)
+        batch = Batch(images.clone(), labels[..., 0].to(torch.int64), expected)
+        if images.is_cuda:
+            # the copy is only queued: the next iteration must not overwrite what it still reads
+            torch.cuda.current_stream(images.device).synchronize()
+        return batch
 
 
-def _build_pipeline(plan: Plan, *, first: int, threads: int) -> Any:
+def _build_pipeline(plan: Plan, *, first: int, threads: int, gpu: int | None) -> Any:
     """Build the pipeline whose first iteration is the batch `first`."""
     from nvidia.dali import Pipeline, fn, types
 
@@ -124,17 +125,14 @@ def _build_pipeline(plan: Plan, *, first: int, threads: int) -> Any:
         kinds.append(types.FLOAT)
     crop = plan.augmentation.crop
     pipeline = Pipeline(
-        batch_size=plan.batch_size // plan.world, num_threads=threads, device_id=None, prefetch_queue_depth=2
+        batch_size=plan.batch_size // plan.world, num_threads=threads, device_id=gpu, prefetch_queue_depth=2
     )
     with pipeline:
         # in the order of `_columns`
         image_file, label_file, index, start, end, size, anchor, *jitter = fn.external_source(
             source=lambda: next(stream), num_outputs=len(kinds), dtype=kinds, ndim=1
         )
-        # orientation tags are left alone, as Pillow does when it reads frames for the engines
-        decode: dict[str, Any] = {"device": "cpu", "adjust_orientation": False}
-        image = fn.decoders.image(_read(image_file), output_type=types.RGB, **decode)
-        label = fn.decoders.image(_read(label_file), output_type=types.GRAY, **decode)
+        image, label = decode_files(image_file, label_file, gpu=gpu is not None)
         shapes = image.shape(), label.shape()
         # one region for both: it scales, cuts and, where its ends are exchanged, mirrors
         region: dict[str, Any] = {"roi_start": start, "roi_end": end, "size": size}
@@ -157,13 +155,6 @@ def _build_pipeline(plan: Plan, *, first: int, threads: int) -> Any:
     return pipeline
 
 
-def _read(name: Any) -> Any:
-    from nvidia.dali import fn
-
-    # a mapped file that shrinks while it is read would end the process with SIGBUS
-    return fn.io.file.read(name, dont_use_mmap=True)
-
-
 def _feed(plan: Plan, first: int) -> Iterator[_Columns]:
     batch = first
     while True:
@@ -180,8 +171,8 @@ def _columns(plan: Plan, draw: Draw) -> tuple[npt.NDArray[Any], ...]:
         left, right = right, left
     jitter = (np.array(draw.jitter, dtype=np.float32),) if plan.augmentation.jitters else ()
     return (
-        _name(sample.image),
-        _name(sample.label),
+        file_name(sample.image),
+        file_name(sample.label),
         np.array([draw.index], dtype=np.int32),
         np.array([top, left], dtype=np.float32),
         np.array([bottom, right], dtype=np.float32),
@@ -189,26 +180,3 @@ def _columns(plan: Plan, draw: Draw) -> tuple[npt.NDArray[Any], ...]:
         np.negative(draw.offset, dtype=np.int32),
         *jitter,
     )
-
-
-def _name(path: Path) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(bytes(path), dtype=np.uint8)
-
-
-def _explain(plan: Plan, batch: int, error: RuntimeError) -> str:
-    """Say which files of a batch cannot be used; DALI itself does not name them."""
-    from brd_edge.data.torch_loader import decode_image, decode_label
-
-    samples = [plan.samples[draw.index] for draw in plan.draws(batch)]
-    found = []
-    for sample in samples:
-        for decode, path in ((decode_image, sample.image), (decode_label, sample.label)):
-            try:
-                decode(path)
-            except DataError as problem:
-                found.append(str(problem))
-    if found:
-        return "\n".join(found)
-    names = ", ".join(str(path) for sample in samples for path in (sample.image, sample.label))
-    reason = " ".join(str(error).split())
-    return f"loader: DALI cannot make a batch of {names}, though Pillow reads each of them; its words: {reason}"

@@ -1,18 +1,16 @@
-"""The canonical form of a data set: an index, RGB images, and label PNGs of train ids.
+"""The canonical form of a data set: RGB images, and label PNGs of train ids.
 
-After preparation nothing knows where a data set came from. `index.json` lists every sample with its
-native size and the checksums of its two files; labels are single-channel 8-bit PNGs whose pixels are
-train ids, with 255 for pixels that are ignored.
+After preparation nothing knows where a data set came from. Every sample has its native size; labels are
+single-channel 8-bit PNGs whose pixels are train ids, with 255 for pixels that are ignored.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,29 +18,50 @@ from PIL import Image
 
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import DataError
-from brd_edge.runtime.files import sha256_file, write_json_atomic
 from brd_edge.runtime.frames import UNREADABLE, fit_frame, read_image
 
 __all__ = [
     "IGNORE_ID",
-    "INDEX_NAME",
-    "INDEX_VERSION",
+    "ClassPixels",
     "Dataset",
     "Sample",
+    "count_class_pixels",
+    "find_class_pixels",
     "hold_out_split",
-    "load_dataset",
     "read_frame",
+    "read_input",
     "read_label",
-    "save_index",
 ]
 
 IGNORE_ID = 255
 """The train id of pixels that neither train nor count."""
 
-INDEX_NAME = "index.json"
-INDEX_VERSION = 1
+_POINTS = 4
 
-_SPLITS = ("train", "val")
+
+@dataclass(frozen=True)
+class ClassPixels:
+    """Where a class is in a label.
+
+    Attributes:
+        id: Train id, 0 to 254.
+        count: Its pixels, at least 1.
+        points: Row and column of a few of its pixels, spread over them from top to bottom.
+    """
+
+    id: int
+    count: int
+    points: tuple[tuple[int, int], ...]
+
+    def to_json(self) -> list[int]:
+        """Return `[id, count, row, column, row, column, …]`."""
+        return [self.id, self.count, *chain.from_iterable(self.points)]
+
+    @classmethod
+    def from_json(cls, values: Sequence[int]) -> ClassPixels:
+        """Make one from `to_json`'s list."""
+        number, count, *flat = values
+        return cls(number, count, tuple(zip(flat[::2], flat[1::2], strict=True)))
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,7 @@ class Sample:
         label: Single-channel 8-bit PNG of train ids at the same size, 255 ignored.
         height: Rows of both files, in pixels.
         width: Columns of both files, in pixels.
+        classes: The classes in the label, by ascending id.
     """
 
     id: str
@@ -62,6 +82,7 @@ class Sample:
     label: Path
     height: int
     width: int
+    classes: tuple[ClassPixels, ...]
 
 
 @dataclass(frozen=True)
@@ -83,45 +104,36 @@ class Dataset:
     val: tuple[Sample, ...]
 
 
-def save_index(directory: Path, dataset: Dataset, *, checksums: Mapping[Path, str] | None = None) -> Path:
-    """Write `directory/index.json` atomically.
+def find_class_pixels(label: NDArray[np.uint8]) -> tuple[ClassPixels, ...]:
+    """Count a label's classes and pick a few pixels of each.
 
     Args:
-        directory: Where the index goes; files inside it are named relative to it, others absolutely.
-        dataset: What to write.
-        checksums: SHA-256 digests already known, by the samples' paths; the others are computed.
+        label: uint8 (H, W) of train ids; 255 is left out.
 
     Returns:
-        The path of the index.
+        One entry a class, by ascending id.
     """
-    known = checksums or {}
+    flat = label.ravel()
+    counts = np.bincount(flat, minlength=IGNORE_ID + 1)
+    # stable: the pixels of a class stay in reading order
+    order = np.argsort(flat, kind="stable")
+    ends = np.cumsum(counts)
+    found = []
+    for number in np.flatnonzero(counts[:IGNORE_ID]).tolist():
+        count = int(counts[number])
+        steps = (2 * np.arange(_POINTS) + 1) * count // (2 * _POINTS)
+        rows, columns = np.divmod(order[ends[number] - count + np.unique(steps)], label.shape[1])
+        found.append(ClassPixels(number, count, tuple(zip(rows.tolist(), columns.tolist(), strict=True))))
+    return tuple(found)
 
-    def entry(sample: Sample) -> dict[str, Any]:
-        return {
-            "id": sample.id,
-            "image": _portable(sample.image, directory),
-            "label": _portable(sample.label, directory),
-            "height": sample.height,
-            "width": sample.width,
-            "image_sha256": known.get(sample.image) or sha256_file(sample.image),
-            "label_sha256": known.get(sample.label) or sha256_file(sample.label),
-        }
 
-    path = directory / INDEX_NAME
-    write_json_atomic(
-        path,
-        {
-            "version": INDEX_VERSION,
-            "name": dataset.name,
-            "classes": list(dataset.classes),
-            "palette": [list(color) for color in dataset.palette],
-            "splits": {
-                "train": [entry(sample) for sample in dataset.train],
-                "val": [entry(sample) for sample in dataset.val],
-            },
-        },
-    )
-    return path
+def count_class_pixels(samples: Sequence[Sample], classes: int) -> list[int]:
+    """Return how many label pixels each of `classes` classes has in all samples together."""
+    counts = [0] * classes
+    for sample in samples:
+        for found in sample.classes:
+            counts[found.id] += found.count
+    return counts
 
 
 def hold_out_split(dataset: Dataset, pattern: str) -> Dataset:
@@ -151,41 +163,6 @@ def hold_out_split(dataset: Dataset, pattern: str) -> Dataset:
     return replace(dataset, train=kept, val=held)
 
 
-def load_dataset(directory: Path) -> Dataset:
-    """Read and check `directory/index.json`.
-
-    Every sample's files must exist; their content is not read here.
-
-    Args:
-        directory: A directory that preparation wrote.
-
-    Returns:
-        The data set, with paths that do not depend on the working directory's index.
-
-    Raises:
-        DataError: The index is missing or damaged, or names a file that is not there; the message names
-            the file and the key.
-
-    Example:
-        >>> dataset = load_dataset(Path("runs/quickstart/prepare"))
-        >>> len(dataset.train), dataset.classes[0]
-    """
-    path = directory / INDEX_NAME
-    values = _read_json(path)
-    version = _field(path, values, "version", int, "")
-    if version != INDEX_VERSION:
-        raise DataError(f"{path}: version: expected {INDEX_VERSION}, got {version}; prepare the data set again")
-    classes = tuple(_strings(path, _field(path, values, "classes", list, ""), "classes"))
-    palette = tuple(_color(path, color, i) for i, color in enumerate(_field(path, values, "palette", list, "")))
-    if not 1 <= len(classes) <= IGNORE_ID:
-        raise DataError(f"{path}: classes: expected 1 to {IGNORE_ID} names, got {len(classes)}")
-    if len(palette) != len(classes):
-        raise DataError(f"{path}: palette: expected one colour a class ({len(classes)}), got {len(palette)}")
-    splits = _field(path, values, "splits", dict, "")
-    train, val = (_samples(path, _field(path, splits, name, list, "splits."), name) for name in _SPLITS)
-    return Dataset(_field(path, values, "name", str, ""), classes, palette, train, val)
-
-
 def read_frame(sample: Sample, contract: InputContract) -> NDArray[np.uint8]:
     """Read a sample's image at the contract's size.
 
@@ -201,6 +178,23 @@ def read_frame(sample: Sample, contract: InputContract) -> NDArray[np.uint8]:
     """
     try:
         return fit_frame(read_image(sample.image), contract)
+    except DataError as error:
+        raise DataError(f"{error}; prepare the data set again") from error
+
+
+def read_input(sample: Sample, contract: InputContract) -> NDArray[np.uint8]:
+    """Read a sample's image at the size at which it is segmented: the contract's, or its own in windows.
+
+    Returns:
+        uint8 array (H, W, 3), RGB, 0 to 255, C-contiguous and writable.
+
+    Raises:
+        DataError: The image cannot be read.
+    """
+    if not contract.slides:
+        return read_frame(sample, contract)
+    try:
+        return read_image(sample.image)
     except DataError as error:
         raise DataError(f"{error}; prepare the data set again") from error
 
@@ -228,74 +222,3 @@ def read_label(sample: Sample) -> NDArray[np.uint8]:
             f"got mode {mode} of {'x'.join(map(str, label.shape[1::-1]))}; prepare the data set again"
         )
     return label
-
-
-def _portable(path: Path, directory: Path) -> str:
-    """Name `path` relative to `directory` where it lies inside, else absolutely."""
-    absolute, base = path.absolute(), directory.absolute()
-    return absolute.relative_to(base).as_posix() if absolute.is_relative_to(base) else str(absolute)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise DataError(f"{path}: no index here; prepare the data set first")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}); prepare the data set again") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: expected a JSON object, got {type(values).__name__}; prepare the data set again")
-    return values
-
-
-def _field(path: Path, values: Mapping[str, Any], key: str, kind: type, prefix: str) -> Any:
-    """Return `values[key]` when it is there and of the JSON type `kind`."""
-    if key not in values:
-        raise DataError(f"{path}: {prefix}{key}: missing; prepare the data set again")
-    value = values[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise DataError(f"{path}: {prefix}{key}: expected {kind.__name__}, got {type(value).__name__}")
-    return value
-
-
-def _strings(path: Path, values: list[Any], key: str) -> list[str]:
-    for i, value in enumerate(values):
-        if not isinstance(value, str):
-            raise DataError(f"{path}: {key}[{i}]: expected str, got {type(value).__name__}")
-    return values
-
-
-def _color(path: Path, value: Any, i: int) -> tuple[int, int, int]:
-    if isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):
-        return (value[0], value[1], value[2])
-    raise DataError(f"{path}: palette[{i}]: expected [red, green, blue] from 0 to 255, got {value!r}")
-
-
-def _samples(path: Path, entries: list[Any], split: str) -> tuple[Sample, ...]:
-    if not entries:
-        raise DataError(f"{path}: splits.{split}: expected at least one sample, got none; prepare the data set again")
-    samples = tuple(_sample(path, entry, f"splits.{split}[{i}]") for i, entry in enumerate(entries))
-    seen: set[str] = set()
-    for i, sample in enumerate(samples):
-        if sample.id in seen:
-            raise DataError(f"{path}: splits.{split}[{i}].id: {sample.id!r} is there twice; prepare the data set again")
-        seen.add(sample.id)
-    return samples
-
-
-def _sample(path: Path, entry: Any, where: str) -> Sample:
-    if not isinstance(entry, dict):
-        raise DataError(f"{path}: {where}: expected an object, got {type(entry).__name__}")
-    files = {}
-    for key in ("image", "label"):
-        files[key] = path.parent / _field(path, entry, key, str, f"{where}.")
-        if not files[key].is_file():
-            raise DataError(f"{path}: {where}.{key}: no file at {files[key]}; put it back or prepare again")
-        digest = _field(path, entry, f"{key}_sha256", str, f"{where}.")
-        if len(digest) != 64:
-            raise DataError(f"{path}: {where}.{key}_sha256: expected 64 hexadecimal digits, got {digest!r}")
-    sizes = {key: _field(path, entry, key, int, f"{where}.") for key in ("height", "width")}
-    for key, size in sizes.items():
-        if size < 1:
-            raise DataError(f"{path}: {where}.{key}: expected at least 1, got {size}")
-    return Sample(_field(path, entry, "id", str, f"{where}."), files["image"], files["label"], **sizes)

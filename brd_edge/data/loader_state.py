@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from brd_edge.data.loader import Plan
+from brd_edge.data.plan import Plan
 from brd_edge.runtime.errors import DataError
 
 __all__ = ["decode_state", "encode_state"]

@@ -6,46 +6,32 @@ journal beside the index remembers what is done, so an interrupted preparation g
 
 from __future__ import annotations
 
-import hashlib
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import (
-    BrokenExecutor,
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    as_completed,
-)
-from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from collections.abc import Callable, Mapping
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from brd_edge.data._images import check_image, encode_png
+from brd_edge.data._convert import Job, convert, write_file
+from brd_edge.data._images import encode_png
 from brd_edge.data._journal import Converted, open_journal, read_journal
-from brd_edge.data.dataset import INDEX_NAME, Dataset, Sample, hold_out_split, save_index
+from brd_edge.data._workers import closing_pool, drain, open_processes, run_jobs
+from brd_edge.data.dataset import Dataset, Sample, find_class_pixels, hold_out_split
+from brd_edge.data.findings import SKIPPED_NAME, Findings, describe_problems, find_repeated, save_skipped
+from brd_edge.data.index import INDEX_NAME, save_index
 from brd_edge.data.layouts.base import Content, Layout, Source, find_base, find_layout_problem
 from brd_edge.runtime.errors import DataError
-from brd_edge.runtime.files import sha256_file, write_bytes_atomic
 
 __all__ = ["JOURNAL_NAME", "prepare", "prepare_scenes"]
 
 JOURNAL_NAME = "journal.jsonl"
 
 # raise it when the same source would be converted differently
-_JOURNAL_VERSION = 1
-_SHOWN_PROBLEMS = 50
+_JOURNAL_VERSION = 2
 _SCENES_PER_SEED = 1_000_000
 _SCENE_WORKERS = 2
 _FEW_SCENES = 8
-
-# writing atomically reads the umask by setting it, and the umask belongs to the whole process
-_WRITING = threading.Lock()
 
 
 def prepare(
@@ -55,6 +41,7 @@ def prepare(
     *,
     workers: int,
     hold_out: str | None = None,
+    skip_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """Convert the data set under `root` into canonical form under `out`.
@@ -67,9 +54,11 @@ def prepare(
         layout: How the data set lies on the disk, from `LAYOUTS`.
         root: The data set's directory; nothing in it is changed.
         out: Directory to write, which must be another one than the data set's.
-        workers: Threads that read and convert, at least 1.
+        workers: Processes that read and convert (threads where there are few files), at least 1. A script
+            that calls this does its work inside `if __name__ == "__main__":`.
         hold_out: Pattern of the train ids that become the validation split, as in `hold_out_split`;
             the data set's own validation split is used when not given.
+        skip_bad: Leave out samples that cannot be used and list them in `out/skipped.json`, with the reasons.
         progress: Called in this thread with the number of samples done and the number of all.
 
     Returns:
@@ -77,8 +66,8 @@ def prepare(
 
     Raises:
         DataError: The directory is not laid out as expected; or files are missing, unreadable, of different
-            sizes or hold unknown ids, or a split is empty, also after holding out. One error lists all of
-            them; no index is written.
+            sizes, hold unknown ids or lie outside the root, or a split is empty, also after skipping and
+            holding out. One error lists all of them; no index is written.
 
     Example:
         >>> prepare(LAYOUTS["camvid"], Path("CamVid"), Path("runs/camvid/prepare"), workers=2)
@@ -88,18 +77,20 @@ def prepare(
     try:
         # without an index nobody takes a half-finished directory for a prepared one
         out.mkdir(parents=True, exist_ok=True)
-        (out / INDEX_NAME).unlink(missing_ok=True)
-        done, problems = _convert_all(content, out, _journal_header(layout, content), workers, progress)
+        for name in (INDEX_NAME, SKIPPED_NAME):
+            (out / name).unlink(missing_ok=True)
+        header = _journal_header(layout, content)
+        done, bad = _convert_all(content, root.resolve(), out, header, workers, progress)
     except OSError as error:
         raise DataError(f"{layout.title}: cannot read {root} or write {out} ({error})") from error
-    problems = [*content.problems, *_find_split_problems(content), *problems]
-    if problems:
-        raise DataError(_describe(layout, root, problems))
-    samples = {
-        split: tuple(_as_sample(source, done[f"{split}/{source.id}"], out) for source in sources)
-        for split, sources in content.splits.items()
-    }
-    dataset = Dataset(layout.name, content.classes, content.palette, samples["train"], samples["val"])
+    findings = Findings(list(content.problems), find_repeated(content), bad)
+    kept = _keep(content, findings, done, out)
+    empty = [f"split {name!r} is empty: expected at least one image with its label" for name in kept if not kept[name]]
+    if empty or (findings.sentences and not skip_bad):
+        raise DataError(describe_problems(layout.title, root, [*empty, *findings.sentences]))
+    if findings.sentences:
+        save_skipped(out, findings.skipped(content))
+    dataset = Dataset(layout.name, content.classes, content.palette, kept["train"], kept["val"])
     if hold_out is not None:
         dataset = hold_out_split(dataset, hold_out)
     checksums = {out / item.image: item.image_sha256 for item in done.values()}
@@ -155,10 +146,8 @@ def prepare_scenes(
         for i, number in enumerate(numbers)
     ]
     try:
-        with _closing(_open_scene_pool(len(jobs))) as pool:
-            futures = [pool.submit(_draw, *job) for job in jobs]
-            _drain(futures, Future.result, progress)
-            drawn = [future.result() for future in futures]
+        with closing_pool(_open_scene_pool(len(jobs))) as pool:
+            drawn = drain([pool.submit(_draw, *job) for job in jobs], progress)
     except BrokenExecutor as error:
         raise DataError(
             "scenes: a drawing process ended early: out of memory, or the calling script does its work outside "
@@ -173,30 +162,17 @@ def _open_scene_pool(scenes: int) -> Executor:
     """Drawing is mostly Python, so threads do not speed it up; a few scenes are not worth a process."""
     if scenes < _FEW_SCENES:
         return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(_SCENE_WORKERS, mp_context=get_context("spawn"), initializer=_follow_parent)
-
-
-def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end with it even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-
-    def end() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
+    return open_processes(_SCENE_WORKERS)
 
 
 def _draw(seed: int, out: Path, key: str, height: int, width: int) -> Sample:
     from brd_edge.data.scenes import draw_scene
 
     image, label = draw_scene(seed, height, width)
-    sample = Sample(Path(key).name, out / "images" / f"{key}.png", out / "labels" / f"{key}.png", height, width)
-    _write(sample.image, encode_png(Image.fromarray(image)))
-    _write(sample.label, encode_png(Image.fromarray(label)))
-    return sample
+    image_path, label_path = (out / kind / f"{key}.png" for kind in ("images", "labels"))
+    write_file(image_path, encode_png(Image.fromarray(image)))
+    write_file(label_path, encode_png(Image.fromarray(label)))
+    return Sample(Path(key).name, image_path, label_path, height, width, find_class_pixels(label))
 
 
 def _scan(layout: Layout, root: Path, out: Path) -> Content:
@@ -215,128 +191,51 @@ def _scan(layout: Layout, root: Path, out: Path) -> Content:
 
 def _convert_all(
     content: Content,
+    root: Path,
     out: Path,
     header: Mapping[str, Any],
     workers: int,
     progress: Callable[[int, int], None] | None,
-) -> tuple[dict[str, Converted], list[str]]:
-    """Convert every sample; return the finished ones by `SPLIT/ID` and what is wrong with the others."""
-    jobs = {f"{split}/{source.id}": source for split, sources in content.splits.items() for source in sources}
+) -> tuple[dict[str, Converted], dict[str, list[str]]]:
+    """Convert every sample; return the finished ones and what is wrong with the others, by `SPLIT/ID`."""
+    sources = {f"{split}/{source.id}": source for split, found in content.splits.items() for source in found}
     journal = out / JOURNAL_NAME
-    known = {key: item for key, item in read_journal(journal, header).items() if key in jobs}
+    known = {key: item for key, item in read_journal(journal, header).items() if key in sources}
     done: dict[str, Converted] = {}
-    reasons: dict[str, list[str]] = {}
-    with open_journal(journal, header, known) as note, _closing(ThreadPoolExecutor(max(1, workers))) as pool:
-        keys = {pool.submit(_convert, key, source, known.get(key), content, out): key for key, source in jobs.items()}
+    bad: dict[str, list[str]] = {}
+    job = Job(content.read_label, root, out)
+    with open_journal(journal, header, known) as note:
 
-        def collect(future: Future[Converted | list[str]]) -> None:
-            key, result = keys[future], future.result()
-            if isinstance(result, list):
-                reasons[key] = result
-                return
-            done[key] = result
-            if result != known.get(key):
-                note(key, result)
+        def collect(key: str, result: Converted | list[str] | None) -> None:
+            if isinstance(result, Converted):
+                done[key] = result
+                if result != known.get(key):
+                    note(key, result)
+            else:
+                pair = f"{sources[key].image}, or its label {sources[key].label}"
+                bad[key] = result or [f"{pair}: reading it ended the process (a damaged file, or no memory left)"]
 
-        _drain(keys, collect, progress)
-    return done, [reason for key in jobs for reason in reasons.get(key, ())]
-
-
-def _convert(key: str, source: Source, earlier: Converted | None, content: Content, out: Path) -> Converted | list[str]:
-    """Convert one sample, unless that was done earlier; return what is wrong when it cannot be used."""
-    reasons = _find_missing(source)
-    if reasons:
-        return reasons
-    state = _state(source)
-    if earlier is not None and earlier.state == state and _is_intact(earlier, out):
-        return earlier
-    image = _attempt(reasons, lambda: check_image(source.image))
-    label = _attempt(reasons, lambda: content.read_label(source.label))
-    if image is None or label is None:
-        return reasons
-    width, height, png = image
-    if label.shape != (height, width):
-        found = "x".join(str(size) for size in label.shape[::-1])
-        return [f"{source.label}: {found} pixels, but its image {source.image.name} has {width}x{height}"]
-    label_path, image_path = f"labels/{key}.png", f"images/{key}.png"
-    label_sha256 = _write(out / label_path, encode_png(Image.fromarray(label)))
-    if png is None:
-        image_path, image_sha256 = str(source.image), sha256_file(source.image)
-    else:
-        image_sha256 = _write(out / image_path, png)
-    return Converted(image_path, label_path, height, width, image_sha256, label_sha256, state)
-
-
-def _find_missing(source: Source) -> list[str]:
-    halves = (("image", source.image, "label", source.label), ("label", source.label, "image", source.image))
-    return [
-        f"{path}: this {what} is missing; its {other} is {'there' if partner.is_file() else 'missing as well'}"
-        for what, path, other, partner in halves
-        if not path.is_file()
-    ]
-
-
-def _attempt(reasons: list[str], read: Callable[[], Any]) -> Any:
-    """Return what `read` returns; on `DataError` note the reason and return None."""
-    try:
-        return read()
-    except DataError as error:
-        reasons.append(str(error))
-        return None
-
-
-def _state(source: Source) -> tuple[str | int, ...]:
-    """Path, size and modification time of both files."""
-    image, label = source.image.stat(), source.label.stat()
-    return (str(source.image), image.st_size, image.st_mtime_ns, str(source.label), label.st_size, label.st_mtime_ns)
-
-
-def _is_intact(item: Converted, out: Path) -> bool:
-    """Say whether what was written for an unchanged source is still there, byte for byte."""
-    files = {out / item.label: item.label_sha256}
-    if not Path(item.image).is_absolute():
-        files[out / item.image] = item.image_sha256
-    return all(path.is_file() and sha256_file(path) == digest for path, digest in files.items())
-
-
-def _write(path: Path, content: bytes) -> str:
-    """Write atomically and return the SHA-256 of the content."""
-    with _WRITING:
-        write_bytes_atomic(path, content)
-    return hashlib.sha256(content).hexdigest()
+        jobs = {key: (job, key, source, known.get(key)) for key, source in sources.items()}
+        run_jobs(jobs, convert, workers=workers, collect=collect, progress=progress)
+    return done, {key: bad[key] for key in sources if key in bad}
 
 
 def _as_sample(source: Source, item: Converted, out: Path) -> Sample:
-    return Sample(source.id, out / item.image, out / item.label, item.height, item.width)
+    return Sample(source.id, out / item.image, out / item.label, item.height, item.width, item.classes)
 
 
-def _find_split_problems(content: Content) -> list[str]:
-    """Find empty splits, ids that come twice, and images that both train and validate."""
-    problems = []
-    for split, sources in content.splits.items():
-        if not sources:
-            problems.append(f"split {split!r} is empty: expected at least one image with its label")
-        seen: set[str] = set()
-        for source in sources:
-            if source.id in seen:
-                problems.append(f"{source.image}: listed twice in split {split!r}; list it once")
-            seen.add(source.id)
-    trained = {source.image for source in content.splits["train"]}
-    problems += [
-        f"{source.image}: in both splits, train and val; take it out of one"
-        for source in content.splits["val"]
-        if source.image in trained
-    ]
-    return problems
-
-
-def _describe(layout: Layout, root: Path, problems: list[str]) -> str:
-    shown = [f"  - {problem}" for problem in problems[:_SHOWN_PROBLEMS]]
-    more = len(problems) - _SHOWN_PROBLEMS
-    tail = [f"  ... and {more} more"] if more > 0 else []
-    noun = "problem" if len(problems) == 1 else "problems"
-    head = f"{layout.title}: {root} cannot be used, {len(problems)} {noun}; mend them and prepare again:"
-    return "\n".join([head, *shown, *tail])
+def _keep(
+    content: Content, findings: Findings, done: Mapping[str, Converted], out: Path
+) -> dict[str, tuple[Sample, ...]]:
+    """Return the samples of each split that nothing was found wrong with."""
+    return {
+        split: tuple(
+            _as_sample(source, done[f"{split}/{source.id}"], out)
+            for place, source in enumerate(sources)
+            if f"{split}/{source.id}" in done and (split, place) not in findings.repeated
+        )
+        for split, sources in content.splits.items()
+    }
 
 
 def _journal_header(layout: Layout, content: Content) -> dict[str, Any]:
@@ -347,25 +246,3 @@ def _journal_header(layout: Layout, content: Content) -> dict[str, Any]:
         "classes": list(content.classes),
         "fingerprint": content.fingerprint,
     }
-
-
-@contextmanager
-def _closing(pool: Executor) -> Iterator[Executor]:
-    """Close the pool at the end; when interrupted, drop what it has not begun."""
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _drain(
-    futures: Iterable[Future[Any]],
-    collect: Callable[[Future[Any]], None],
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """Collect every future as it ends, and report how far it is."""
-    pending = list(futures)
-    for i, future in enumerate(as_completed(pending)):
-        collect(future)
-        if progress is not None:
-            progress(i + 1, len(pending))

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from brd_edge.data.dataset import IGNORE_ID
-from brd_edge.data.loader import Batch, Draw, Plan, require_label_format, require_size
+from brd_edge.data.loader import Batch, require_label_format, require_size
 from brd_edge.data.loader_state import decode_state, encode_state
+from brd_edge.data.plan import Draw, Plan
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.frames import UNREADABLE
 

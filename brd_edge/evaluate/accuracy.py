@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brd_edge.data.dataset import Sample, read_frame, read_label
+from brd_edge.data.dataset import Sample
+from brd_edge.data.evaluation import read_for_evaluation
+from brd_edge.data.loader import Backend
 from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.frames import segment_image
 from brd_edge.runtime.metrics import SegmentationMetrics
 
 if TYPE_CHECKING:
@@ -30,25 +33,32 @@ def evaluate_predictor(
     contract: InputContract,
     metrics: SegmentationMetrics,
     on_class_map: Callable[[int, ByteArray], None] | None = None,
+    backend: Backend = "torch",
+    threads: int = 1,
+    gpu: int | None = None,
 ) -> SegmentationMetrics:
     """Run a predictor over samples and compare with the labels at the labels' own size.
 
     Args:
         predict: Frame to class map.
-        samples: What to run it on, each exactly once.
-        contract: Size of the frames.
+        samples: What to run it on, each exactly once; they may differ in size.
+        contract: Size of the frames, and whether images are resized to it or segmented in windows.
         metrics: Taken as they are and updated.
-        on_class_map: Told each sample's index and class map, in order.
+        on_class_map: Told each sample's index and class map, in order: of the contract's size, or of the
+            image's where it is segmented in windows.
+        backend: What reads the images; `"torch"` is the contract's own rule, to the bit.
+        threads: Reading threads.
+        gpu: Number of the CUDA GPU on which DALI decodes; None uses the CPU.
 
     Returns:
         `metrics`.
     """
-    for index, sample in enumerate(samples):
-        class_map = predict(read_frame(sample, contract))
-        label = read_label(sample)
-        metrics.update(to_label_size(class_map, label.shape[0], label.shape[1]), label)
+    items = read_for_evaluation(samples, contract=contract, backend=backend, threads=threads, gpu=gpu)
+    for item in items:
+        class_map = segment_image(predict, item.image, contract)
+        metrics.update(to_label_size(class_map, item.label.shape[0], item.label.shape[1]), item.label)
         if on_class_map is not None:
-            on_class_map(index, class_map)
+            on_class_map(item.index, class_map)
     return metrics
 
 

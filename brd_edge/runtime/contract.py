@@ -15,7 +15,10 @@ from typing import Any
 
 from brd_edge.runtime.errors import ContractError
 
-__all__ = ["InputContract"]
+__all__ = ["RESIZED", "SLIDING_WINDOW", "InputContract"]
+
+RESIZED = "bilinear-antialias"
+SLIDING_WINDOW = "sliding-window"
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class InputContract:
         channel_order: Always `"RGB"`.
         layout: Always `"NHWC"`.
         dtype: Always `"uint8"`; the graph itself computes `(frame / 255 - mean) / std`.
-        resize: Always `"bilinear-antialias"`: Pillow's `BILINEAR` straight to (height, width);
-            the aspect ratio is not kept.
+        resize: `"bilinear-antialias"`: an image is resized by Pillow's `BILINEAR` straight to (height, width);
+            the aspect ratio is not kept. `"sliding-window"`: it is not resized, but segmented in windows of
+            (height, width), see `brd_edge.runtime.windows`.
 
     Raises:
         ContractError: A field is out of its range.
@@ -44,7 +48,7 @@ class InputContract:
     channel_order: str = "RGB"
     layout: str = "NHWC"
     dtype: str = "uint8"
-    resize: str = "bilinear-antialias"
+    resize: str = RESIZED
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -54,10 +58,20 @@ class InputContract:
             raise ContractError(f"contract: mean and std need 3 values, got {self.mean} and {self.std}")
         if min(self.std) <= 0:
             raise ContractError(f"contract: every std must be above 0, got {self.std}")
-        fixed = {"channel_order": "RGB", "layout": "NHWC", "dtype": "uint8", "resize": "bilinear-antialias"}
+        if self.resize not in (RESIZED, SLIDING_WINDOW):
+            raise ContractError(
+                f"contract: resize must be {RESIZED!r} or {SLIDING_WINDOW!r}, got {self.resize!r}; "
+                "a newer version may know it"
+            )
+        fixed = {"channel_order": "RGB", "layout": "NHWC", "dtype": "uint8"}
         for name, only in fixed.items():
             if getattr(self, name) != only:
                 raise ContractError(f"contract: {name} must be {only!r}, got {getattr(self, name)!r}")
+
+    @property
+    def slides(self) -> bool:
+        """Whether images are segmented window by window at their own size."""
+        return self.resize == SLIDING_WINDOW
 
     @property
     def hash(self) -> str:

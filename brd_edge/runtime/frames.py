@@ -1,7 +1,8 @@
-"""Frames at the size of the input contract: the one resize rule of loader, evaluation and device."""
+"""Frames at the size of the input contract: the one rule of loader, evaluation and device."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from PIL import Image
 
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import DataError
+from brd_edge.runtime.windows import cut_window, infer_windows
 
-__all__ = ["UNREADABLE", "fit_frame", "overlay", "read_image", "resize_class_map"]
+__all__ = ["UNREADABLE", "fit_frame", "overlay", "read_image", "resize_class_map", "segment_image"]
 
 # what Pillow raises for files that are empty, cut short, no image at all, or implausibly large
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -33,19 +35,43 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def fit_frame(image: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArray[np.uint8]:
-    """Resize an image to the contract's size, as the contract's `resize` says.
+    """Bring an image to the contract's size, as the contract's `resize` says.
 
     Args:
         image: uint8 (H, W, 3), RGB, of any size.
         contract: Gives height and width.
 
     Returns:
-        uint8 (contract.height, contract.width, 3), C-contiguous; the image itself where it fits already.
+        uint8 (contract.height, contract.width, 3), C-contiguous; the image itself where it fits already. Of
+        an image that is segmented in windows, the window in its middle.
     """
     if image.shape[:2] == (contract.height, contract.width):
         return np.ascontiguousarray(image)
+    if contract.slides:
+        top, left = max(0, image.shape[0] - contract.height) // 2, max(0, image.shape[1] - contract.width) // 2
+        return cut_window(image, contract, top, left)
     resized = Image.fromarray(image).resize((contract.width, contract.height), Image.Resampling.BILINEAR)
     return np.array(resized)
+
+
+def segment_image(
+    infer: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]],
+    image: npt.NDArray[np.uint8],
+    contract: InputContract,
+) -> npt.NDArray[np.uint8]:
+    """Segment an image of any size with an engine that takes frames of the contract's size.
+
+    Args:
+        infer: Frame uint8 (contract.height, contract.width, 3) to class map uint8 of that size.
+        image: uint8 (H, W, 3), RGB.
+        contract: Says whether the image is resized or segmented in windows.
+
+    Returns:
+        uint8 class ids: of the contract's size where the image is resized, else of the image's.
+    """
+    if contract.slides:
+        return infer_windows(infer, image, contract)
+    return infer(fit_frame(image, contract))
 
 
 def resize_class_map(class_map: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:

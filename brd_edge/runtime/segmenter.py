@@ -18,7 +18,7 @@ from brd_edge.runtime.bundle import Bundle, open_bundle
 from brd_edge.runtime.device import describe_device, misfit
 from brd_edge.runtime.engine import Runner, open_engine
 from brd_edge.runtime.errors import BundleError, EngineError
-from brd_edge.runtime.frames import fit_frame, resize_class_map
+from brd_edge.runtime.frames import resize_class_map, segment_image
 from brd_edge.runtime.releases import RELEASE_NAME, read_release
 from brd_edge.runtime.signature import read_public_key, trusted_keys
 
@@ -117,7 +117,7 @@ class Segmenter:
         """Segment one image.
 
         Args:
-            image: uint8 (H, W, 3), RGB, of any size; it is resized as the input contract says.
+            image: uint8 (H, W, 3), RGB, of any size; it is resized, or cut into windows, as the input contract says.
 
         Returns:
             uint8 (H, W) class ids at the image's own size, the caller's own.
@@ -128,7 +128,7 @@ class Segmenter:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise EngineError(f"image: expected uint8 (H, W, 3) in RGB, got {got}")
-        class_map = self._runner.infer(fit_frame(image, self.contract))
+        class_map = segment_image(self._runner.infer, image, self.contract)
         return resize_class_map(class_map, image.shape[0], image.shape[1])
 
     def close(self) -> None:

@@ -272,6 +272,7 @@ STAGE = Stage(
     needs=("prepare", "teacher", "distill", "export", "build"),
     code=(
         "data/dataset.py",
+        "data/index.py",
         "environment.py",
         "evaluate",
         "models",

@@ -12,7 +12,7 @@ from brd_edge.environment import gpu_names
 from brd_edge.interrupt import Stop
 from brd_edge.recipe import Recipe
 from brd_edge.run import Artifact, Run
-from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.contract import RESIZED, SLIDING_WINDOW, InputContract
 from brd_edge.runtime.errors import RunError
 
 if TYPE_CHECKING:
@@ -94,7 +94,13 @@ class Stage:
 def input_contract(recipe: Recipe) -> InputContract:
     """Return the input contract that a recipe's `data` section describes."""
     data = recipe.data
-    return InputContract(height=data.size[0], width=data.size[1], mean=data.mean, std=data.std)
+    return InputContract(
+        height=data.size[0],
+        width=data.size[1],
+        mean=data.mean,
+        std=data.std,
+        resize=SLIDING_WINDOW if data.sliding_window else RESIZED,
+    )
 
 
 def missing_gpu(recipe: Recipe) -> list[str]:

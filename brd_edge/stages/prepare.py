@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from brd_edge.data.dataset import Dataset, load_dataset
+from brd_edge.data.dataset import Dataset
+from brd_edge.data.findings import SKIPPED_NAME, load_skipped
+from brd_edge.data.index import load_dataset
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
 from brd_edge.run import Run, digest, tree_files
@@ -24,7 +26,12 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
             "size": list(data.size),
             "seed": recipe.seed,
         }
-    return {"layout": data.layout, "root": str(_root(recipe)), "hold_out": data.hold_out}
+    return {
+        "layout": data.layout,
+        "root": str(_root(recipe)),
+        "hold_out": data.hold_out,
+        "on_bad_sample": data.on_bad_sample,
+    }
 
 
 def _root(recipe: Recipe) -> Path | None:
@@ -71,10 +78,18 @@ def _work(context: Context) -> Outcome:
         raise DataError(problems[0])
     out = context.run.path("data")
     dataset = _draw(recipe, out) if recipe.data.layout == "scenes" else _convert(recipe, out)
+    skipped = load_skipped(out)
+    left_out = f"; {len(skipped.samples)} left out, see {out / SKIPPED_NAME}" if skipped else ""
     return Outcome(
-        outputs=[out / "index.json"],
-        result={"train": len(dataset.train), "val": len(dataset.val), "classes": list(dataset.classes)},
-        summary=f"{len(dataset.train)} train and {len(dataset.val)} validation images, {len(dataset.classes)} classes",
+        outputs=[out / "index.json", *([out / SKIPPED_NAME] if skipped else [])],
+        result={
+            "train": len(dataset.train),
+            "val": len(dataset.val),
+            "skipped": len(skipped.samples),
+            "classes": list(dataset.classes),
+        },
+        summary=f"{len(dataset.train)} train and {len(dataset.val)} validation images, "
+        f"{len(dataset.classes)} classes{left_out}",
     )
 
 
@@ -120,6 +135,7 @@ def _convert(recipe: Recipe, out: Path) -> Dataset:
             out,
             workers=recipe.data.threads,
             hold_out=recipe.data.hold_out,
+            skip_bad=recipe.data.on_bad_sample == "skip",
             progress=show,
         )
 
@@ -130,9 +146,13 @@ STAGE = Stage(
     code=(
         "data/layouts",
         "data/prepare.py",
+        "data/_convert.py",
         "data/_images.py",
         "data/_journal.py",
+        "data/_workers.py",
         "data/dataset.py",
+        "data/findings.py",
+        "data/index.py",
         "data/scenes.py",
         "data/scene_canvas.py",
         "data/scene_objects.py",

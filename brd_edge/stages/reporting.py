@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brd_edge.data.dataset import Dataset, read_frame, read_label
+from brd_edge.data.dataset import Dataset, read_input, read_label
 from brd_edge.evaluate.accuracy import ByteArray, to_label_size
 from brd_edge.run import Run
 from brd_edge.runtime.contract import InputContract
@@ -29,7 +29,7 @@ def sample_indices(count: int, wanted: int) -> list[int]:
 def report_samples(
     dataset: Dataset, shown: Mapping[int, Mapping[str, ByteArray]], contract: InputContract
 ) -> list[ReportSample]:
-    """Return validation images with their labels and class maps, all of the contract's size."""
+    """Return validation images with their labels and class maps, all of the size that was segmented."""
     from brd_edge.evaluate.report import ReportSample
 
     samples = []
@@ -37,8 +37,9 @@ def report_samples(
         sample = dataset.val[index]
         first = [title for title in _TITLES if title in found]
         masks = {title: found[title] for title in [*first, *(title for title in found if title not in first)]}
-        label = to_label_size(read_label(sample), contract.height, contract.width)
-        samples.append(ReportSample(sample.id, read_frame(sample, contract), label, masks))
+        image, label = read_input(sample, contract), read_label(sample)
+        label = to_label_size(label, image.shape[0], image.shape[1])
+        samples.append(ReportSample(sample.id, image, label, masks))
     return samples
 
 

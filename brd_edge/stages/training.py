@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from brd_edge.data.dataset import Dataset, load_dataset, read_label
-from brd_edge.progress import progress_bar
+from brd_edge.data.dataset import Dataset, count_class_pixels
+from brd_edge.data.index import load_dataset
 from brd_edge.recipe import ModelSection, Recipe, TrainSection
 from brd_edge.runtime.errors import InterruptedRunError, ModelError
 from brd_edge.runtime.files import sha256_file
@@ -38,17 +36,23 @@ __all__ = [
 
 TRAINING_CODE = (
     "data/dataset.py",
+    "data/evaluation.py",
+    "data/index.py",
     "data/loader.py",
     "data/loader_state.py",
+    "data/dali_frames.py",
     "data/dali_loader.py",
+    "data/plan.py",
     "data/torch_loader.py",
     "models",
     "distill",
     "evaluate/accuracy.py",
     "runtime/contract.py",
     "runtime/contours.py",
+    "runtime/frames.py",
     "runtime/metrics.py",
     "runtime/regions.py",
+    "runtime/windows.py",
     "stages/context.py",
     "stages/training.py",
 )
@@ -144,12 +148,7 @@ def training_class_weights(dataset: Dataset, kind: str, device: torch.device) ->
 
     if kind == "none":
         return None
-    pixels = np.zeros(256, np.int64)
-    with progress_bar(len(dataset.train), "class weights", unit="label") as bar:
-        for sample in dataset.train:
-            pixels += np.bincount(read_label(sample).ravel(), minlength=256)
-            bar.update(1)
-    weights = class_weights(pixels[: len(dataset.classes)].tolist(), kind)
+    weights = class_weights(count_class_pixels(dataset.train, len(dataset.classes)), kind)
     return None if weights is None else weights.to(device)
 
 
@@ -217,10 +216,12 @@ def train_and_save(
 
 
 def _open_loader(recipe: Recipe, section: TrainSection, dataset: Dataset, seed: int) -> Any:
-    from brd_edge.data.loader import Augmentation, open_train_loader
+    from brd_edge.data.loader import open_train_loader
+    from brd_edge.data.plan import Augmentation
     from brd_edge.distill.distributed import rank, world
 
     brightness, contrast, saturation = section.jitter
+    device = training_device(recipe)
     return open_train_loader(
         dataset.train,
         contract=input_contract(recipe),
@@ -231,6 +232,7 @@ def _open_loader(recipe: Recipe, section: TrainSection, dataset: Dataset, seed: 
             brightness=brightness,
             contrast=contrast,
             saturation=saturation,
+            class_balance=section.class_balance,
         ),
         batch_size=section.batch_size,
         seed=seed,
@@ -238,6 +240,7 @@ def _open_loader(recipe: Recipe, section: TrainSection, dataset: Dataset, seed: 
         threads=recipe.data.threads,
         rank=rank(),
         world=world(),
+        gpu=device.index if device.type == "cuda" else None,
     )
 
 
@@ -277,6 +280,9 @@ def _validation(context: Context, dataset: Dataset, device: torch.device) -> Cal
             contract=contract,
             metrics=SegmentationMetrics(len(dataset.classes), boundaries=False, connectivity=False),
             on_class_map=look,
+            backend=context.recipe.data.loader,
+            threads=context.recipe.data.threads,
+            gpu=device.index if device.type == "cuda" else None,
         )
         return metrics.miou()
 

@@ -12,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from brd_edge.data.dataset import Dataset, Sample, load_dataset, read_frame, read_label, save_index
+from brd_edge.data.dataset import Dataset, Sample, count_class_pixels, find_class_pixels, read_frame, read_label
+from brd_edge.data.index import load_dataset, save_index
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import DataError
 
@@ -27,8 +28,9 @@ def make_sample(directory: Path, name: str, height: int = 6, width: int = 8) -> 
     image.parent.mkdir(parents=True, exist_ok=True)
     label.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(image)
-    Image.fromarray(rng.choice(np.array([0, 1, 255], np.uint8), (height, width))).save(label)
-    return Sample(name, image, label, height, width)
+    ids = rng.choice(np.array([0, 1, 255], np.uint8), (height, width))
+    Image.fromarray(ids).save(label)
+    return Sample(name, image, label, height, width, find_class_pixels(ids))
 
 
 def make_dataset(directory: Path, elsewhere: Path) -> Dataset:
@@ -79,6 +81,32 @@ def test_known_checksums_are_not_computed_again(tmp_path: Path) -> None:
     assert entry["label_sha256"] != "0" * 64
 
 
+def test_classes_are_counted_and_points_lie_in_them() -> None:
+    label = np.random.default_rng(3).choice(
+        np.array([0, 4, 9, 254, 255], np.uint8), (37, 53), p=[0.6, 0.3, 0.09, 0, 0.01]
+    )
+    label[36, 52] = 254
+    found = find_class_pixels(label)
+    assert {item.id: item.count for item in found} == {
+        int(number): int(count)
+        for number, count in zip(*np.unique(label, return_counts=True), strict=True)
+        if number < 255
+    }
+    for item in found:
+        assert all(label[point] == item.id for point in item.points)
+        assert len(set(item.points)) == len(item.points) == min(4, item.count)
+    # spread from top to bottom: one in each quarter of the class's pixels
+    rows = [row for row, _ in found[0].points]
+    assert [row // (37 / 4) for row in rows] == [0, 1, 2, 3]
+    assert find_class_pixels(np.full((3, 3), 255, np.uint8)) == ()
+
+
+def test_counts_add_up(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "prepared", tmp_path / "source")
+    labels = np.concatenate([np.asarray(Image.open(sample.label)).ravel() for sample in dataset.train])
+    assert count_class_pixels(dataset.train, 2) == [int((labels == 0).sum()), int((labels == 1).sum())]
+
+
 def drop(key: str) -> Callable[[dict[str, Any]], None]:
     return lambda values: values.pop(key)
 
@@ -97,7 +125,7 @@ def put(value: Any, *keys: str | int) -> Callable[[dict[str, Any]], None]:
     [
         (drop("classes"), r"classes: missing"),
         (drop("version"), r"version: missing"),
-        (put(99, "version"), r"version: expected 1, got 99"),
+        (put(99, "version"), r"version: expected 2, got 99"),
         (put("road", "classes"), r"classes: expected list, got str"),
         (put(3, "classes", 1), r"classes\[1\]: expected str, got int"),
         (put([], "classes"), r"classes: expected 1 to 255 names, got 0"),
@@ -110,6 +138,9 @@ def put(value: Any, *keys: str | int) -> Callable[[dict[str, Any]], None]:
         (put(True, "splits", "val", 0, "width"), r"splits\.val\[0\]\.width: expected int, got bool"),
         (put("abc", "splits", "val", 0, "label_sha256"), r"splits\.val\[0\]\.label_sha256: expected 64"),
         (put(7, "splits", "train", 0), r"splits\.train\[0\]: expected an object, got int"),
+        (put([0, 1, 2], "splits", "val", 0, "classes", 0), r"splits\.val\[0\]\.classes\[0\]: expected \[id, pixels,"),
+        (put([2, 1, 0, 0], "splits", "val", 0, "classes", 0), r"classes\[0\]: expected an id below 2, .* got \[2, 1"),
+        (put([0, 1, 6, 0], "splits", "val", 0, "classes", 0), r"points inside the image, got \[0, 1, 6, 0\]"),
     ],
 )
 def test_damaged_index_names_file_and_key(

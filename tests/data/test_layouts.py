@@ -256,7 +256,10 @@ def test_ade20k_shifts_ids_and_ignores_void(tmp_path: Path, base: str) -> None:
     content = scan("ade20k", tmp_path)
     assert ids_of(content, "val") == ["ADE_validation_00000001"]
     np.testing.assert_array_equal(content.read_label(content.splits["train"][0].label), [[255, *range(150)]])
-    assert len(set(content.classes)) == len(set(content.palette)) == 150
+    assert len(set(content.classes)) == len(content.palette) == 150
+    # published colours of wall, sky, person and flag; road and skyscraper have the same one
+    assert [content.palette[i] for i in (0, 2, 12, 149)] == [(120, 120, 120), (6, 230, 230), (150, 5, 61), (92, 0, 255)]
+    assert len(set(content.palette)) == 149
     # ids 1, 13, 75, 101 and 150 of the benchmark's objectInfo150.txt
     assert [content.classes[i - 1] for i in (1, 13, 75, 101, 150)] == ["wall", "person", "computer", "poster", "flag"]
 

@@ -19,7 +19,8 @@ from PIL import Image, ImageEnhance
 from scipy import ndimage
 
 from brd_edge.data.dataset import Sample, read_frame
-from brd_edge.data.loader import Augmentation, Batch, Draw, Plan, TrainLoader, open_train_loader
+from brd_edge.data.loader import Batch, TrainLoader, open_train_loader
+from brd_edge.data.plan import Augmentation, Draw, Plan
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import DataError, RuntimeMissingError
 
@@ -42,7 +43,7 @@ def write_sample(
     paths = directory / f"{name}.{options.pop('suffix', 'png')}", directory / f"{name}_label.png"
     Image.fromarray(image).save(paths[0], **options)
     Image.fromarray(label).save(paths[1])
-    return Sample(id=name, image=paths[0], label=paths[1], height=label.shape[0], width=label.shape[1])
+    return Sample(id=name, image=paths[0], label=paths[1], height=label.shape[0], width=label.shape[1], classes=())
 
 
 def make_samples(
@@ -242,7 +243,7 @@ def test_flip_mirrors_image_and_label(tmp_path: Path, opener: Opener, backend: s
 
 
 def test_draws_fill_their_ranges() -> None:
-    samples = tuple(Sample(f"{i}", Path("i"), Path("l"), 48, 64) for i in range(100))
+    samples = tuple(Sample(f"{i}", Path("i"), Path("l"), 48, 64, ()) for i in range(100))
     plan = Plan(samples, CONTRACT, GEOMETRY, 10, 0, "torch")
     draws = [draw for batch in range(100) for draw in plan.draws(batch)]
     heights, widths = np.array([draw.scaled for draw in draws]).T
@@ -314,7 +315,8 @@ RESUME_SCRIPT = """
 import hashlib, sys
 from pathlib import Path
 from brd_edge.data.dataset import Sample
-from brd_edge.data.loader import Augmentation, open_train_loader
+from brd_edge.data.loader import open_train_loader
+from brd_edge.data.plan import Augmentation
 from brd_edge.runtime.contract import InputContract
 
 samples = [eval(line, {"Sample": Sample, "PosixPath": Path}) for line in Path("samples.txt").read_text().splitlines()]

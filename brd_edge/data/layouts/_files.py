@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = [
     "read_ids",
     "read_names",
     "read_text",
+    "walk_files",
 ]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
@@ -47,12 +49,9 @@ def list_files(directory: Path, suffixes: frozenset[str]) -> tuple[dict[str, Pat
         The files by id, sorted, and one sentence for each file that does not belong or has a namesake.
     """
     files: dict[str, Path] = {}
-    problems = []
-    for path in sorted(directory.rglob("*")):
-        relative = path.relative_to(directory)
-        if path.is_dir() or path.name in _DROPPINGS or any(part.startswith(".") for part in relative.parts):
-            continue
-        name = relative.with_suffix("").as_posix()
+    paths, problems = walk_files(directory)
+    for path in paths:
+        name = path.relative_to(directory).with_suffix("").as_posix()
         if path.suffix.lower() not in suffixes:
             problems.append(f"{path}: not one of {', '.join(sorted(suffixes))}; convert it or move it away")
         elif name in files:
@@ -60,6 +59,30 @@ def list_files(directory: Path, suffixes: frozenset[str]) -> tuple[dict[str, Pat
         else:
             files[name] = path
     return files, problems
+
+
+def walk_files(directory: Path) -> tuple[list[Path], list[str]]:
+    """List all files under `directory` that do not lie in hidden directories and are not hidden themselves.
+
+    Returns:
+        The files, sorted, and one sentence for each directory that cannot be listed and for each link to a
+        directory, which is not followed because it may lead anywhere, even back to where it is.
+    """
+    problems: list[str] = []
+    paths: list[Path] = []
+
+    def note(error: OSError) -> None:
+        problems.append(f"{error.filename}: this directory cannot be read ({error.strerror}); change its permissions")
+
+    for base, directories, names in os.walk(directory, onerror=note):
+        hidden = [name for name in directories if name.startswith(".")]
+        links = [name for name in directories if (Path(base) / name).is_symlink() and name not in hidden]
+        problems += [
+            f"{Path(base) / name}: a link to a directory, which is not followed; put it here" for name in links
+        ]
+        directories[:] = [name for name in directories if name not in hidden]
+        paths += [Path(base) / name for name in names if not name.startswith(".") and name not in _DROPPINGS]
+    return sorted(paths), problems
 
 
 def pair_directories(images: Path, labels: Path, label_suffix: str = ".png") -> tuple[tuple[Source, ...], list[str]]:
@@ -86,12 +109,20 @@ def pair_directories(images: Path, labels: Path, label_suffix: str = ".png") -> 
 
 
 def read_names(path: Path) -> list[str]:
-    """Read a list file of one sample a line and return the name in each line's first word, without suffix.
+    """Read a list file of one sample a line: a name, or the paths of image and label, and return the names.
 
     Raises:
         DataError: The file cannot be read as text.
     """
-    return [bare_name(line.split()[0]) for line in read_text(path).splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    return [bare_name(_first_path(line)) for line in lines if line]
+
+
+def _first_path(line: str) -> str:
+    """Return the first of the paths on a line; a single name may hold blanks."""
+    words = line.split()
+    are_paths = len(words) > 1 and all(PurePosixPath(word).suffix.lower() in IMAGE_SUFFIXES for word in words)
+    return words[0] if are_paths else line
 
 
 def read_text(path: Path) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brd_edge.data.dataset import IGNORE_ID
-from brd_edge.data.layouts._ade20k_classes import ADE20K_NAMES
+from brd_edge.data.layouts._ade20k_classes import ADE20K_NAMES, ADE20K_PALETTE
 from brd_edge.data.layouts._files import map_ids, pair_directories, read_ids
-from brd_edge.data.layouts.base import Content, Layout, make_palette
+from brd_edge.data.layouts.base import Content, Layout
 
 __all__ = ["LAYOUT"]
 
@@ -39,7 +39,7 @@ def _scan(base: Path) -> Content:
     val, val_problems = pair_directories(base / "images/validation", base / "annotations/validation")
     problems = (*train_problems, *val_problems)
     splits = {"train": train, "val": val}
-    return Content(ADE20K_NAMES, make_palette(len(ADE20K_NAMES)), splits, _read_label, problems)
+    return Content(ADE20K_NAMES, ADE20K_PALETTE, splits, _read_label, problems)
 
 
 LAYOUT = Layout(

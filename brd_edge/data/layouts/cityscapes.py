@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brd_edge.data.dataset import IGNORE_ID
-from brd_edge.data.layouts._files import list_files, map_ids, read_ids
+from brd_edge.data.layouts._files import list_files, map_ids, read_ids, walk_files
 from brd_edge.data.layouts.base import Content, Layout, Palette, Source
 
 __all__ = ["LAYOUT"]
@@ -75,13 +75,14 @@ def _scan_split(base: Path, split: str) -> tuple[tuple[Source, ...], list[str]]:
             found.add(name.removesuffix(_IMAGE_END))
         else:
             problems.append(f"{path}: expected a name that ends in {_IMAGE_END}.png; move it away")
-    for path in labels.rglob(f"*{_LABEL_END}.png"):
-        found.add(path.relative_to(labels).as_posix().removesuffix(f"{_LABEL_END}.png"))
+    label_files, label_problems = walk_files(labels)
+    end = f"{_LABEL_END}.png"
+    found |= {path.relative_to(labels).as_posix().removesuffix(end) for path in label_files if path.name.endswith(end)}
     pairs = tuple(
         Source(Path(name).name, images / f"{name}{_IMAGE_END}.png", labels / f"{name}{_LABEL_END}.png")
         for name in sorted(found)
     )
-    return pairs, problems
+    return pairs, problems + label_problems
 
 
 def _scan(base: Path) -> Content:

@@ -1,6 +1,7 @@
 """COCO-Stuff 10K, version 1.1: 171 classes of things and stuff, labels in MATLAB files.
 
-Source: Caesar et al., "COCO-Stuff: Thing and Stuff Classes in Context", CVPR 2018.
+Source: Caesar et al., "COCO-Stuff: Thing and Stuff Classes in Context", CVPR 2018. The release brings no
+colours for its things; here every class has one of the PASCAL VOC colour map.
 """
 
 from __future__ import annotations

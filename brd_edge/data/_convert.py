@@ -1,0 +1,143 @@
+"""Converting one sample into canonical form, in whatever thread or process it happens."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from brd_edge.data._images import check_image, encode_png
+from brd_edge.data._journal import Converted
+from brd_edge.data.dataset import find_class_pixels
+from brd_edge.data.layouts.base import Source
+from brd_edge.runtime.errors import DataError
+from brd_edge.runtime.files import sha256_file, write_bytes_atomic
+
+__all__ = ["Job", "convert", "write_file"]
+
+# writing atomically reads the umask by setting it, and the umask belongs to the whole process
+_WRITING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all samples of a data set have in common.
+
+    Attributes:
+        read_label: Reads one label file as train ids.
+        root: The data set's directory, resolved; no file may lie outside it.
+        out: Directory to write.
+    """
+
+    read_label: Callable[[Path], NDArray[np.uint8]]
+    root: Path
+    out: Path
+
+
+def convert(job: Job, key: str, source: Source, earlier: Converted | None) -> Converted | list[str]:
+    """Convert one sample, unless that was done earlier.
+
+    Args:
+        job: What all samples have in common.
+        key: `SPLIT/ID`, where the sample is written.
+        source: Its files.
+        earlier: What an earlier preparation made of it.
+
+    Returns:
+        The finished sample, or what is wrong with it, a sentence each.
+
+    Raises:
+        OSError: Nothing can be written.
+    """
+    reasons = _find_missing(source) or _find_links_out(source, job.root)
+    if reasons:
+        return reasons
+    out, state = job.out, _state(source)
+    if earlier is not None and earlier.state == state and _is_intact(earlier, out):
+        return earlier
+    image = _attempt(reasons, lambda: check_image(source.image))
+    label = _attempt(reasons, lambda: job.read_label(source.label))
+    if image is None or label is None:
+        return reasons
+    width, height, png = image
+    if label.shape != (height, width):
+        found = "x".join(str(size) for size in label.shape[::-1])
+        return [f"{source.label}: {found} pixels, but its image {source.image.name} has {width}x{height}"]
+    label_path, image_path = f"labels/{key}.png", f"images/{key}.png"
+    label_sha256 = write_file(out / label_path, encode_png(Image.fromarray(label)))
+    if png is None:
+        image_path, image_sha256 = str(source.image), sha256_file(source.image)
+    else:
+        image_sha256 = write_file(out / image_path, png)
+    return Converted(
+        image=image_path,
+        label=label_path,
+        height=height,
+        width=width,
+        image_sha256=image_sha256,
+        label_sha256=label_sha256,
+        classes=find_class_pixels(label),
+        state=state,
+    )
+
+
+def _find_missing(source: Source) -> list[str]:
+    halves = (("image", source.image, "label", source.label), ("label", source.label, "image", source.image))
+    return [
+        f"{path}: this {what} is {_kind(path)}; its {other} is {'there' if partner.is_file() else 'missing as well'}"
+        for what, path, other, partner in halves
+        if not path.is_file()
+    ]
+
+
+def _kind(path: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return f"a broken symbolic link (to {path.readlink()})"
+    return "not a regular file" if path.exists() else "missing"
+
+
+def _find_links_out(source: Source, root: Path) -> list[str]:
+    """Find files that a symbolic link, theirs or of a directory above, takes out of the data set."""
+    return [
+        f"{path}: a symbolic link leads out of {root}, to {path.resolve()}; put a copy here, or give a root that "
+        "holds both"
+        for path in (source.image, source.label)
+        if not path.resolve().is_relative_to(root)
+    ]
+
+
+def _attempt(reasons: list[str], read: Callable[[], Any]) -> Any:
+    """Return what `read` returns; on `DataError` note the reason and return None."""
+    try:
+        return read()
+    except DataError as error:
+        reasons.append(str(error))
+        return None
+
+
+def _state(source: Source) -> tuple[str | int, ...]:
+    """Path, size and modification time of both files."""
+    image, label = source.image.stat(), source.label.stat()
+    return (str(source.image), image.st_size, image.st_mtime_ns, str(source.label), label.st_size, label.st_mtime_ns)
+
+
+def _is_intact(item: Converted, out: Path) -> bool:
+    """Say whether what was written for an unchanged source is still there, byte for byte."""
+    files = {out / item.label: item.label_sha256}
+    if not Path(item.image).is_absolute():
+        files[out / item.image] = item.image_sha256
+    return all(path.is_file() and sha256_file(path) == digest for path, digest in files.items())
+
+
+def write_file(path: Path, content: bytes) -> str:
+    """Write atomically and return the SHA-256 of the content."""
+    with _WRITING:
+        write_bytes_atomic(path, content)
+    return hashlib.sha256(content).hexdigest()
