@@ -27,6 +27,7 @@ from brd_edge.evaluate.plots import (
     latency_miou_svg,
 )
 from brd_edge.evaluate.verdict import best_engine, gap, judge_proof, p50_ms, verdict
+from brd_edge.runtime.contract import SLIDING_WINDOW
 from brd_edge.runtime.files import write_text_atomic
 
 __all__ = ["Curve", "ReportSample", "write_report"]
@@ -90,6 +91,7 @@ def _page(
         "command": benchmark.get("command") or "",
         "dataset": dataset,
         "verdict": verdict(benchmark),
+        "slides": (benchmark.get("contract") or {}).get("resize") == SLIDING_WINDOW,
         "engines": _engine_rows(engines, labels),
         "latency_decimals": latency_digits(p50_ms(engine) for engine in engines),
         "models": _model_rows(benchmark),

@@ -24,7 +24,7 @@ from brd_edge.models.features import (
     required_multiple,
 )
 from brd_edge.models.spec import ARCHITECTURES, Architecture, ModelSpec
-from brd_edge.models.storage import load_model, save_model
+from brd_edge.models.storage import load_model, require_contract, save_model
 
 __all__ = [
     "ARCHITECTURES",
@@ -39,6 +39,7 @@ __all__ = [
     "feature_table",
     "forward_features",
     "load_model",
+    "require_contract",
     "required_multiple",
     "save_model",
 ]

@@ -1,7 +1,8 @@
 """Saving and loading models in the directory format of `segmentation_models_pytorch`.
 
 A directory holds `config.json` and `model.safetensors`, which the library's `from_pretrained`
-reads as well, and `brd_edge.json` with the spec and the checksum of the weights.
+reads as well, and `brd_edge.json` with the spec, the checksum of the weights, and the input contract that
+they were trained with.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from typing import TYPE_CHECKING, Any, cast
 from brd_edge.models.build import build_model, model_class
 from brd_edge.models.spec import ARCHITECTURES, RESERVED_OPTIONS, ModelSpec
 from brd_edge.models.weights import load_strictly, read_safetensors
-from brd_edge.runtime.errors import ModelError
+from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.errors import ContractError, ModelError
 from brd_edge.runtime.files import atomic_path, sha256_file, write_json_atomic
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["load_model", "save_model"]
+__all__ = ["load_model", "require_contract", "save_model"]
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -32,7 +34,11 @@ _FORMAT_VERSION = 1
 _RENAMED_OPTIONS = {"decoder_use_batchnorm": "decoder_use_norm", "psp_use_batchnorm": "decoder_use_norm"}
 
 
-def save_model(model: nn.Module, spec: ModelSpec, directory: Path) -> None:
+# what the weights depend on; a fully convolutional network takes frames of other sizes
+_TRAINED_WITH = ("mean", "std", "channel_order", "layout", "dtype")
+
+
+def save_model(model: nn.Module, spec: ModelSpec, directory: Path, *, contract: InputContract | None = None) -> None:
     """Write a model to a directory, each file atomically and `brd_edge.json` last.
 
     An interruption between the files leaves a directory that `load_model` refuses, never one that
@@ -42,6 +48,7 @@ def save_model(model: nn.Module, spec: ModelSpec, directory: Path) -> None:
         model: The model that `spec` describes, on any device.
         spec: Its spec.
         directory: Where to; it is made where it is missing.
+        contract: What it was trained with, where that is known.
 
     Raises:
         ModelError: `spec` is not this model's.
@@ -60,6 +67,8 @@ def save_model(model: nn.Module, spec: ModelSpec, directory: Path) -> None:
     write_json_atomic(directory / _CONFIG, dict(sorted(config.items())))
     # last: until then the checksum of an earlier save refuses the new weights
     sidecar = {"format_version": _FORMAT_VERSION, "spec": spec.to_json(), "weights_sha256": checksum}
+    if contract is not None:
+        sidecar |= {"contract": contract.to_json(), "contract_hash": contract.hash}
     write_json_atomic(directory / _SIDECAR, sidecar)
 
 
@@ -93,6 +102,35 @@ def load_model(directory: Path) -> tuple[nn.Module, ModelSpec]:
     state = {key: tensor for key, tensor in state.items() if not key.startswith("classification_head.")}
     load_strictly(model, state, f"{weights_path}: weights of {spec.arch} with encoder {spec.encoder!r}")
     return model.eval(), spec
+
+
+def require_contract(directory: Path, contract: InputContract) -> None:
+    """Refuse a saved model that was trained on frames of other values than a contract's.
+
+    The frame size may differ. A model that does not say what it was trained with is taken.
+
+    Args:
+        directory: Written by `save_model`, or by the library's `save_pretrained`.
+        contract: How frames will enter the model.
+
+    Raises:
+        ContractError: Normalisation, channel order, layout or type differ; the message names each field.
+        ModelError: The sidecar is damaged.
+    """
+    sidecar = directory / _SIDECAR
+    values = _read_object(sidecar).get("contract") if sidecar.is_file() else None
+    if values is None:
+        return
+    if not isinstance(values, dict):
+        raise ModelError(f"{sidecar}: key 'contract' must be an object, got {values!r}")
+    found = [
+        line for line in contract.differences(InputContract.from_json(values)) if line.split(":")[0] in _TRAINED_WITH
+    ]
+    if found:
+        raise ContractError(
+            f"{directory} was trained with another input contract ({'; '.join(found)}): set data.mean and data.std to "
+            "what it was trained with, or train it again"
+        )
 
 
 def _spec_from_sidecar(sidecar: Path, weights: Path) -> ModelSpec:

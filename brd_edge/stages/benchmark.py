@@ -271,7 +271,9 @@ STAGE = Stage(
     name="benchmark",
     needs=("prepare", "teacher", "distill", "export", "build"),
     code=(
+        "data/dali_frames.py",
         "data/dataset.py",
+        "data/evaluation.py",
         "data/index.py",
         "environment.py",
         "evaluate",

@@ -41,12 +41,13 @@ def _plan(recipe: Recipe) -> str:
 def _work(context: Context) -> Outcome:
     from brd_edge.deploy.export import export_onnx
     from brd_edge.evaluate.zero_cost import compare_graphs
-    from brd_edge.models.segmentation import build_model, count_macs, count_parameters, load_model
+    from brd_edge.models.segmentation import build_model, count_macs, count_parameters, load_model, require_contract
 
     recipe = context.recipe
     contract = input_contract(recipe)
     dataset = load_run_dataset(context)
     student, _ = load_model(context.run.path("distill", "model"))
+    require_contract(context.run.path("distill", "model"), contract)
     # the same recipe section, never distilled: what the student would be without the product
     plain = build_model(model_spec(recipe.student, dataset), encoder_weights=None, seed=recipe.seed + 1)
     paths = {}

@@ -9,7 +9,15 @@ from brd_edge.recipe import Recipe
 from brd_edge.run import tree_files
 from brd_edge.runtime.errors import ModelError
 from brd_edge.runtime.files import sha256_file
-from brd_edge.stages.context import Context, Outcome, Stage, missing_gpu, slow_without_gpu, training_device
+from brd_edge.stages.context import (
+    Context,
+    Outcome,
+    Stage,
+    input_contract,
+    missing_gpu,
+    slow_without_gpu,
+    training_device,
+)
 from brd_edge.stages.training import (
     TRAINING_CODE,
     check_models,
@@ -88,12 +96,14 @@ def _train(context: Context) -> Outcome:
 
 
 def _load(context: Context) -> Outcome:
-    from brd_edge.models.segmentation import load_model, save_model
+    from brd_edge.models.segmentation import load_model, require_contract, save_model
 
     checkpoint = _checkpoint(context.recipe)
     assert checkpoint is not None
     dataset = load_run_dataset(context)
     model, spec = load_model(checkpoint)
+    contract = input_contract(context.recipe)
+    require_contract(checkpoint, contract)
     if spec.classes != len(dataset.classes):
         raise ModelError(
             f"{checkpoint}: the teacher has {spec.classes} classes, the data set has {len(dataset.classes)}; "
@@ -102,7 +112,7 @@ def _load(context: Context) -> Outcome:
     if (spec.arch, spec.encoder) != (context.recipe.teacher.arch, context.recipe.teacher.encoder):
         context.say(f"note: {checkpoint} holds {spec.arch} / {spec.encoder}, which is used, not the recipe's model")
     directory = context.run.path("teacher", "model")
-    save_model(model, spec, directory)
+    save_model(model, spec, directory, contract=contract)
     # curves of a training that this teacher does not come from
     context.run.path("teacher", "metrics.jsonl").unlink(missing_ok=True)
     return Outcome(model_files(directory), {}, f"{spec.arch} / {spec.encoder} from {checkpoint}")

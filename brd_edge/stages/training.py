@@ -211,7 +211,7 @@ def train_and_save(
     found = {"miou": result.miou, "step": result.step, "steps": result.steps}
     if rank() > 0:
         return [], found
-    save_model(model, spec, directory / "model")
+    save_model(model, spec, directory / "model", contract=input_contract(context.recipe))
     return [*model_files(directory / "model"), directory / "metrics.jsonl"], found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -23,10 +24,12 @@ from brd_edge.models.segmentation import (
     feature_table,
     forward_features,
     load_model,
+    require_contract,
     required_multiple,
     save_model,
 )
-from brd_edge.runtime.errors import ModelError
+from brd_edge.runtime.contract import SLIDING_WINDOW, InputContract
+from brd_edge.runtime.errors import ContractError, ModelError
 
 TINY = "tu-resnet10t"
 
@@ -226,9 +229,13 @@ def test_macs_and_parameters_equal_a_count_by_hand():
 def test_saved_models_come_back_and_smp_reads_them(tmp_path, capsys):
     spec = ModelSpec("DeepLabV3Plus", TINY, 5, {"decoder_channels": 32, "decoder_atrous_rates": (2, 4, 6)})
     model = build_model(spec, encoder_weights=None, seed=1).eval()
-    save_model(model, spec, tmp_path / "model")
+    contract = InputContract(height=64, width=96, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    save_model(model, spec, tmp_path / "model", contract=contract)
     loaded, found = load_model(tmp_path / "model")
     assert found == spec
+    require_contract(tmp_path / "model", replace(contract, height=32, resize=SLIDING_WINDOW))
+    with pytest.raises(ContractError, match=r"mean: \[0.4, 0.5, 0.5\] against \[0.5, 0.5, 0.5\]\): set data.mean"):
+        require_contract(tmp_path / "model", replace(contract, mean=(0.4, 0.5, 0.5)))
     assert not loaded.training
     with torch.no_grad():
         expected = model(images())

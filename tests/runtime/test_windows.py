@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import SLIDING_WINDOW, InputContract
+from brd_edge.runtime.engine import open_engine
 from brd_edge.runtime.errors import ContractError
 from brd_edge.runtime.frames import fit_frame, segment_image
 from brd_edge.runtime.windows import place_windows
@@ -69,3 +73,27 @@ def test_resize_is_part_of_the_hash_and_unknown_ones_are_refused() -> None:
         resized.require_equal(CONTRACT, "engine")
     with pytest.raises(ContractError, match="resize must be 'bilinear-antialias' or 'sliding-window', got 'crop'"):
         InputContract(height=24, width=40, mean=(0, 0, 0), std=(1, 1, 1), resize="crop")
+
+
+def test_an_engine_in_windows_refuses_the_resized_contract(
+    tmp_path: Path, graph: Path, contract: InputContract
+) -> None:
+    sliding = replace(contract, resize=SLIDING_WINDOW)
+    build_engine(
+        runtime="onnxruntime",
+        precision="fp32",
+        target="x86-cpu",
+        onnx=graph,
+        out=tmp_path / "engine",
+        contract=sliding,
+        classes=tuple("abcde"),
+        palette=((0, 0, 0), (9, 9, 9), (70, 0, 0), (0, 80, 0), (0, 0, 90)),
+    )
+    with pytest.raises(ContractError, match="resize: bilinear-antialias against sliding-window"):
+        open_engine(tmp_path / "engine", contract=contract)
+    image = np.random.default_rng(4).integers(0, 256, (60, 100, 3), np.uint8)
+    with open_engine(tmp_path / "engine", contract=sliding) as engine:
+        found = segment_image(engine.infer, image, sliding)
+        # the graph looks one pixel around: a window's own pixels, but for the image's edge, are those of the whole
+        expected = engine.infer(np.ascontiguousarray(image[10:34, 20:60]))
+    np.testing.assert_array_equal(found[11:33, 21:59], expected[1:-1, 1:-1])
