@@ -252,7 +252,8 @@ def _conclude(run: Run, artifacts: dict[str, Artifact]) -> int:
 @contextmanager
 def _log_file(run: Run) -> Iterator[None]:
     """Write what is said, and what libraries warn about, into `run.log`."""
-    handler = logging.FileHandler(run.path("run.log"), encoding="utf-8")
+    # a file's name need not be text
+    handler = logging.FileHandler(run.path("run.log"), encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(name) for name in ("brd_edge", "py.warnings")]
     # warnings of libraries help whoever reads the log, and nobody who watches the run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 from collections.abc import Callable
@@ -24,6 +25,8 @@ __all__ = ["Job", "convert", "write_file"]
 
 # writing atomically reads the umask by setting it, and the umask belongs to the whole process
 _WRITING = threading.Lock()
+# what a sample's name can be to blame for: too long, or a file where another sample needs a directory
+_NAMING = frozenset({errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR})
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,10 @@ def convert(job: Job, key: str, source: Source, earlier: Converted | None) -> Co
     Raises:
         OSError: Nothing can be written.
     """
-    reasons = _find_missing(source) or _find_links_out(source, job.root)
+    reasons, state = _look_at(source, job.root)
     if reasons:
         return reasons
-    out, state = job.out, _state(source)
+    out = job.out
     if earlier is not None and earlier.state == state and _is_intact(earlier, out):
         return earlier
     image = _attempt(reasons, lambda: check_image(source.image))
@@ -71,13 +74,15 @@ def convert(job: Job, key: str, source: Source, earlier: Converted | None) -> Co
         found = "x".join(str(size) for size in label.shape[::-1])
         return [f"{source.label}: {found} pixels, but its image {source.image.name} has {width}x{height}"]
     label_path, image_path = f"labels/{key}.png", f"images/{key}.png"
-    label_sha256 = write_file(out / label_path, encode_png(Image.fromarray(label)))
-    if png is None:
-        image_path, image_sha256 = str(source.image), sha256_file(source.image)
-    else:
-        image_sha256 = write_file(out / image_path, png)
+    try:
+        label_sha256 = write_file(out / label_path, encode_png(Image.fromarray(label)))
+        image_sha256 = sha256_file(source.image) if png is None else write_file(out / image_path, png)
+    except OSError as error:
+        if error.errno not in _NAMING:
+            raise
+        return [f"{source.image}: {out / label_path} cannot be written under this name ({error.strerror}); change it"]
     return Converted(
-        image=image_path,
+        image=str(source.image) if png is None else image_path,
         label=label_path,
         height=height,
         width=width,
@@ -86,6 +91,15 @@ def convert(job: Job, key: str, source: Source, earlier: Converted | None) -> Co
         classes=find_class_pixels(label),
         state=state,
     )
+
+
+def _look_at(source: Source, root: Path) -> tuple[list[str], tuple[str | int, ...]]:
+    """Return what is wrong with the files before they are read, or else their state."""
+    try:
+        reasons = _find_missing(source) or _find_links_out(source, root)
+        return reasons, () if reasons else _state(source)
+    except OSError as error:
+        return [f"{error.filename}: cannot be looked at ({error.strerror}); change its permissions or its name"], ()
 
 
 def _find_missing(source: Source) -> list[str]:

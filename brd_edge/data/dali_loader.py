@@ -13,17 +13,20 @@ out what lies beyond it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from brd_edge.data.dali_frames import decode_files, file_name, run_pipeline
 from brd_edge.data.dataset import IGNORE_ID
-from brd_edge.data.loader import Batch, require_label_format, require_size
+from brd_edge.data.loader import Batch, require_known_ids, require_label_format, require_size
 from brd_edge.data.loader_state import decode_state, encode_state
 from brd_edge.data.plan import Draw, Plan
 from brd_edge.runtime.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DaliLoader"]
 
@@ -100,19 +103,33 @@ class DaliLoader:
             raise DataError(
                 f"loader: DALI gave the samples {found} where {expected} were asked for: please report this"
             )
-        for index, image, label in zip(expected, image_shapes.tolist(), label_shapes.tolist(), strict=True):
+        shapes = zip(expected, image_shapes.tolist(), label_shapes.tolist(), labels.numpy(), strict=True)
+        for index, image, label, ids in shapes:
             sample = self._plan.samples[index]
             require_size(sample, (image[0], image[1]), (label[0], label[1]))
+            require_known_ids(sample, ids, self._plan.classes)
             if index not in self._checked:
                 # a palette would have been turned into colours and then grey, and the ids lost
                 require_label_format(sample.label)
                 self._checked.add(index)
-        # the pipeline uses its buffers again: clone, and `to` copies because the type changes
-        batch = Batch(images.clone(), labels[..., 0].to(torch.int64), expected)
+        # the pipeline uses its buffers again: both are copies, as `to` changes the type
+        batch = Batch(_copy_in_range(self._plan, images), labels[..., 0].to(torch.int64), expected)
         if images.is_cuda:
             # the copy is only queued: the next iteration must not overwrite what it still reads
             torch.cuda.current_stream(images.device).synchronize()
         return batch
+
+
+def _copy_in_range(plan: Plan, images: Tensor) -> Tensor:
+    """Copy normalised images, with colours that the jitter took out of 0 to 255 cut off."""
+    import torch
+
+    if not plan.augmentation.jitters:
+        return images.clone()
+    copy = torch.empty_like(images)
+    for channel, (mean, std) in enumerate(zip(plan.contract.mean, plan.contract.std, strict=True)):
+        torch.clamp(images[:, channel], (0 - mean) / std, (1 - mean) / std, out=copy[:, channel])
+    return copy
 
 
 def _build_pipeline(plan: Plan, *, first: int, threads: int, gpu: int | None) -> Any:
@@ -139,7 +156,9 @@ def _build_pipeline(plan: Plan, *, first: int, threads: int, gpu: int | None) ->
         image = fn.resize(image, interp_type=types.INTERP_LINEAR, antialias=True, **region)
         label = fn.resize(label, interp_type=types.INTERP_NN, antialias=False, **region)
         for factors in jitter:
-            image = fn.color_twist(image, brightness=factors[0], contrast=factors[1], saturation=factors[2])
+            # DALI takes three times as long for whole numbers; what is out of range is cut off with the copy
+            twist: dict[str, Any] = {"brightness": factors[0], "contrast": factors[1], "saturation": factors[2]}
+            image = fn.color_twist(image, dtype=types.FLOAT, **twist)
         image = fn.crop_mirror_normalize(
             image,
             dtype=types.FLOAT,

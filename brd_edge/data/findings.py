@@ -81,15 +81,18 @@ class Findings:
 
     def skipped(self, content: Content) -> Skipped:
         """Return what goes when all of it is left out."""
-        repeated = [
-            SkippedSample(split, content.splits[split][place].id, (reason,))
-            for (split, place), reason in self.repeated.items()
-        ]
-        bad = [
-            SkippedSample(split, name, tuple(reasons))
-            for (split, _, name), reasons in ((key.partition("/"), reasons) for key, reasons in self.bad.items())
-        ]
-        return Skipped((*repeated, *bad), tuple(self.general))
+        first: dict[str, tuple[str, int]] = {}
+        for split, sources in content.splits.items():
+            for place, source in enumerate(sources):
+                first.setdefault(f"{split}/{source.id}", (split, place))
+        reasons = {place: [reason] for place, reason in self.repeated.items()}
+        for key, found in self.bad.items():
+            reasons.setdefault(first[key], []).extend(found)
+        samples = tuple(
+            SkippedSample(split, content.splits[split][place].id, tuple(found))
+            for (split, place), found in reasons.items()
+        )
+        return Skipped(samples, tuple(self.general))
 
 
 def find_repeated(content: Content) -> dict[tuple[str, int], str]:
@@ -117,9 +120,9 @@ def describe_problems(title: str, root: Path, problems: Sequence[str]) -> str:
     shown = [f"  - {problem}" for problem in problems[:_SHOWN_PROBLEMS]]
     more = len(problems) - _SHOWN_PROBLEMS
     tail = [f"  ... and {more} more"] if more > 0 else []
-    noun = "problem" if len(problems) == 1 else "problems"
+    noun, them = ("problem", "it") if len(problems) == 1 else ("problems", "them")
     head = (
-        f"{title}: {root} cannot be used, {len(problems)} {noun}; mend them and prepare again "
+        f"{title}: {root} cannot be used, {len(problems)} {noun}; mend {them} and prepare again "
         "(or leave the samples out: data.on_bad_sample=skip):"
     )
     return "\n".join([head, *shown, *tail])

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from brd_edge.data.dataset import Sample
+import numpy as np
+import numpy.typing as npt
+
+from brd_edge.data.dataset import IGNORE_ID, Sample
 from brd_edge.data.plan import Augmentation, Plan
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import DataError, RuntimeMissingError
@@ -26,6 +29,7 @@ __all__ = [
     "TrainLoader",
     "choose_backend",
     "open_train_loader",
+    "require_known_ids",
     "require_label_format",
     "require_size",
 ]
@@ -94,6 +98,7 @@ def open_train_loader(
     rank: int = 0,
     world: int = 1,
     gpu: int | None = None,
+    classes: int = IGNORE_ID,
 ) -> TrainLoader:
     """Open the training loader.
 
@@ -110,6 +115,7 @@ def open_train_loader(
         world: Their number, which divides `batch_size`.
         gpu: Number of the CUDA GPU on which DALI decodes and varies the images; None uses the CPU. The `torch`
             backend always does.
+        classes: Number of classes; a label with another id (255 apart) is refused when it is read.
 
     Raises:
         DataError: An argument is out of its range, or there are fewer samples than one batch.
@@ -133,7 +139,7 @@ def open_train_loader(
             f"loader: batch_size {batch_size} cannot be divided among {world} processes: make it a multiple of {world}"
         )
     chosen = choose_backend(backend)
-    plan = Plan(tuple(samples), contract, augmentation, batch_size, seed, chosen, rank, world)
+    plan = Plan(tuple(samples), contract, augmentation, batch_size, seed, chosen, rank, world, classes)
     if chosen == "dali":
         from brd_edge.data.dali_loader import DaliLoader
 
@@ -156,6 +162,25 @@ def require_size(sample: Sample, image: tuple[int, int], label: tuple[int, int])
                 f"{path}: the index says {expected[0]}x{expected[1]} pixels (rows x columns) and the file has "
                 f"{got[0]}x{got[1]}: run the prepare stage again"
             )
+
+
+def require_known_ids(sample: Sample, ids: npt.NDArray[np.uint8], classes: int) -> None:
+    """Refuse a label, or a part of it, that holds an id which is no class's: it was changed after preparation.
+
+    Args:
+        sample: The sample, for the message.
+        ids: uint8, any shape.
+        classes: Number of classes.
+
+    Raises:
+        DataError: There is such an id; the message names the file.
+    """
+    unknown = ids[(ids >= classes) & (ids != IGNORE_ID)]
+    if unknown.size:
+        raise DataError(
+            f"{sample.label}: holds the id {unknown.min()}, expected ids below {classes} or {IGNORE_ID}: the file "
+            "was changed after it was prepared; run the prepare stage again"
+        )
 
 
 def require_label_format(path: Path) -> None:

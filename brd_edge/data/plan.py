@@ -3,9 +3,10 @@
 Each decision is drawn by numpy from (seed, epoch, position in the epoch) alone, so that a loader has no
 hidden state: its position is the number of batches it has given out.
 
-The colour jitter is `b * (c * (l + s * (x - l)) + 128 * (1 - c))` on the scale 0 to 255, with the
-factors b (brightness), c (contrast), s (saturation) and the luma l = 0.299 R + 0.587 G + 0.114 B: the
-definition of DALI's `color_twist`, which centres contrast on mid-grey instead of on the image's mean.
+The colour jitter is `b * (c * (l + s * (x - l)) + 128 * (1 - c))` on the scale 0 to 255, cut off at both
+ends and not rounded, with the factors b (brightness), c (contrast), s (saturation) and the luma
+l = 0.299 R + 0.587 G + 0.114 B: the definition of DALI's `color_twist`, which centres contrast on mid-grey
+instead of on the image's mean.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from brd_edge.data.dataset import Sample
+from brd_edge.data.dataset import IGNORE_ID, Sample
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import DataError
 
@@ -117,6 +118,7 @@ class Plan:
             their pixels differ by rounding.
         rank: Number of this process, from 0.
         world: Processes that share every batch; each gets every `world`-th sample of it.
+        classes: Train ids that labels may hold, beside 255: those below this number.
     """
 
     samples: tuple[Sample, ...]
@@ -127,6 +129,7 @@ class Plan:
     backend: str
     rank: int = 0
     world: int = 1
+    classes: int = IGNORE_ID
 
     @property
     def steps_per_epoch(self) -> int:

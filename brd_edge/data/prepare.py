@@ -28,7 +28,7 @@ __all__ = ["JOURNAL_NAME", "prepare", "prepare_scenes"]
 JOURNAL_NAME = "journal.jsonl"
 
 # raise it when the same source would be converted differently
-_JOURNAL_VERSION = 2
+_JOURNAL_VERSION = 3
 _SCENES_PER_SEED = 1_000_000
 _SCENE_WORKERS = 2
 _FEW_SCENES = 8
@@ -181,12 +181,13 @@ def _scan(layout: Layout, root: Path, out: Path) -> Content:
     base = find_base(layout, root)
     if problem is not None or base is None:
         raise DataError(problem or f"{root}: not laid out as {layout.title}")
-    if out.resolve() in {root.resolve(), base.resolve()}:
-        raise DataError(f"{out}: the data set itself lies here; choose another directory to write to")
     try:
+        if out.resolve() in {root.resolve(), base.resolve()}:
+            raise DataError(f"{out}: the data set itself lies here; choose another directory to write to")
         return layout.scan(base.resolve())
-    except OSError as error:
-        raise DataError(f"{layout.title}: {root} cannot be read ({error})") from error
+    # a loop of links is a RuntimeError before Python 3.13
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{layout.title}: {root} cannot be read, or {out} not be written ({error})") from error
 
 
 def _convert_all(

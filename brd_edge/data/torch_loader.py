@@ -15,11 +15,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from brd_edge.data.dataset import IGNORE_ID
-from brd_edge.data.loader import Batch, require_label_format, require_size
+from brd_edge.data.loader import Batch, require_known_ids, require_label_format, require_size
 from brd_edge.data.loader_state import decode_state, encode_state
 from brd_edge.data.plan import Draw, Plan
 from brd_edge.runtime.errors import DataError
-from brd_edge.runtime.frames import UNREADABLE
 
 __all__ = ["TorchLoader", "decode_image", "decode_label"]
 
@@ -116,7 +115,8 @@ def _decode(path: Path, mode: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert(mode)
-    except UNREADABLE as error:
+    # Pillow raises many kinds for damaged files, IndexError and struct.error among them
+    except Exception as error:
         raise DataError(f"{path}: the file cannot be decoded ({error}): replace it, or remove its sample") from error
 
 
@@ -134,12 +134,14 @@ def _load(plan: Plan, draw: Draw) -> _Loaded:
     require_size(sample, (image.height, image.width), (label.height, label.width))
     pixels = _resize_image(image, draw.source_box(sample), draw.size)
     ids = _resize_label(np.asarray(label), draw)
+    require_known_ids(sample, ids, plan.classes)
     if draw.flip:
         pixels, ids = pixels[:, ::-1], ids[:, ::-1]
+    values = pixels.astype(np.float32)
     if plan.augmentation.jitters:
-        pixels = _jitter(pixels, draw.jitter)
-    mean, std = (np.array(values, dtype=np.float32) for values in (plan.contract.mean, plan.contract.std))
-    normalised = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+        values = _jitter(values, draw.jitter)
+    mean, std = (np.array(numbers, dtype=np.float32) for numbers in (plan.contract.mean, plan.contract.std))
+    normalised = (values / np.float32(255) - mean) / std
     height, width = plan.augmentation.crop
     images = np.zeros((3, height, width), dtype=np.float32)
     labels = np.full((height, width), IGNORE_ID, dtype=np.int64)
@@ -167,11 +169,9 @@ def _resize_label(label: npt.NDArray[np.uint8], draw: Draw) -> npt.NDArray[np.ui
     return label[np.ix_(rows, cols)]
 
 
-def _jitter(pixels: npt.NDArray[np.uint8], jitter: tuple[float, float, float]) -> npt.NDArray[np.uint8]:
+def _jitter(values: npt.NDArray[np.float32], jitter: tuple[float, float, float]) -> npt.NDArray[np.float32]:
     brightness, contrast, saturation = (np.float32(value) for value in jitter)
-    values = pixels.astype(np.float32)
     luma = np.einsum("hwc,c->hw", values, _LUMA)[..., None]
     saturated = luma + saturation * (values - luma)
-    twisted = brightness * (contrast * saturated + np.float32(128) * (1 - contrast))
-    result: npt.NDArray[np.uint8] = np.clip(np.rint(twisted), 0, 255).astype(np.uint8)
-    return result
+    twisted: npt.NDArray[np.float32] = brightness * (contrast * saturated + np.float32(128) * (1 - contrast))
+    return np.clip(twisted, 0, 255)

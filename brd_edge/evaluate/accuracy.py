@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from brd_edge.data.dataset import Sample
 from brd_edge.data.evaluation import read_for_evaluation
-from brd_edge.data.loader import Backend
+from brd_edge.data.loader import Backend, require_known_ids
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.frames import segment_image
 from brd_edge.runtime.metrics import SegmentationMetrics
@@ -55,6 +55,7 @@ def evaluate_predictor(
     """
     items = read_for_evaluation(samples, contract=contract, backend=backend, threads=threads, gpu=gpu)
     for item in items:
+        require_known_ids(samples[item.index], item.label, metrics.classes)
         class_map = segment_image(predict, item.image, contract)
         metrics.update(to_label_size(class_map, item.label.shape[0], item.label.shape[1]), item.label)
         if on_class_map is not None:

@@ -39,7 +39,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         ...     onnx.save(model, temporary)
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    # not the whole name: with what is added it could be too long for the file system
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:16]}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

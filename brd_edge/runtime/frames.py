@@ -15,8 +15,9 @@ from brd_edge.runtime.windows import cut_window, infer_windows
 
 __all__ = ["UNREADABLE", "fit_frame", "overlay", "read_image", "resize_class_map", "segment_image"]
 
-# what Pillow raises for files that are empty, cut short, no image at all, or implausibly large
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+# what Pillow raises for files that are empty, cut short, damaged or implausibly large: OSError, SyntaxError,
+# ValueError, IndexError, struct.error, DecompressionBombError, … there is no common kind
+UNREADABLE = (Exception,)
 
 _OVERLAY_OPACITY = 0.55
 

@@ -241,6 +241,7 @@ def _open_loader(recipe: Recipe, section: TrainSection, dataset: Dataset, seed: 
         rank=rank(),
         world=world(),
         gpu=device.index if device.type == "cuda" else None,
+        classes=len(dataset.classes),
     )
 
 

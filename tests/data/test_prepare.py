@@ -22,7 +22,9 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from brd_edge.data import _workers
 from brd_edge.data.dataset import Dataset, read_label
+from brd_edge.data.findings import SKIPPED_NAME, load_skipped
 from brd_edge.data.index import load_dataset
 from brd_edge.data.layouts import LAYOUTS, Content, Layout
 from brd_edge.data.prepare import JOURNAL_NAME, prepare, prepare_scenes
@@ -466,3 +468,226 @@ def test_whole_sequences_are_held_out(root: Path, tmp_path: Path) -> None:
     for pattern, count in (("nothing*", 0), ("*", 3)):
         with pytest.raises(DataError, match=rf"data\.hold_out: .* matches {count} of 3 train"):
             run(root, tmp_path / "held", hold_out=pattern)
+
+
+# links, permissions, and what is no regular file
+
+
+def test_links_may_not_leave_the_root(root: Path, tmp_path: Path) -> None:
+    away = tmp_path / "away.png"
+    RGB.save(away)
+    for name, target in (("out", away), ("in", root / "images/train/a.png"), ("broken", root / "nowhere.png")):
+        save_pair(root, f"train/{name}")
+        (root / f"images/train/{name}.png").unlink()
+        (root / f"images/train/{name}.png").symlink_to(target)
+    with pytest.raises(DataError) as caught:
+        run(root, tmp_path / "out")
+    assert "2 problems" in str(caught.value)
+    for name, expected in (
+        ("out", f"a symbolic link leads out of {root}, to {away}"),
+        ("broken", f"this image is a broken symbolic link (to {root / 'nowhere.png'})"),
+    ):
+        assert f"  - {root / 'images/train'}/{name}.png: {expected}" in str(caught.value)
+    kept = run(root, tmp_path / "out", skip_bad=True)
+    assert [sample.id for sample in kept.train] == ["a", "b", "c", "in"]
+
+
+def test_a_root_that_is_itself_a_link_is_followed(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(root)
+    assert len(run(tmp_path / "link", tmp_path / "out").train) == 3
+
+
+def test_links_to_directories_are_reported_and_not_followed(root: Path, tmp_path: Path) -> None:
+    (root / "images/train/again").symlink_to(root / "images/train")
+    with pytest.raises(DataError, match=r"train/again: a link to a directory, which is not followed") as caught:
+        run(root, tmp_path / "out")
+    assert "1 problem;" in str(caught.value)
+    assert len(run(root, tmp_path / "out", skip_bad=True).train) == 3
+    assert [reason.split(": ")[0] for reason in load_skipped(tmp_path / "out").general] == [
+        str(root / "images/train/again")
+    ]
+
+
+def test_a_pipe_is_not_waited_for(root: Path, tmp_path: Path) -> None:
+    (root / "images/train/b.png").unlink()
+    os.mkfifo(root / "images/train/b.png")
+    with pytest.raises(DataError, match=r"b\.png: this image is not a regular file; its label is there"):
+        run(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_an_unreadable_directory_is_named(root: Path, tmp_path: Path, mode: int) -> None:
+    """Without any right nothing of it is known; with that of listing alone its files are, and cannot be opened."""
+    user, closed = os.geteuid(), root / "images/train"
+    (tmp_path / "out").mkdir(mode=0o777)
+    for directory in (*tmp_path.parents, tmp_path):
+        if directory.stat().st_uid == user and directory.is_relative_to(tmp_path.parent.parent):
+            directory.chmod(directory.stat().st_mode | 0o055)
+    (tmp_path / "out").chmod(0o777)
+    closed.chmod(mode)
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        if os.access(closed, os.X_OK, effective_ids=True):
+            pytest.skip("this user may read directories without permission to")
+        with pytest.raises(DataError) as caught:
+            run(root, tmp_path / "out")
+    finally:
+        if user == 0:
+            os.seteuid(user)
+        closed.chmod(0o755)
+    expected = "this directory cannot be read (Permission denied)" if mode == 0 else "Permission denied"
+    assert f"{closed}" in str(caught.value)
+    assert expected in str(caught.value)
+    if mode:
+        assert all(f"  - {closed / name}.png: cannot be looked at" in str(caught.value) for name in "abc")
+
+
+# leaving bad samples out
+
+
+def test_bad_samples_are_left_out_and_listed(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (root / "images/train/b.png").write_bytes(b"")
+    (root / "labels/train/c.png").unlink()
+    (root / "images/train/notes.md").touch()
+    dataset = run(root, out, skip_bad=True)
+    assert dataset == load_dataset(out)
+    assert [sample.id for sample in dataset.train] == ["a"]
+    skipped = load_skipped(out)
+    assert [(sample.split, sample.id) for sample in skipped.samples] == [("train", "b"), ("train", "c")]
+    assert [len(sample.reasons) for sample in skipped.samples] == [1, 1]
+    assert skipped.samples[0].reasons[0].startswith(f"{root / 'images/train/b.png'}: the image cannot be read")
+    assert skipped.general[0].startswith(f"{root / 'images/train/notes.md'}: not one of")
+    # mended, they are taken, and the list goes
+    save_pair(root, "train/b")
+    save_pair(root, "train/c")
+    (root / "images/train/notes.md").unlink()
+    assert len(run(root, out, skip_bad=True).train) == 3
+    assert not load_skipped(out)
+    assert not (out / SKIPPED_NAME).exists()
+
+
+def test_a_split_that_skipping_empties_is_an_error(root: Path, tmp_path: Path) -> None:
+    (root / "images/val/d.png").write_bytes(b"")
+    with pytest.raises(DataError, match="split 'val' is empty") as caught:
+        run(root, tmp_path / "out", skip_bad=True)
+    assert f"{root / 'images/val/d.png'}: the image cannot be read" in str(caught.value)
+    assert not (tmp_path / "out/index.json").exists()
+
+
+def test_processes_give_what_threads_give(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(66):
+        save_pair(root, f"train/x{i:02d}")
+    Image.fromarray(GREY).save(root / "images/train/x07.png")
+    (root / "labels/train/x09.png").write_bytes(b"")
+    opened = []
+
+    def open_processes(workers: int) -> Any:
+        opened.append(workers)
+        return _workers.ProcessPoolExecutor(workers, mp_context=_workers.get_context("spawn"))
+
+    monkeypatch.setattr(_workers, "open_processes", open_processes)
+    many = run(root, tmp_path / "processes", skip_bad=True)
+    assert opened == [2]
+    monkeypatch.setattr(_workers, "_FEW_JOBS", 1000)
+    few = run(root, tmp_path / "threads", skip_bad=True)
+    assert opened == [2]
+    assert len(many.train) == len(few.train) == 68
+    written = [{p.relative_to(d): p.read_bytes() for p in sorted(d.rglob("*.png"))} for d in tmp_path.glob("[pt]*s")]
+    assert written[0] == written[1] and len(written[0]) == 70
+    for name in ("index.json", SKIPPED_NAME):
+        assert (tmp_path / "processes" / name).read_bytes() == (tmp_path / "threads" / name).read_bytes()
+
+
+# damage that Pillow looks away from
+
+
+def cut_the_end(content: bytes) -> bytes:
+    return content[:-12]
+
+
+def change_a_checksum(content: bytes) -> bytes:
+    place = content.index(b"IEND") - 8
+    return content[:place] + bytes(byte ^ 1 for byte in content[place : place + 4]) + content[place + 4 :]
+
+
+def lose_rows(content: bytes) -> bytes:
+    start, end = content.index(b"IDAT"), content.index(b"IEND") - 4
+    rows = zlib.decompress(content[start + 4 : end - 4])
+    data = b"IDAT" + zlib.compress(rows[: len(rows) // 2])
+    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    return content[: start - 4] + chunk + content[end:]
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(cut_the_end, "cut short"), (change_a_checksum, "checksum of its part 'IDAT'"), (lose_rows, "pixels are missing")],
+)
+def test_png_damage_that_pillow_lets_pass_is_found(
+    root: Path, tmp_path: Path, kind: str, damage: Callable[[bytes], bytes], reason: str
+) -> None:
+    path = root / kind / "train/b.png"
+    path.write_bytes(damage(path.read_bytes()))
+    with Image.open(path) as image:
+        image.load()
+    with pytest.raises(DataError, match=rf"train/b\.png: the (image|label) cannot be read \(.*{reason}"):
+        run(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB"])
+def test_interlaced_png_is_whole(root: Path, tmp_path: Path, mode: str) -> None:
+    """Adam7 by the PNG specification alone: seven passes, each with a filter byte a row."""
+    rows, depth, color = b"", 1 if mode == "1" else 8, 2 if mode == "RGB" else 0
+    picture = np.asarray(RGB.convert(mode)).astype(np.uint8)
+    for top, left, down, right in (
+        (0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1),
+    ):  # fmt: skip
+        for row in picture[top::down, left::right]:
+            rows += (b"\0" + (np.packbits(row) if mode == "1" else row).tobytes()) if row.size else b""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 8, 6, depth, color, 0, 0, 1)), (b"IDAT", zlib.compress(rows))]
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in (*parts, (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    (root / "images/train/b.png").write_bytes(content)
+    sample = run(root, tmp_path / "out").train[1]
+    with Image.open(sample.image) as image:
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(RGB.convert(mode).convert("RGB")))
+    (root / "images/train/b.png").write_bytes(content.replace(zlib.compress(rows), zlib.compress(rows[:-1])))
+    with pytest.raises(DataError, match=r"train/b\.png"):
+        run(root, tmp_path / "out")
+
+
+def test_jpeg_that_stops_some_decoders_becomes_png(root: Path, tmp_path: Path) -> None:
+    content = encode(RGB, "JPEG")
+    place = content.index(b"\xff\xdb")
+    (root / "images/train/b.png").write_bytes(content[:place] + b"garbage" + content[place:])
+    sample = run(root, tmp_path / "out").train[1]
+    assert sample.image.suffix == ".png" and sample.image.is_relative_to(tmp_path / "out")
+    with Image.open(sample.image) as image:
+        assert image.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(content))))
+
+
+def test_a_label_that_lost_its_ids_to_compression_is_refused(root: Path, tmp_path: Path) -> None:
+    Image.new("L", (8, 6), 1).save(root / "labels/train/b.png", "JPEG")
+    with pytest.raises(DataError, match=r"b\.png: a label compressed as JPEG, which changes ids; export PNG"):
+        run(root, tmp_path / "out")
+
+
+def test_a_name_that_is_too_long_is_its_samples_fault(tmp_path: Path) -> None:
+    # a list may name anything
+    voc, lists = tmp_path / "voc", tmp_path / "voc/ImageSets/Segmentation"
+    for directory in (voc / "JPEGImages", voc / "SegmentationClass", lists):
+        directory.mkdir(parents=True)
+    for name in ("a", "v"):
+        RGB.save(voc / f"JPEGImages/{name}.jpg")
+        Image.new("P", RGB.size).save(voc / f"SegmentationClass/{name}.png")
+    (lists / "train.txt").write_text(f"a\n{'x' * 300}\n")
+    (lists / "val.txt").write_text("v\n")
+    dataset = run(voc, tmp_path / "out", LAYOUTS["voc2012"], skip_bad=True)
+    assert [sample.id for sample in dataset.train] == ["a"]
+    (left,) = load_skipped(tmp_path / "out").samples
+    assert left.id == "x" * 300
+    assert "File name too long" in left.reasons[0]

@@ -11,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from brd_edge.data._images import require_whole_png
 from brd_edge.data.dataset import IGNORE_ID
 from brd_edge.data.layouts.base import Source
 from brd_edge.runtime.errors import DataError
-from brd_edge.runtime.frames import UNREADABLE
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "bare_name",
     "list_files",
     "map_ids",
+    "open_label",
     "pair_directories",
     "read_ids",
     "read_names",
@@ -33,6 +34,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 _SHOWN_IDS = 10
 _ID_LIMIT = 65536
 _UNKNOWN = -1
+_LOSSY = frozenset({"JPEG", "MPO", "WEBP", "JPEG2000"})
 _DROPPINGS = frozenset({"Thumbs.db", "desktop.ini"})
 
 
@@ -131,8 +133,12 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: The file cannot be read as text.
     """
+    # a pipe or a device would be read for ever
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: cannot be read as text (it is not a regular file)")
     try:
-        return path.read_text(encoding="utf-8")
+        # Windows programs begin text with a byte order mark
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as text ({error})") from error
 
@@ -155,26 +161,42 @@ def read_ids(path: Path) -> NDArray[Any]:
     Raises:
         DataError: The file cannot be read or has several channels.
     """
-    try:
-        with Image.open(path) as image:
-            mode, ids = image.mode, np.array(image)
-        scale = _grey_scale(path) if mode == "L" else 1
-    except UNREADABLE as error:
-        raise DataError(f"{path}: the label cannot be read ({error}); replace it with an intact copy") from error
+    content, image = open_label(path)
+    mode, ids = image.mode, np.array(image)
     if mode not in {"1", "L", "P", "I", "I;16", "I;16B"}:
         raise DataError(f"{path}: expected a single-channel image of ids, got mode {mode}; export ids, not colours")
     if mode == "1":
         return ids.astype(np.uint8)
-    return ids // scale
+    return ids // (_grey_scale(content) if mode == "L" else 1)
 
 
-def _grey_scale(path: Path) -> int:
+def open_label(path: Path) -> tuple[bytes, Image.Image]:
+    """Read a label file in full.
+
+    Returns:
+        The file's content, and its first picture, decoded.
+
+    Raises:
+        DataError: The file cannot be read, is damaged, or was compressed so that ids change.
+    """
+    try:
+        content = path.read_bytes()
+        require_whole_png(content)
+        with Image.open(path) as image:
+            image.load()
+    # Pillow raises many kinds for damaged files, IndexError and struct.error among them
+    except Exception as error:
+        raise DataError(f"{path}: the label cannot be read ({error}); replace it with an intact copy") from error
+    if image.format in _LOSSY:
+        raise DataError(f"{path}: a label compressed as {image.format}, which changes ids; export PNG")
+    return content, image
+
+
+def _grey_scale(content: bytes) -> int:
     """Return the factor by which Pillow stretches greyscale PNGs of 2 and 4 bits to 8 bits."""
-    with path.open("rb") as file:
-        header = file.read(26)
     # PNG specification, IHDR: the bit depth is byte 24 of the file, the colour type byte 25 (0 is grey)
-    is_grey_png = len(header) == 26 and header[1:4] == b"PNG" and header[25] == 0
-    return {2: 85, 4: 17}.get(header[24], 1) if is_grey_png else 1
+    is_grey_png = content[1:4] == b"PNG" and content[25] == 0
+    return {2: 85, 4: 17}.get(content[24], 1) if is_grey_png else 1
 
 
 def map_ids(ids: NDArray[Any], table: Mapping[int, int], path: Path) -> NDArray[np.uint8]:

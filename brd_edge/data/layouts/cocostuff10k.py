@@ -6,6 +6,7 @@ colours for its things; here every class has one of the PASCAL VOC colour map.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from brd_edge.data.dataset import IGNORE_ID
 from brd_edge.data.layouts._cocostuff_classes import COCOSTUFF_NAMES, REMOVED_IDS
 from brd_edge.data.layouts._files import map_ids, read_names
+from brd_edge.data.layouts._matlab import read_matlab
 from brd_edge.data.layouts.base import Content, Layout, Source, make_palette
 from brd_edge.runtime.errors import DataError
 
@@ -21,6 +23,7 @@ __all__ = ["LAYOUT"]
 
 _KEY = "S"
 _VERSION_1_0_NAMES = 172
+_MAX_WHOLE = 2.0**53
 
 # 0 is unlabelled; the other ids are 1 to 182 without those that were never annotated
 _IDS = tuple(i for i in range(1, 183) if i not in REMOVED_IDS)
@@ -35,21 +38,22 @@ imageLists/test.txt                         (used as the validation split)
 
 
 def _read_label(path: Path) -> NDArray[np.uint8]:
-    from scipy.io import loadmat
-
     try:
-        content = loadmat(path, variable_names=[_KEY, "names"])
-    # scipy raises many kinds for damaged files, and NotImplementedError for MATLAB 7.3 (HDF5) files
-    except Exception as error:
+        found = read_matlab(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a MATLAB 5 file ({error}); replace it with an intact copy") from error
-    if _KEY not in content:
+    if _KEY not in found:
         raise DataError(f"{path}: expected the variable {_KEY!r}, which holds the label map; it is not there")
-    if np.size(content.get("names", ())) == _VERSION_1_0_NAMES:
+    names = found.get("names")
+    if names is not None and math.prod(names.shape) == _VERSION_1_0_NAMES:
         raise DataError(f"{path}: annotations of version 1.0, whose ids differ; get cocostuff-10k-v1.1.zip")
-    ids = content[_KEY]
-    if ids.ndim != 2 or not (np.issubdtype(ids.dtype, np.number) and np.array_equal(ids, np.trunc(ids.real))):
-        raise DataError(f"{path}: {_KEY}: expected a matrix of whole numbers, got {ids.dtype} of shape {ids.shape}")
-    return map_ids(ids.astype(np.int64), _TRAIN_IDS, path)
+    ids, shape = found[_KEY].numbers, found[_KEY].shape
+    if ids is None or ids.ndim != 2 or not (np.isfinite(ids).all() and np.array_equal(ids, np.trunc(ids))):
+        kind = "no numbers" if ids is None else ids.dtype
+        raise DataError(f"{path}: {_KEY}: expected a matrix of whole numbers, got {kind} of shape {shape}")
+    # so that every number fits the integers; what is clipped is no id in any case
+    whole = np.clip(ids.astype(np.float64), -_MAX_WHOLE, _MAX_WHOLE).astype(np.int64)
+    return map_ids(whole, _TRAIN_IDS, path)
 
 
 def _pairs(base: Path, list_file: str) -> tuple[Source, ...]:

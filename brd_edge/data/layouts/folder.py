@@ -18,17 +18,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from reprlib import repr as shorten  # a few lines of YAML can stand for gigabytes of text
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from brd_edge.data.dataset import IGNORE_ID
-from brd_edge.data.layouts._files import map_ids, pair_directories, read_ids, read_text
+from brd_edge.data.layouts._files import map_ids, open_label, pair_directories, read_ids, read_text
 from brd_edge.data.layouts.base import Content, Layout, Palette, make_palette
 from brd_edge.runtime.errors import DataError
-from brd_edge.runtime.frames import UNREADABLE
 
 __all__ = ["LAYOUT"]
 
@@ -62,9 +61,11 @@ class _Classes:
 def _read_classes(path: Path) -> _Classes:
     import yaml
 
+    text = read_text(path)
     try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(text)
+    # besides its own errors YAML passes on those of int(), of dates such as 2001-99-99, of deep nesting, and more
+    except Exception as error:
         raise DataError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(values, dict) or "names" not in values:
         raise DataError(f"{path}: expected the key 'names' with the class names, as in 'names: [road, car]'")
@@ -74,7 +75,7 @@ def _read_classes(path: Path) -> _Classes:
     names = _by_id(path, "names", values["names"], None)
     for number, name in names.items():
         if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{path}: names: expected text for id {number}, got {name!r}")
+            raise DataError(f"{path}: names: expected text for id {number}, got {shorten(name)}")
     if len(set(names.values())) != len(names) or not 1 <= len(names) <= IGNORE_ID:
         raise DataError(f"{path}: names: expected 1 to {IGNORE_ID} different names, got {list(names.values())}")
     colors = _colors(path, values.get("colors"), names)
@@ -94,7 +95,7 @@ def _by_id(path: Path, key: str, value: Any, ids: list[int] | None) -> dict[int,
         if ids is not None and sorted(value) != ids:
             raise DataError(f"{path}: {key}: expected the ids {ids}, as in names, got {sorted(value)}")
         return dict(sorted(value.items()))
-    raise DataError(f"{path}: {key}: expected a list, or a mapping by id (0 to {_MAX_ID}), got {value!r}")
+    raise DataError(f"{path}: {key}: expected a list, or a mapping by id (0 to {_MAX_ID}), got {shorten(value)}")
 
 
 def _colors(path: Path, value: Any, names: Mapping[int, str]) -> dict[int, Color]:
@@ -110,14 +111,16 @@ def _colors(path: Path, value: Any, names: Mapping[int, str]) -> dict[int, Color
 def _color(path: Path, key: str, value: Any) -> Color:
     if isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value):
         return (value[0], value[1], value[2])
-    raise DataError(f"{path}: {key}: expected [red, green, blue] from 0 to 255, got {value!r}")
+    raise DataError(f"{path}: {key}: expected [red, green, blue] from 0 to 255, got {shorten(value)}")
 
 
 def _ignored(path: Path, value: Any, names: Mapping[int, str]) -> tuple[int, ...]:
     ids = value if isinstance(value, list) else [value]
     for number in ids:
         if not _is_id(number):
-            raise DataError(f"{path}: ignore: expected an id from 0 to {_MAX_ID}, or a list of them, got {value!r}")
+            raise DataError(
+                f"{path}: ignore: expected an id from 0 to {_MAX_ID}, or a list of them, got {shorten(value)}"
+            )
         if number in names:
             raise DataError(
                 f"{path}: ignore: {number} is the id of {names[number]!r} as well; "
@@ -132,19 +135,15 @@ def _is_id(value: Any) -> bool:
 
 def _read_label(path: Path, *, classes: _Classes) -> NDArray[np.uint8]:
     numbers = {number: i for i, number in enumerate(classes.names)}
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB")) if image.mode in {"RGB", "RGBA"} else None
-    except UNREADABLE as error:
-        raise DataError(f"{path}: the label cannot be read ({error}); replace it with an intact copy") from error
-    if pixels is None:
+    _, image = open_label(path)
+    if image.mode not in {"RGB", "RGBA"}:
         return map_ids(read_ids(path), {**dict.fromkeys(classes.ignored, IGNORE_ID), **numbers}, path)
     if not classes.colors:
         raise DataError(f"{path}: the label is a colour image; export ids, or give colors in classes.yaml")
     table = {color: numbers[number] for number, color in classes.colors.items()}
     if classes.ignored_color is not None:
         table[classes.ignored_color] = IGNORE_ID
-    return _map_colors(pixels, table, path)
+    return _map_colors(np.array(image.convert("RGB")), table, path)
 
 
 def _map_colors(pixels: NDArray[np.uint8], table: Mapping[Color, int], path: Path) -> NDArray[np.uint8]:
