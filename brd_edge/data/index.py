@@ -16,7 +16,7 @@ from brd_edge.data.dataset import IGNORE_ID, ClassPixels, Dataset, Sample
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import sha256_file, write_text_atomic
 
-__all__ = ["INDEX_NAME", "INDEX_VERSION", "load_dataset", "save_index"]
+__all__ = ["INDEX_NAME", "INDEX_VERSION", "load_checksums", "load_dataset", "save_index"]
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 2
@@ -100,6 +100,20 @@ def load_dataset(directory: Path) -> Dataset:
     splits = _field(path, values, "splits", dict, "")
     train, val = (_samples(path, _field(path, splits, name, list, "splits."), name, len(classes)) for name in _SPLITS)
     return Dataset(_field(path, values, "name", str, ""), classes, palette, train, val)
+
+
+def load_checksums(directory: Path) -> dict[str, dict[str, str]]:
+    """Return the SHA-256 of every image, by split and id, of a prepared directory.
+
+    Raises:
+        DataError: The index is missing or damaged.
+    """
+    path = directory / INDEX_NAME
+    splits = _field(path, _read_json(path), "splits", dict, "")
+    return {
+        split: {str(entry["id"]): str(entry["image_sha256"]) for entry in _field(path, splits, split, list, "splits.")}
+        for split in _SPLITS
+    }
 
 
 def _portable(path: Path, directory: Path) -> str:

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from brd_edge.data.plan import Augmentation
     from brd_edge.distill.objective import Objective, Supervised
     from brd_edge.models.segmentation import ModelSpec
 
 __all__ = [
     "TRAINING_CODE",
+    "augmentation_of",
     "check_models",
     "load_run_dataset",
     "missing_weights",
@@ -215,25 +217,31 @@ def train_and_save(
     return [*model_files(directory / "model"), directory / "metrics.jsonl"], found
 
 
-def _open_loader(recipe: Recipe, section: TrainSection, dataset: Dataset, seed: int) -> Any:
-    from brd_edge.data.loader import open_train_loader
+def augmentation_of(recipe: Recipe, section: TrainSection) -> Augmentation:
+    """Return how a training section varies its samples."""
     from brd_edge.data.plan import Augmentation
-    from brd_edge.distill.distributed import rank, world
 
     brightness, contrast, saturation = section.jitter
+    return Augmentation(
+        crop=section.crop or recipe.data.size,
+        scale=section.scale,
+        flip=section.flip,
+        brightness=brightness,
+        contrast=contrast,
+        saturation=saturation,
+        class_balance=section.class_balance,
+    )
+
+
+def _open_loader(recipe: Recipe, section: TrainSection, dataset: Dataset, seed: int) -> Any:
+    from brd_edge.data.loader import open_train_loader
+    from brd_edge.distill.distributed import rank, world
+
     device = training_device(recipe)
     return open_train_loader(
         dataset.train,
         contract=input_contract(recipe),
-        augmentation=Augmentation(
-            crop=section.crop or recipe.data.size,
-            scale=section.scale,
-            flip=section.flip,
-            brightness=brightness,
-            contrast=contrast,
-            saturation=saturation,
-            class_balance=section.class_balance,
-        ),
+        augmentation=augmentation_of(recipe, section),
         batch_size=section.batch_size,
         seed=seed,
         backend=recipe.data.loader,

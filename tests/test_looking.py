@@ -1,0 +1,81 @@
+"""`brd-edge data` on a small data set of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from brd_edge.cli import main
+
+RECIPE = Path(__file__).parents[1] / "pipelines/quickstart.yaml"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    base = tmp_path / "data"
+    for split, count in (("train", 5), ("val", 2)):
+        for kind in ("images", "labels"):
+            (base / kind / split).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(base / f"images/{split}/{i}.png")
+            label = np.zeros((40, 60), np.uint8)
+            label[:, 30:] = 1
+            label[:4] = 255
+            Image.fromarray(label).save(base / f"labels/{split}/{i}.png")
+    (base / "classes.yaml").write_text("names: [road, car, tram]\n")
+    return base
+
+
+def look(root: Path, *more: str) -> int:
+    run = root.parent / "run"
+    settings = ["--set", "data.layout=folder", "--set", f"data.root={root}", "--set", "data.size=[32, 64]"]
+    crop = ["--set", "distill.train.crop=[32, 64]", "--set", "distill.train.batch_size=4"]
+    return main(["data", str(RECIPE), "--run-dir", str(run), *settings, *crop, *more])
+
+
+def test_numbers_and_sheet(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert look(root, "--images", "7") == 0
+    out = capsys.readouterr().out
+    assert "train: 5 images, 60x40 (5); 5 png; 10.0 % of the pixels ignored" in out
+    assert [line.split() for line in out.splitlines() if line.strip().startswith(("0 ", "1 ", "2 "))] == [
+        ["0", "road", "50.00", "50.00", "5", "2"],
+        ["1", "car", "50.00", "50.00", "5", "2"],
+        ["2", "tram", "none", "none", "0", "0"],
+    ]
+    assert "tram is in no train image: it cannot be learnt" in out
+    sheet = root.parent / "run/data/contact_sheet.png"
+    assert out.splitlines()[-1] == f"contact sheet: {sheet}"
+    before = sheet.read_bytes()
+    with Image.open(sheet) as picture:
+        # three rows of three samples, each 256x128 twice
+        assert picture.size[0] == 2 * 20 + 3 * (2 * 256 + 6) + 2 * 20
+    # again: nothing is prepared anew, and the sheet is the same
+    assert look(root, "--images", "7") == 0
+    assert "unchanged" in capsys.readouterr().out
+    assert sheet.read_bytes() == before
+
+
+def test_bad_files_are_listed_or_left_out(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "images/train/2.png").write_bytes(b"")
+    assert look(root) == 1
+    assert "images/train/2.png: the image cannot be read" in capsys.readouterr().err
+    sheet = root.parent / "other.png"
+    assert look(root, "--set", "data.on_bad_sample=skip", "-o", str(sheet), "--images", "1") == 0
+    out = capsys.readouterr().out
+    assert "train: 4 images" in out
+    assert "left out of train: " in out
+    assert "images/train/2.png: the image cannot be read" in out
+    assert sheet.is_file()
+
+
+def test_wrong_arguments(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        look(root, "--images", "0")
+    assert caught.value.code == 2
+    assert "expected 1 to 60, got '0'" in capsys.readouterr().err
+    assert look(root, "-o", "sheet.jpg") == 1
+    assert "sheet.jpg: expected a name that ends in .png" in capsys.readouterr().err
