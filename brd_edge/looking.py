@@ -90,15 +90,13 @@ def _format(dataset: Dataset, overview: Overview) -> str:
         ]
         for item in overview.classes
     ]
-    headers = ["id", "class", "train %", "val %", "train images", "val images"]
+    headers = ["id", "class", "% of train pixels", "% of val", "train images", "val images"]
     table = tabulate(rows, headers, disable_numparse=True, colalign=["right", "left", *["right"] * 4])
     lines = [f"\n{dataset.name}, {len(dataset.classes)} classes", *(_format_split(split) for split in overview.splits)]
     lines += ["", table, ""]
     if not overview.problems:
         return "\n".join([*lines, "nothing odd was found"])
-    return "\n".join(
-        [*lines, f"{count} to look at:" if count > 1 else "to look at:", *(f"  - {p}" for p in overview.problems)]
-    )
+    return "\n".join([*lines, "to look at:", *(f"  - {problem}" for problem in overview.problems)])
 
 
 def _format_split(split: SplitOverview) -> str:

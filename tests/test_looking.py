@@ -55,7 +55,7 @@ def test_numbers_and_sheet(root: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert picture.size[0] == 2 * 20 + 3 * (2 * 256 + 6) + 2 * 20
     # again: nothing is prepared anew, and the sheet is the same
     assert look(root, "--images", "7") == 0
-    assert "unchanged" in capsys.readouterr().out
+    assert "prepare: unchanged" in capsys.readouterr().err
     assert sheet.read_bytes() == before
 
 
