@@ -7,15 +7,16 @@ with its path in the file.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from brd_edge.recipe_errors import describe_errors
+from brd_edge.recipe_fields import Deviation, NotNegative, OptionalText, Positive, Section, Unit, require_known
+from brd_edge.recipe_training import DistillSection, ModelSection, TeacherSection
 from brd_edge.recipe_yaml import apply_override, read_yaml, resolve_variables
 from brd_edge.runtime.errors import RecipeError
 
@@ -23,32 +24,22 @@ __all__ = [
     "BenchmarkSection",
     "BundleSection",
     "DataSection",
-    "DistillSection",
     "EngineSection",
     "ExportSection",
     "GatesSection",
-    "ModelSection",
     "Recipe",
     "ShipSection",
-    "TeacherSection",
-    "TrainSection",
     "load_recipe",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Unit = Annotated[float, Field(ge=0, le=1)]
-Deviation = Annotated[float, Field(gt=0, le=1)]
-# an environment variable that is not set and has an empty default means "not given"
-OptionalText = Annotated[str | None, BeforeValidator(lambda value: None if value == "" else value)]
+
+def _layouts() -> list[str]:
+    from brd_edge.data.layouts import LAYOUTS
+
+    return ["scenes", *LAYOUTS]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class ScenesSection(_Section):
+class ScenesSection(Section):
     """How many street scenes to draw (layout `scenes` only)."""
 
     train: Positive = 160
@@ -57,10 +48,10 @@ class ScenesSection(_Section):
     """Scenes in the validation split; no scene is in both."""
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """The data set, and the size and normalisation of the frames that the engines will get."""
 
-    layout: Literal["scenes", "camvid", "cityscapes", "voc2012", "ade20k", "cocostuff10k", "folder"]
+    layout: Annotated[str, Field(json_schema_extra=lambda schema: schema.update(enum=_layouts()))]
     """Which directory tree the data set has; `scenes` draws its own."""
     root: OptionalText = None
     """Directory of the data set; not used by `scenes`."""
@@ -83,6 +74,11 @@ class DataSection(_Section):
     scenes: ScenesSection = ScenesSection()
     """How many scenes to draw."""
 
+    @field_validator("layout")
+    @classmethod
+    def _known_layout(cls, layout: str) -> str:
+        return require_known("layout", layout, _layouts())
+
     @model_validator(mode="after")
     def _hold_out_of_files(self) -> DataSection:
         if self.hold_out is not None and self.layout == "scenes":
@@ -90,165 +86,14 @@ class DataSection(_Section):
         return self
 
 
-class ModelSection(_Section):
-    """A segmentation_models_pytorch model."""
-
-    arch: str
-    """Architecture, for example `DeepLabV3Plus`."""
-    encoder: str
-    """Encoder name, for example `resnet18` or `tu-mobilenetv3_small_050` (`tu-` marks timm's)."""
-    encoder_weights: OptionalText = None
-    """`imagenet`, a local safetensors file in timm's naming, or nothing for random weights."""
-    options: dict[str, Any] = {}
-    """More keyword arguments of the architecture, for example `decoder_channels: 128`."""
-
-    @field_validator("arch")
-    @classmethod
-    def _known_architecture(cls, arch: str) -> str:
-        from brd_edge.models.spec import ARCHITECTURES
-
-        if arch not in ARCHITECTURES:
-            nearest = difflib.get_close_matches(arch, ARCHITECTURES, n=1)
-            hint = f"did you mean {nearest[0]}? " if nearest else ""
-            raise ValueError(f"unknown architecture {arch!r}; {hint}There are {', '.join(ARCHITECTURES)}")
-        return arch
-
-
-class TrainSection(_Section):
-    """One training run."""
-
-    epochs: Positive
-    """Passes over the train split."""
-    batch_size: Positive = 8
-    """Images per step, over all processes together."""
-    accumulate: Positive = 1
-    """Parts that a process divides its share of the batch into, one after the other, to save memory."""
-    crop: tuple[Positive, Positive] | None = None
-    """Height and width of training crops; the frame size when not given."""
-    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.75, 1.5)
-    """Smallest and largest random scale."""
-    flip: Fraction = 0.5
-    """Probability of a horizontal flip."""
-    jitter: tuple[Fraction, Fraction, Fraction] = (0.2, 0.2, 0.2)
-    """Strength of brightness, contrast and saturation jitter."""
-    class_balance: Fraction = 0.0
-    """Probability that a crop is laid around a pixel of a class of the image drawn with equal chances, not anywhere."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Highest learning rate (AdamW)."""
-    encoder_lr_factor: Annotated[float, Field(gt=0)] = 1.0
-    """The encoder learns at `lr` times this; below 1 where its weights are pretrained."""
-    weight_decay: NotNegative = 1e-2
-    """AdamW's weight decay; not applied to biases and normalisation."""
-    schedule: Literal["poly", "cosine"] = "poly"
-    """How the learning rate falls to zero; `poly` has the power 0.9."""
-    warmup: Fraction = 0.05
-    """Share of the steps in which the learning rate rises."""
-    class_weights: Literal["none", "log_frequency"] = "log_frequency"
-    """Weights of the classes in cross-entropy; `log_frequency` is 1 / ln(1.1 + share of pixels)."""
-    loss: Literal["ce", "ohem"] = "ce"
-    """Cross-entropy over all pixels, or over the hard ones only (online hard example mining)."""
-    ohem_probability: Annotated[float, Field(gt=0, lt=1)] = 0.7
-    """`ohem`: a pixel is hard if its true class has less than this probability."""
-    ohem_kept_min: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """`ohem`: this share of the pixels, the hardest ones, always counts."""
-    grad_clip: NotNegative = 5.0
-    """Largest gradient norm; 0 does not clip."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the running mean of the weights; 0 uses the weights themselves."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of the forward pass; `auto`: bf16 where the processor computes it fast, else fp16 on a GPU, fp32 on a CPU."""
-    validate_every: Positive = 5
-    """Epochs between validations; the first and the last epoch are always validated."""
-    checkpoint_s: Annotated[float, Field(gt=0, le=60)] = 30.0
-    """Seconds between checkpoints."""
-
-    @model_validator(mode="after")
-    def _scale_in_order(self) -> TrainSection:
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"scale: the smallest comes first, got {list(self.scale)}")
-        return self
-
-    @model_validator(mode="after")
-    def _batch_in_parts(self) -> TrainSection:
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate: batch_size {self.batch_size} cannot be divided into {self.accumulate} parts")
-        return self
-
-
-class TeacherSection(ModelSection):
-    """The large model; trained here, or loaded from `checkpoint`."""
-
-    checkpoint: OptionalText = None
-    """Directory with `config.json` and `model.safetensors` of a trained teacher."""
-    train: TrainSection | None = None
-    """How to train the teacher; needed unless `checkpoint` is given."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> TeacherSection:
-        if (self.checkpoint is None) == (self.train is None):
-            raise ValueError("give either `checkpoint` (a trained teacher) or `train` (how to train one)")
-        return self
-
-
-class DistillSection(_Section):
-    """How the student learns from the teacher."""
-
-    method: Literal["none", "kd", "skd", "cwd", "cirkd", "boundary", "relation", "brd"] = "brd"
-    """Which terms join the cross-entropy; `brd` is kd, boundary and relation together, skd, cwd and cirkd are peers."""
-    curriculum: Literal["constant", "fall", "rise"] = "constant"
-    """How the distillation terms are weighted over the training: alike, falling to 0, or rising from 0 (cosine)."""
-    compile_teacher: bool = False
-    """Whether the teacher's forward pass is compiled (torch.compile): a minute at the start, then faster."""
-    lambda_kd: NotNegative = 1.0
-    """Weight of the logit distillation."""
-    lambda_boundary: NotNegative = 0.5
-    """Weight of the boundary distillation on the backbone's features."""
-    lambda_boundary_classes: NotNegative = 2.0
-    """Weight of the boundary distillation on class probabilities."""
-    lambda_relation: NotNegative = 0.5
-    """Weight of the relation distillation."""
-    lambda_skd: NotNegative = 1.0
-    """Weight of SKD's pair-wise distillation."""
-    lambda_cwd: NotNegative = 3.0
-    """Weight of CWD, the channel-wise distillation."""
-    lambda_cirkd_batch: NotNegative = 1.0
-    """Weight of CIRKD's relations between the images of a batch."""
-    lambda_cirkd_memory: NotNegative = 0.1
-    """Weight of CIRKD's relations to remembered pixels and regions."""
-    kd_temperature: Annotated[float, Field(gt=0)] = 2.0
-    """Temperature of the logit distillation."""
-    cwd_temperature: Annotated[float, Field(gt=0)] = 4.0
-    """Temperature of CWD."""
-    boundary_operator: Literal["residual", "neighbours", "projected"] = "residual"
-    """How boundaries are read from features: by their energy, by direction, or channel by channel."""
-    boundary_kernel: Literal[3, 5, 7, 9] = 3
-    """Side of the boundary operator's window, in grid cells."""
-    boundary_strides: tuple[Literal[2, 4, 8, 16, 32], ...] = (4, 8, 16)
-    """Which backbone stages give boundaries, by stride."""
-    band_weight: NotNegative = 4.0
-    """How much more pixels near a label boundary count; 0 counts all alike."""
-    relation_layers: Annotated[tuple[Literal["deepest", "decoder", 2, 4, 8, 16, 32], ...], Field(min_length=1)] = (
-        "deepest",
-    )
-    """Which layers are related: the backbone's last stage, the decoder's output, or a backbone stage by stride."""
-    relation_temperature: Annotated[float, Field(ge=0.02)] = 0.1
-    """Temperature of the self-relation's softmax."""
-    relation_across_images: bool = False
-    """Whether a pixel is related to the pixels of all images of the batch (of the same process)."""
-    relation_cells_max: Annotated[int, Field(ge=16)] = 32768
-    """Most cells that are related to each other; finer grids are averaged down to it."""
-    train: TrainSection
-    """How the student is trained."""
-
-
-class ExportSection(_Section):
+class ExportSection(Section):
     """The ONNX graph."""
 
     opset: Annotated[int, Field(ge=18, le=23)] = 20
     """ONNX operator set."""
 
 
-class EngineSection(_Section):
+class EngineSection(Section):
     """One engine to build."""
 
     runtime: Literal["onnxruntime", "openvino", "tensorrt"]
@@ -268,7 +113,7 @@ class EngineSection(_Section):
         return self
 
 
-class BenchmarkSection(_Section):
+class BenchmarkSection(Section):
     """How the engines are measured."""
 
     threads: Positive = 2
@@ -291,7 +136,7 @@ class BenchmarkSection(_Section):
         return self
 
 
-class GatesSection(_Section):
+class GatesSection(Section):
     """Limits that a measured engine must hold before it is bundled."""
 
     miou_drop_max: NotNegative | None = None
@@ -304,7 +149,7 @@ class GatesSection(_Section):
     """Largest size of the engine's files."""
 
 
-class BundleSection(_Section):
+class BundleSection(Section):
     """What is shipped with the engines."""
 
     key: OptionalText = None
@@ -315,7 +160,7 @@ class BundleSection(_Section):
     """Validation frames that are bundled with the class maps an engine must return."""
 
 
-class ShipSection(_Section):
+class ShipSection(Section):
     """Where the bundle goes."""
 
     devices: tuple[OptionalText, ...] = ()
@@ -334,7 +179,7 @@ class ShipSection(_Section):
         return self
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run, from a data set to measured engines."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]

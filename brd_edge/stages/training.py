@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from brd_edge.data.dataset import Dataset, count_class_pixels
 from brd_edge.data.index import load_dataset
-from brd_edge.recipe import ModelSection, Recipe, TrainSection
+from brd_edge.recipe import Recipe
+from brd_edge.recipe_training import ModelSection, TrainSection
 from brd_edge.runtime.errors import InterruptedRunError, ModelError
 from brd_edge.runtime.files import sha256_file
 from brd_edge.stages.context import Context, input_contract, training_device

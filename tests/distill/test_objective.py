@@ -11,7 +11,7 @@ from brd_edge.distill.matching import layer_channels, pick_layer
 from brd_edge.distill.objective import CURRICULA, METHODS, DistillSettings, distillation
 from brd_edge.distill.supervised import cross_entropy
 from brd_edge.models.segmentation import ModelSpec, build_model, forward_features
-from brd_edge.recipe import DistillSection, TrainSection
+from brd_edge.recipe_training import DistillSection, TrainSection
 from brd_edge.runtime.errors import ModelError
 
 SETTINGS = DistillSettings(**DistillSection(train=TrainSection(epochs=1)).model_dump(exclude={"train"}))

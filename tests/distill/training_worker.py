@@ -20,7 +20,7 @@ from brd_edge.distill.supervised import cross_entropy
 from brd_edge.distill.trainer import TrainSettings, fit
 from brd_edge.interrupt import Stop
 from brd_edge.models.segmentation import ModelSpec, build_model
-from brd_edge.recipe import DistillSection, TrainSection
+from brd_edge.recipe_training import DistillSection, TrainSection
 from brd_edge.runtime.errors import InterruptedRunError
 
 BATCH = 4
