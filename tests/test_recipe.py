@@ -77,7 +77,6 @@ def test_all_errors_are_shown_together_with_their_paths() -> None:
     assert "distill.lamda_kd: unknown key; did you mean lambda_kd?" in message
     assert "distill.train.epochs: expected greater than or equal to 1, got 0" in message
     assert "data.layout: unknown layout 'camvidd'; did you mean camvid? There are scenes, ade20k, camvid" in message
-    assert "got 'camvidd'" in message
     assert "data.size.1: missing" in message
     assert "unknown target 'toaster'" in message
     assert "teacher.train: expected a section with keys of its own, got ''" in message
