@@ -124,6 +124,10 @@ class BenchmarkSection(Section):
     """Most timed inferences per engine."""
     budget_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds after which timing stops once `samples_min` is reached."""
+    cost_margin_percent: Annotated[float, Field(gt=0, le=20)] = 1.0
+    """Zero added cost: difference of latency, in percent, to the undistilled student's engine that counts as none."""
+    cost_budget_s: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds for comparing an engine's latency with the undistilled student's; it ends sooner once that is clear."""
     report_images: Annotated[int, Field(ge=1, le=24)] = 4
     """Validation images shown in the report."""
     compare_run: OptionalText = None

@@ -21,6 +21,7 @@ class Proof:
     checks: tuple[tuple[str, bool | None], ...]
     nodes: int | None
     differences: tuple[str, ...]
+    timed: tuple[bool | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,40 @@ def judge_proof(found: Mapping[str, Any] | None) -> Proof:
         ("Numbers of multiply-accumulates (MACs) are equal", found.get("macs_equal")),
     )
     results = [result for _, result in checks]
-    held = False if False in results else None if None in results else True
-    return Proof(held, checks, found.get("nodes"), tuple(found.get("differences") or ()))
+    engines = tuple(check for entry in found.get("engines") or () for check in _engine_checks(entry))
+    wrong = False in results or any(result is False for _, result in engines)
+    held = False if wrong else None if None in results else True
+    timed = tuple(_timing(entry) for entry in found.get("engines") or () if entry.get("latency"))
+    return Proof(held, (*checks, *engines), found.get("nodes"), tuple(found.get("differences") or ()), timed)
+
+
+def _timing(entry: Mapping[str, Any]) -> bool | None:
+    """Return whether an engine's latency is equivalent to the undistilled one's; None where that is undecided."""
+    return {"equivalent": True, "undecided": None}.get(entry["latency"]["comparison"]["verdict"], False)
+
+
+def _engine_checks(entry: Mapping[str, Any]) -> list[tuple[str, bool | None]]:
+    """Return what was compared of an engine and the undistilled student's, and what came of it."""
+    name, latency, layers = entry["name"], entry.get("latency"), entry.get("layers")
+    if "size_bytes" not in entry:
+        return [(f"{name}: not compared ({entry['reason']})", None)]
+    what = "size" if layers is None else f"size and executed layers ({layers[0]})"
+    differences = "; ".join(entry["differences"])
+    checks: list[tuple[str, bool | None]] = [
+        (
+            f"{name}: {what} equal those of the undistilled engine" + (f": {differences}" if differences else ""),
+            not differences,
+        )
+    ]
+    if latency is None:
+        return [*checks, (f"{name}: latency ({entry['reason']})", None)]
+    found = latency["comparison"]
+    ratio = found["ratio"]
+    interval = f"ratio {ratio['value']:.3f}, 95 % interval {ratio['low']:.3f} to {ratio['high']:.3f}"
+    text = f"{name}: latency equivalent within ±{100 * found['margin']:g} % ({interval}, {found['pairs']} pairs)"
+    if latency["warnings"]:
+        text += f"; {'; '.join(latency['warnings'])}"
+    return [*checks, (text, _timing(entry))]
 
 
 def best_engine(engines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -100,6 +133,9 @@ def _proof_tile(proof: Proof) -> VerdictTile:
     if proof.held:
         nodes = f"All {proof.nodes} graph nodes" if proof.nodes else "The graph"
         detail = f"{nodes}, parameters and MACs equal those of the same student trained plainly."
+        if proof.timed:
+            equal = sum(result is True for result in proof.timed)
+            detail += f" Latency is equivalent for {equal} of {len(proof.timed)} timed engines."
         return VerdictTile("good", title, "Held", detail, "The zero-cost proof held.")
     if proof.held is False:
         count = len(proof.differences)

@@ -16,7 +16,7 @@ from brd_edge.runtime.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["build_model", "model_class"]
+__all__ = ["build_model", "build_stand_in", "model_class"]
 
 
 def build_model(spec: ModelSpec, *, encoder_weights: str | Path | None, seed: int) -> nn.Module:
@@ -51,6 +51,34 @@ def build_model(spec: ModelSpec, *, encoder_weights: str | Path | None, seed: in
     else:
         load_encoder_weights(model.get_submodule("encoder"), spec.encoder, Path(encoder_weights))
     return model
+
+
+def build_stand_in(spec: ModelSpec, *, seed: int) -> nn.Module:
+    """Build a model that looks trained: no two of its vectors of weights are alike, as after any training.
+
+    An untrained model has many equal biases and statistics, which exporters and runtimes store once; compared
+    with it, a trained one would seem to cost more.
+
+    Args:
+        spec: What to build.
+        seed: Seed of the weights.
+
+    Returns:
+        As `build_model`, in eval mode; its output means nothing.
+    """
+    import torch
+
+    model = build_model(spec, encoder_weights=None, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.ndim != 1 or not tensor.is_floating_point():
+                continue
+            if name.endswith(("weight", "running_var")):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+            else:
+                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+    return model.eval()
 
 
 def model_class(arch: str) -> Any:

@@ -12,7 +12,7 @@ Example:
 
 from __future__ import annotations
 
-from brd_edge.models.build import build_model
+from brd_edge.models.build import build_model, build_stand_in
 from brd_edge.models.features import (
     FeatureInfo,
     Features,
@@ -33,6 +33,7 @@ __all__ = [
     "Features",
     "ModelSpec",
     "build_model",
+    "build_stand_in",
     "check_size",
     "count_macs",
     "count_parameters",

@@ -1,4 +1,4 @@
-"""Latency of one call: warm-up, samples, percentiles; every sample is kept.
+"""Latency of one call: warm-up until stable, samples until the interval is narrow; every sample is kept.
 
 The clock is the process's own (`time.perf_counter_ns`) around a call that returns only when its
 result is ready, as every runner's `infer` does. The garbage collector is off while timing.
@@ -15,11 +15,20 @@ from typing import Any, Literal
 
 import numpy as np
 
+from brd_edge.runtime.clocks import clock_warnings, read_clocks
 from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.statistics import Interval, bootstrap_percentiles, drift_ratio
 
-__all__ = ["Latency", "Stopped", "latency_of", "measure_latency"]
+__all__ = ["Latency", "Stopped", "collector_off", "latency_of", "measure_latency", "warm_up"]
 
-Stopped = Literal["samples", "budget"]
+Stopped = Literal["interval", "samples", "budget"]
+
+_PERCENTS = (50.0, 90.0, 95.0, 99.0)
+_WARM_WINDOW = 5
+_WARM_TOLERANCE = 0.02
+_WARM_SHARE = 0.2
+_CHECK_EVERY = 25
+_DRIFT = 0.05
 
 
 @dataclass(frozen=True)
@@ -27,63 +36,113 @@ class Latency:
     """What was measured, in milliseconds a call.
 
     Attributes:
-        p50_ms: Median.
-        p95_ms: 95th percentile, linear between samples.
-        p99_ms: 99th percentile, linear between samples.
+        p50: Median, with its 95 % bootstrap interval, as the other percentiles; linear between samples.
+        p90: 90th percentile.
+        p95: 95th percentile.
+        p99: 99th percentile.
         mean_ms: Mean.
         min_ms: Smallest sample.
         n: Number of samples.
         warmup_n: Calls made before the first sample.
+        warm: Whether the warm-up ended because calls took alike, not because its time was over.
+        drift: Median of the last third of the samples over that of the first third.
         samples_ms: Every sample, in the order taken.
-        stopped: Why sampling ended: the wanted number of `"samples"`, or the time `"budget"`.
+        stopped: Why sampling ended: the `"interval"` of the median was narrow enough, the wanted number of
+            `"samples"` was taken, or the time `"budget"` was spent.
+        warnings: What may have disturbed the measurement, a sentence each.
     """
 
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
+    p50: Interval
+    p90: Interval
+    p95: Interval
+    p99: Interval
     mean_ms: float
     min_ms: float
     n: int
     warmup_n: int
+    warm: bool
+    drift: float
     samples_ms: tuple[float, ...]
     stopped: Stopped
+    warnings: tuple[str, ...]
+
+    @property
+    def p50_ms(self) -> float:
+        """The median."""
+        return self.p50.value
+
+    @property
+    def p95_ms(self) -> float:
+        """The 95th percentile."""
+        return self.p95.value
+
+    @property
+    def throughput_hz(self) -> float:
+        """Calls a second, one after the other."""
+        return 1000 / self.mean_ms
 
     def to_json(self) -> dict[str, Any]:
-        """Return the `latency_ms` entry of a benchmark: p50, p95, p99, mean and min in ms, and n."""
+        """Return the `latency_ms` entry of a benchmark: percentiles, their intervals, and how they came about."""
+        percentiles = {"p50": self.p50, "p90": self.p90, "p95": self.p95, "p99": self.p99}
         return {
-            "p50": self.p50_ms,
-            "p95": self.p95_ms,
-            "p99": self.p99_ms,
+            **{name: item.value for name, item in percentiles.items()},
             "mean": self.mean_ms,
             "min": self.min_ms,
+            "intervals": {name: [item.low, item.high] for name, item in percentiles.items()},
+            "throughput_hz": self.throughput_hz,
             "n": self.n,
+            "warmup_n": self.warmup_n,
+            "warm": self.warm,
+            "drift": self.drift,
+            "stopped": self.stopped,
+            "warnings": list(self.warnings),
         }
 
 
-def latency_of(samples_ms: Sequence[float], *, warmup_n: int, stopped: Stopped) -> Latency:
+def latency_of(
+    samples_ms: Sequence[float],
+    *,
+    warmup_n: int,
+    stopped: Stopped,
+    warm: bool = True,
+    warnings: Sequence[str] = (),
+) -> Latency:
     """Summarise samples.
 
     Args:
         samples_ms: Milliseconds a call, in the order taken; at least one.
         warmup_n: Calls made before the first sample.
         stopped: Why sampling ended.
+        warm: Whether calls took alike at the end of the warm-up.
+        warnings: What is known to have disturbed the measurement.
 
     Raises:
         EngineError: There is no sample.
     """
     if not samples_ms:
         raise EngineError("latency: expected at least 1 sample, got none")
-    p50, p95, p99 = (float(value) for value in np.percentile(samples_ms, [50, 95, 99]))
+    p50, p90, p95, p99 = bootstrap_percentiles(samples_ms, _PERCENTS)
+    drift = drift_ratio(samples_ms)
+    found = list(warnings)
+    if not warm:
+        found.append("the calls still became faster or slower when the time for warming up was over")
+    if abs(drift - 1) > _DRIFT:
+        direction = "slower" if drift > 1 else "faster"
+        found.append(f"the last third of the samples was {100 * abs(drift - 1):.0f} % {direction} than the first")
     return Latency(
-        p50_ms=p50,
-        p95_ms=p95,
-        p99_ms=p99,
+        p50=p50,
+        p90=p90,
+        p95=p95,
+        p99=p99,
         mean_ms=float(np.mean(samples_ms)),
         min_ms=float(min(samples_ms)),
         n=len(samples_ms),
         warmup_n=warmup_n,
+        warm=warm,
+        drift=drift,
         samples_ms=tuple(float(sample) for sample in samples_ms),
         stopped=stopped,
+        warnings=tuple(found),
     )
 
 
@@ -94,12 +153,13 @@ def measure_latency(
     samples_min: int = 30,
     samples_max: int = 300,
     budget_s: float = 10.0,
+    interval: float = 0.005,
 ) -> Latency:
     """Time `call` again and again.
 
-    Warm-up goes on until `warmup_min` calls are made and a twentieth of the budget is spent, so
-    that a fast engine reaches its steady clock too. Sampling ends at `samples_max`, or when the
-    budget is spent and `samples_min` are taken: a slow call may therefore exceed the budget.
+    Warm-up goes on until calls take alike, at most a fifth of the budget but at least `warmup_min` calls.
+    Sampling ends when half the width of the median's 95 % interval is below `interval`, at `samples_max`, or
+    when the budget is spent; in each case `samples_min` are taken, so that a slow call may exceed the budget.
 
     Args:
         call: What to time; it must return only when its work is done.
@@ -107,6 +167,7 @@ def measure_latency(
         samples_min: Samples that are taken whatever they cost, at least 1.
         samples_max: Samples after which to stop, at least `samples_min`.
         budget_s: Seconds for warm-up and samples together, above 0.
+        interval: Half the width of the median's interval, as a share of it, that is narrow enough; 0 never is.
 
     Raises:
         EngineError: An argument is out of its range.
@@ -116,31 +177,72 @@ def measure_latency(
         >>> latency.p50_ms
         12.3
     """
-    if warmup_min < 0 or not 1 <= samples_min <= samples_max or budget_s <= 0:
+    if warmup_min < 0 or not 1 <= samples_min <= samples_max or budget_s <= 0 or interval < 0:
         raise EngineError(
-            "latency: expected warmup_min >= 0, 1 <= samples_min <= samples_max and budget_s > 0, "
-            f"got {warmup_min}, {samples_min}, {samples_max} and {budget_s}"
+            "latency: expected warmup_min >= 0, 1 <= samples_min <= samples_max, budget_s > 0 and interval >= 0, "
+            f"got {warmup_min}, {samples_min}, {samples_max}, {budget_s} and {interval}"
         )
+    end = time.perf_counter_ns() + int(budget_s * 1e9)
+    with collector_off():
+        warmup_n, warm = warm_up(call, least=warmup_min, budget_s=_WARM_SHARE * budget_s)
+        before = read_clocks()
+        samples_ms, stopped = _sample(call, samples_min, samples_max, end, interval)
+        warnings = clock_warnings(before, read_clocks())
+    return latency_of(samples_ms, warmup_n=warmup_n, stopped=stopped, warm=warm, warnings=warnings)
+
+
+def warm_up(call: Callable[[], object], *, least: int, budget_s: float) -> tuple[int, bool]:
+    """Call until the medians of two windows of calls, one after the other, differ by less than 2 %.
+
+    Args:
+        call: What to warm up.
+        least: Fewest calls; 0 makes none.
+        budget_s: Seconds after which to stop all the same.
+
+    Returns:
+        The number of calls, and whether they took alike at the end.
+    """
+    if least == 0:
+        return 0, True
+    times: list[float] = []
+    end = time.perf_counter() + budget_s
+    while True:
+        before = time.perf_counter()
+        call()
+        now = time.perf_counter()
+        times.append(now - before)
+        if len(times) < least:
+            continue
+        if len(times) >= 2 * _WARM_WINDOW:
+            last, earlier = np.median(times[-_WARM_WINDOW:]), np.median(times[-2 * _WARM_WINDOW : -_WARM_WINDOW])
+            if abs(last - earlier) <= _WARM_TOLERANCE * earlier:
+                return len(times), True
+        if now >= end:
+            return len(times), False
+
+
+def _sample(
+    call: Callable[[], object], samples_min: int, samples_max: int, end_ns: int, interval: float
+) -> tuple[list[float], Stopped]:
     samples_ms: list[float] = []
     clock = time.perf_counter_ns
-    with _no_garbage_collection():
-        start = clock()
-        warm, end = start + int(budget_s * 1e9 / 20), start + int(budget_s * 1e9)
-        warmup_n = 0
-        while warmup_n < warmup_min or (warmup_min and clock() < warm):
-            call()
-            warmup_n += 1
-        while len(samples_ms) < samples_max:
-            before = clock()
-            if before >= end and len(samples_ms) >= samples_min:
-                break
-            call()
-            samples_ms.append((clock() - before) / 1e6)
-    return latency_of(samples_ms, warmup_n=warmup_n, stopped="samples" if len(samples_ms) == samples_max else "budget")
+    while len(samples_ms) < samples_max:
+        before = clock()
+        if len(samples_ms) >= samples_min:
+            if before >= end_ns:
+                return samples_ms, "budget"
+            if interval and len(samples_ms) % _CHECK_EVERY == 0:
+                (median,) = bootstrap_percentiles(samples_ms, (50.0,))
+                if median.relative_width < interval:
+                    return samples_ms, "interval"
+                before = clock()
+        call()
+        samples_ms.append((clock() - before) / 1e6)
+    return samples_ms, "samples"
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def collector_off() -> Iterator[None]:
     """Collect once, then keep the collector from running inside a sample; leave it as it was found."""
     was_enabled = gc.isenabled()
     gc.collect()

@@ -27,6 +27,7 @@ from brd_edge.runtime.latency import measure_latency
 from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.targets import TARGETS
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract, training_device
+from brd_edge.stages.cost import added_cost
 from brd_edge.stages.reporting import report_curves, report_samples, sample_indices
 from brd_edge.stages.training import load_run_dataset
 
@@ -91,8 +92,15 @@ def _work(context: Context) -> Outcome:
     dataset = validation.dataset
     teacher, student = (_evaluate_model(context, validation, title) for title in ("teacher", "student"))
     compared = _evaluate_compared(context, validation)
-    engines = [_measure(context, validation, entry, student) for entry in context.inputs["build"].result["engines"]]
+    entries = context.inputs["build"].result["engines"]
+    engines = [_measure(context, validation, entry, student) for entry in entries]
     proof = context.inputs["export"].result
+    frame = read_frame(dataset.val[0], validation.contract)
+    costs = [
+        added_cost(context, entry, frame, timed=engine["status"] == "measured")
+        for entry, engine in zip(entries, engines, strict=True)
+        if entry["status"] == "built"
+    ]
     benchmark = {
         "schema_version": SCHEMA_VERSION,
         "recipe": recipe.name,
@@ -111,7 +119,11 @@ def _work(context: Context) -> Outcome:
         "student": {**student, "method": recipe.distill.method},
         "compared": compared,
         "engines": engines,
-        "zero_cost": {key: proof[key] for key in ("equal", "nodes", "params_equal", "macs_equal", "differences")},
+        "zero_cost": {
+            **{key: proof[key] for key in ("equal", "nodes", "params_equal", "macs_equal", "differences")},
+            "margin_percent": recipe.benchmark.cost_margin_percent,
+            "engines": costs,
+        },
         "environment": describe_environment(),
     }
     paths = _write(context, benchmark, validation)
@@ -281,6 +293,7 @@ STAGE = Stage(
         "runtime",
         "stages/benchmark.py",
         "stages/context.py",
+        "stages/cost.py",
         "stages/reporting.py",
     ),
     settings=_settings,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import EngineSection, Recipe
@@ -13,6 +13,9 @@ from brd_edge.run import tree_files
 from brd_edge.runtime.errors import BrdEdgeError, RuntimeMissingError
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.training import load_run_dataset
+
+if TYPE_CHECKING:
+    from brd_edge.runtime.engine import EngineInfo
 
 __all__ = ["STAGE", "engine_name"]
 
@@ -53,27 +56,23 @@ def _work(context: Context) -> Outcome:
     engines = context.recipe.engines
     entries = []
     wanted = {engine_name(engine) for engine in engines}
-    for old in context.run.path("engines").glob("*"):
-        if old.name not in wanted:
-            shutil.rmtree(old, ignore_errors=True)
+    for kind in ("engines", "plain"):
+        for old in context.run.path(kind).glob("*"):
+            if old.name not in wanted:
+                shutil.rmtree(old, ignore_errors=True)
     with progress_bar(len(engines), "build", unit="engine") as bar:
         for engine in engines:
             bar.set_postfix_str(engine_name(engine))
             entries.append(_build(context, engine))
             bar.update(1)
     built = [context.run.path("engines", entry["name"]) for entry in entries if entry["status"] == "built"]
+    built += [context.run.path("plain", entry["name"]) for entry in entries if entry["plain"]]
     outputs = [path for directory in built for path in tree_files(directory)]
     summary = ", ".join(f"{entry['name']} {entry['status']}" for entry in entries)
     return Outcome(outputs, {"engines": entries}, summary)
 
 
 def _build(context: Context, engine: EngineSection) -> dict[str, Any]:
-    from brd_edge.runtime.builders import build_engine
-
-    dataset = load_run_dataset(context)
-    directory = context.run.path("engines", engine_name(engine))
-    # an engine of an earlier build must not be taken for this one's when the build fails
-    shutil.rmtree(directory, ignore_errors=True)
     start = time.perf_counter()
     entry: dict[str, Any] = {
         "name": engine_name(engine),
@@ -83,32 +82,51 @@ def _build(context: Context, engine: EngineSection) -> dict[str, Any]:
         "size_bytes": None,
         "build_s": None,
         "runtime_version": None,
+        "plain": False,
     }
+    info, failure = _attempt(context, engine, "student.onnx", "engines")
+    if info is None:
+        return entry | failure
+    entry |= {
+        "size_bytes": info.size_bytes,
+        "build_s": round(time.perf_counter() - start, 3),
+        "runtime_version": info.runtime_version,
+    }
+    # what the engine would be without distillation, to compare its cost with; it is never shipped
+    plain, _ = _attempt(context, engine, "plain.onnx", "plain")
+    return {**entry, "plain": plain is not None}
+
+
+def _attempt(
+    context: Context, engine: EngineSection, graph: str, kind: str
+) -> tuple[EngineInfo | None, dict[str, str]]:
+    """Build one engine from a graph; return what it is, or else its status and the reason."""
+    from brd_edge.runtime.builders import build_engine
+
+    dataset = load_run_dataset(context)
+    directory = context.run.path(kind, engine_name(engine))
+    # an engine of an earlier build must not be taken for this one's when the build fails
+    shutil.rmtree(directory, ignore_errors=True)
     try:
         info = build_engine(
             runtime=engine.runtime,
             precision=engine.precision,
             target=engine.target,
-            onnx=context.run.path("export", "student.onnx"),
+            onnx=context.run.path("export", graph),
             out=directory,
             contract=input_contract(context.recipe),
             classes=dataset.classes,
             palette=dataset.palette,
         )
     except RuntimeMissingError as error:
-        return {**entry, "status": "skipped", "reason": str(error)}
+        return None, {"status": "skipped", "reason": str(error)}
     except BrdEdgeError as error:
-        return {**entry, "status": "failed", "reason": str(error)}
+        return None, {"status": "failed", "reason": str(error)}
     except Exception as error:
         # a vendor's library may raise anything; the other engines do not depend on it
         log.exception("%s failed", engine_name(engine))
-        return {**entry, "status": "failed", "reason": f"{type(error).__name__}: {error}"}
-    return {
-        **entry,
-        "size_bytes": info.size_bytes,
-        "build_s": round(time.perf_counter() - start, 3),
-        "runtime_version": info.runtime_version,
-    }
+        return None, {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    return info, {}
 
 
 STAGE = Stage(

@@ -41,7 +41,7 @@ def _plan(recipe: Recipe) -> str:
 def _work(context: Context) -> Outcome:
     from brd_edge.deploy.export import export_onnx
     from brd_edge.evaluate.zero_cost import compare_graphs
-    from brd_edge.models.segmentation import build_model, count_macs, count_parameters, load_model, require_contract
+    from brd_edge.models.segmentation import build_stand_in, count_macs, count_parameters, load_model, require_contract
 
     recipe = context.recipe
     contract = input_contract(recipe)
@@ -49,7 +49,7 @@ def _work(context: Context) -> Outcome:
     student, _ = load_model(context.run.path("distill", "model"))
     require_contract(context.run.path("distill", "model"), contract)
     # the same recipe section, never distilled: what the student would be without the product
-    plain = build_model(model_spec(recipe.student, dataset), encoder_weights=None, seed=recipe.seed + 1)
+    plain = build_stand_in(model_spec(recipe.student, dataset), seed=recipe.seed + 1)
     paths = {}
     for name, model in (("student", student), ("plain", plain)):
         paths[name] = context.run.path("export", f"{name}.onnx")

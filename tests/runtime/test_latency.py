@@ -7,24 +7,40 @@ import time
 import pytest
 
 from brd_edge.runtime.errors import EngineError
-from brd_edge.runtime.latency import latency_of, measure_latency
+from brd_edge.runtime.latency import latency_of, measure_latency, warm_up
 
 
 def test_percentiles_of_known_samples() -> None:
     samples = [float((37 * index) % 101) for index in range(101)]  # 0 to 100, shuffled
     latency = latency_of(samples, warmup_n=3, stopped="samples")
-    assert (latency.p50_ms, latency.p95_ms, latency.p99_ms, latency.mean_ms, latency.min_ms) == (50, 95, 99, 50, 0)
+    values = [latency.p50.value, latency.p90.value, latency.p95.value, latency.p99.value]
+    assert values == [50, 90, 95, 99]
+    assert (latency.p50_ms, latency.p95_ms, latency.mean_ms, latency.min_ms) == (50, 95, 50, 0)
     assert latency.samples_ms == tuple(samples)
-    assert latency.to_json() == {"p50": 50, "p95": 95, "p99": 99, "mean": 50, "min": 0, "n": 101}
+    found = latency.to_json()
+    assert {key: found[key] for key in ("p50", "p90", "p95", "p99", "mean", "min", "n", "throughput_hz")} == {
+        "p50": 50,
+        "p90": 90,
+        "p95": 95,
+        "p99": 99,
+        "mean": 50,
+        "min": 0,
+        "n": 101,
+        "throughput_hz": 20,
+    }
+    for name, value in zip(("p50", "p90", "p95", "p99"), values, strict=True):
+        low, high = found["intervals"][name]
+        assert low <= value <= high
 
 
 def test_percentiles_between_samples() -> None:
     samples = [1.0, 2.0, 4.0, 8.0]
     latency = latency_of(samples, warmup_n=0, stopped="budget")
     cuts = statistics.quantiles(samples, n=100, method="inclusive")
-    assert latency.p50_ms == pytest.approx(cuts[49])
-    assert latency.p95_ms == pytest.approx(cuts[94])
-    assert latency.p99_ms == pytest.approx(cuts[98])
+    assert latency.p50.value == pytest.approx(cuts[49])
+    assert latency.p90.value == pytest.approx(cuts[89])
+    assert latency.p95.value == pytest.approx(cuts[94])
+    assert latency.p99.value == pytest.approx(cuts[98])
 
 
 def test_a_known_sleep() -> None:
@@ -37,7 +53,7 @@ def test_a_known_sleep() -> None:
     latency = measure_latency(call, warmup_min=2, samples_min=3, samples_max=10, budget_s=0.5)
     # a sleep never ends early; how late it ends is the machine's affair
     assert latency.min_ms >= 2
-    assert latency.min_ms <= latency.p50_ms <= latency.p95_ms <= latency.p99_ms <= max(latency.samples_ms)
+    assert latency.min_ms <= latency.p50_ms <= latency.p95_ms <= latency.p99.value <= max(latency.samples_ms)
     assert len(calls) == latency.warmup_n + latency.n
     assert latency.warmup_n >= 2
     assert latency.n == len(latency.samples_ms)
@@ -54,6 +70,27 @@ def test_stops_at_the_budget_but_not_before_the_least_samples() -> None:
     more = measure_latency(lambda: time.sleep(0.005), warmup_min=0, samples_min=1, samples_max=1000, budget_s=0.05)
     assert 1 <= more.n <= 11
     assert more.stopped == "budget"
+
+
+def test_stops_when_the_interval_is_narrow() -> None:
+    # a sleep of two milliseconds takes nearly always the same
+    latency = measure_latency(lambda: time.sleep(0.002), samples_min=50, samples_max=5000, budget_s=60, interval=0.05)
+    assert latency.stopped == "interval"
+    assert latency.n % 25 == 0
+    assert latency.p50.relative_width < 0.05
+    assert latency.warm
+
+
+def test_a_call_that_goes_on_becoming_faster_is_not_warm() -> None:
+    waits = iter(0.02 * 0.9**i for i in range(1000))
+    number, warm = warm_up(lambda: time.sleep(next(waits)), least=5, budget_s=0.1)
+    assert not warm
+    assert number >= 5
+    latency = latency_of([1.0] * 9 + [1.2] * 9, warmup_n=number, stopped="budget", warm=warm)
+    assert latency.warnings == (
+        "the calls still became faster or slower when the time for warming up was over",
+        "the last third of the samples was 20 % slower than the first",
+    )
 
 
 def test_garbage_collector_is_off_and_restored() -> None:

@@ -16,7 +16,7 @@ from brd_edge.runtime.runners.checks import Port, check_class_map, check_frame, 
 if TYPE_CHECKING:
     from typing import Self  # novm
 
-__all__ = ["OpenVinoRunner", "open_openvino"]
+__all__ = ["OpenVinoRunner", "compile_model", "open_openvino"]
 
 INSTALL = 'pip install "brd-edge[openvino]"'
 
@@ -36,6 +36,13 @@ def open_openvino(directory: Path, info: EngineInfo, threads: int | None) -> Ope
         RuntimeMissingError: OpenVINO is not installed.
         EngineError: The model does not load, or does not keep to the contract.
     """
+    compiled = compile_model(directory, info, threads)
+    check_interface(str(directory / info.entry), info.contract, _ports(compiled.inputs), _ports(compiled.outputs))
+    return OpenVinoRunner(info, compiled.create_infer_request())
+
+
+def compile_model(directory: Path, info: EngineInfo, threads: int | None) -> Any:
+    """Return OpenVINO's compiled model of an engine; see `open_openvino`."""
     if info.precision not in PRECISION_HINTS:
         raise EngineError(f"openvino: expected a precision of {sorted(PRECISION_HINTS)}, got {info.precision!r}")
     weights = str(Path(info.entry).with_suffix(".bin"))
@@ -54,11 +61,9 @@ def open_openvino(directory: Path, info: EngineInfo, threads: int | None) -> Ope
     try:
         core = openvino.Core()
         model = core.read_model(str(path), str(directory / weights))
-        compiled = core.compile_model(model, "CPU", settings)
+        return core.compile_model(model, "CPU", settings)
     except Exception as error:
         raise EngineError(f"{path}: OpenVINO {openvino.__version__} cannot load it: {error}") from error
-    check_interface(str(path), info.contract, _ports(compiled.inputs), _ports(compiled.outputs))
-    return OpenVinoRunner(info, compiled.create_infer_request())
 
 
 class OpenVinoRunner:

@@ -1,0 +1,135 @@
+"""The zero-cost proof on built engines: the distilled student's against the undistilled one's.
+
+For each runtime: equal size, equal layers after the runtime's own optimisation, and latency that is equivalent
+within a margin. The structural half, on the graphs, is `brd_edge.evaluate.zero_cost`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brd_edge.evaluate.layers import list_layers
+from brd_edge.runtime.compare import Open, PairedLatency, compare_latency
+from brd_edge.runtime.engine import open_engine, read_engine
+
+__all__ = ["EngineCost", "compare_engines", "compare_structure"]
+
+_METADATA_BYTES = 4096
+"""Sizes may differ by as much: engines hold texts, such as the name of the method and small numbers written out."""
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class EngineCost:
+    """What came of comparing two engines.
+
+    Attributes:
+        size_bytes: Size of the distilled student's engine, and of the undistilled one's.
+        layers: Number of layers that the runtime executes, of both; None where it cannot tell.
+        differences: What differs in size or layers, a sentence each.
+        latency: The session in which both were timed, or None where they cannot run here.
+    """
+
+    size_bytes: tuple[int, int]
+    layers: tuple[int, int] | None
+    differences: tuple[str, ...]
+    latency: PairedLatency | None
+
+    @property
+    def held(self) -> bool | None:
+        """Whether distillation costs nothing: False as soon as one part differs, None where a part is undecided."""
+        if self.differences:
+            return False
+        verdict = None if self.latency is None else self.latency.comparison.verdict
+        # faster is not what was claimed either: it would mean that the session measured something else
+        return {"equivalent": True, "slower": False, "faster": False}.get(verdict or "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the samples, as JSON types."""
+        return {
+            "held": self.held,
+            "size_bytes": list(self.size_bytes),
+            "layers": None if self.layers is None else list(self.layers),
+            "differences": list(self.differences),
+            "latency": None if self.latency is None else self.latency.to_json(),
+        }
+
+
+def compare_structure(student: Path, plain: Path, *, threads: int | None = None) -> EngineCost:
+    """Compare size and layers of two engines; nothing is timed.
+
+    Args:
+        student: Directory of the distilled student's engine.
+        plain: Directory of the undistilled student's, built alike.
+        threads: Threads of the runtime; None leaves the choice to it.
+
+    Raises:
+        EngineError: An engine is not valid or cannot be loaded, or they are of different kinds.
+        RuntimeMissingError: The runtime is not installed.
+    """
+    sizes = tuple(sum(file.size_bytes for file in read_engine(path).files.values()) for path in (student, plain))
+    differences = []
+    if abs(sizes[0] - sizes[1]) > _METADATA_BYTES:
+        differences.append(f"size: {sizes[0]:,} bytes against {sizes[1]:,}")
+    mine, theirs = (list_layers(path, threads=threads) for path in (student, plain))
+    layers = None
+    if mine is not None and theirs is not None:
+        layers = (len(mine), len(theirs))
+        differences += _layer_differences(mine, theirs)
+    return EngineCost((sizes[0], sizes[1]), layers, tuple(differences), None)
+
+
+def compare_engines(
+    student: Path,
+    plain: Path,
+    frame: NDArray[np.uint8],
+    *,
+    threads: int | None,
+    margin: float,
+    budget_s: float,
+) -> EngineCost:
+    """Compare size, layers and latency of two engines.
+
+    Args:
+        student: Directory of the distilled student's engine.
+        plain: Directory of the undistilled student's, built alike.
+        frame: What they are timed on, uint8 (H, W, 3) of the contract's size.
+        threads: Threads of the runtime; None leaves the choice to it.
+        margin: Largest difference of latency that counts as none, as a share.
+        budget_s: Seconds for the timing.
+
+    Raises:
+        EngineError: An engine is not valid or cannot be run.
+        RuntimeMissingError: The runtime or its hardware is missing.
+    """
+    structure = compare_structure(student, plain, threads=threads)
+
+    def opener(path: Path) -> Open:
+        @contextmanager
+        def opened() -> Iterator[Callable[[], object]]:
+            with open_engine(path, threads=threads) as runner:
+                yield lambda: runner.infer(frame)
+
+        return opened
+
+    latency = compare_latency(opener(plain), opener(student), margin=margin, budget_s=budget_s)
+    return replace(structure, latency=latency)
+
+
+def _layer_differences(mine: list[str], theirs: list[str]) -> list[str]:
+    if mine == theirs:
+        return []
+    more, less = Counter(mine) - Counter(theirs), Counter(theirs) - Counter(mine)
+    if not more and not less:
+        return ["layers: the same ones in another order"]
+    parts = [f"{count} more {kind}" for kind, count in more.most_common(_SHOWN)]
+    parts += [f"{count} fewer {kind}" for kind, count in less.most_common(_SHOWN)]
+    return [f"layers: {len(mine)} against {len(theirs)}: {', '.join(parts)}"]

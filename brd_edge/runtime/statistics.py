@@ -1,0 +1,209 @@
+"""Intervals for measured times and scores, and the verdict on two engines; numpy only, the same everywhere.
+
+All intervals are percentile bootstrap intervals (Efron and Tibshirani, 1993). Times that are taken one after the
+other are not independent, because clocks and other processes change slowly: they are drawn in blocks of
+neighbours (circular block bootstrap, Politis and Romano, 1992).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Comparison",
+    "FloatArray",
+    "Interval",
+    "Verdict",
+    "bootstrap_percentiles",
+    "compare_ratios",
+    "drift_ratio",
+    "resample_blocks",
+]
+
+Verdict = Literal["faster", "slower", "equivalent", "undecided"]
+FloatArray = npt.NDArray[np.float64]
+
+_DRAWS = 2000
+_SEED = 20240131
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval around an estimate.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end.
+        high: Upper end.
+        confidence: Of the interval, 0 to 1.
+    """
+
+    value: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+    @property
+    def relative_width(self) -> float:
+        """Half the width as a share of the value."""
+        return (self.high - self.low) / 2 / self.value if self.value else math.inf
+
+    def to_json(self) -> dict[str, float]:
+        """Return the fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of comparing B with A, pair by pair.
+
+    Attributes:
+        verdict: `"equivalent"`: the ratio lies within the margin (two one-sided tests at 5 %). Else `"faster"` or
+            `"slower"`: B is, the 95 % interval does not hold 1. Else `"undecided"`.
+        ratio: Median of the paired ratios B / A over all rounds, with its 95 % interval.
+        equivalence: The same with the 90 % interval, which the two one-sided tests compare with the margin.
+        margin: Largest difference that counts as none, as a share (0.01 is 1 %).
+        pairs: Number of ratios.
+    """
+
+    verdict: Verdict
+    ratio: Interval
+    equivalence: Interval
+    margin: float
+    pairs: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """Return one sentence fragment, such as `equivalent within ±1 % (ratio 1.002 [0.997, 1.006])`."""
+        found = f"ratio {self.ratio.value:.3f} [{self.ratio.low:.3f}, {self.ratio.high:.3f}], {self.pairs} pairs"
+        if self.verdict == "equivalent":
+            return f"equivalent within ±{100 * self.margin:g} % ({found})"
+        return f"{self.verdict} ({found})"
+
+
+def resample_blocks(count: int, draws: int, block: int, seed: int = _SEED) -> npt.NDArray[np.intp]:
+    """Return indices of bootstrap samples made of blocks of neighbours.
+
+    Args:
+        count: Length of the series, at least 1.
+        draws: Number of samples, at least 1.
+        block: Length of the blocks, 1 for independent values.
+        seed: Of the draws.
+
+    Returns:
+        Integers (draws, count), 0 to count - 1; a block that reaches the end goes on at the beginning.
+    """
+    block = min(max(1, block), count)
+    blocks = -(-count // block)
+    starts = np.random.default_rng(seed).integers(0, count, (draws, blocks, 1))
+    indices: npt.NDArray[np.intp] = ((starts + np.arange(block)) % count).reshape(draws, -1)[:, :count]
+    return indices
+
+
+def bootstrap_percentiles(
+    samples: Sequence[float] | FloatArray, percents: Sequence[float], *, confidence: float = 0.95
+) -> list[Interval]:
+    """Return percentiles of a series with their intervals.
+
+    Args:
+        samples: The series, in the order taken; at least one value.
+        percents: Which percentiles, 0 to 100; linear between samples.
+        confidence: Of the intervals, 0 to 1.
+
+    Returns:
+        One interval a percentile.
+    """
+    values = np.asarray(samples, np.float64)
+    found = np.percentile(values[resample_blocks(len(values), _DRAWS, _block_length(len(values)))], percents, axis=1)
+    return [
+        _interval(float(value), drawn, confidence)
+        for value, drawn in zip(np.percentile(values, percents), found, strict=True)
+    ]
+
+
+def compare_ratios(ratios: FloatArray, *, margin: float) -> Comparison:
+    """Judge paired ratios B / A that were taken in rounds.
+
+    Rounds are drawn with replacement, and in each its neighbouring ratios in blocks; the intervals are widened as
+    Student's are against the normal distribution's, because a handful of rounds shows too little of how they differ.
+
+    Args:
+        ratios: Above 0, float64 (rounds, ratios), in the order taken; at least 2 rounds.
+        margin: Largest difference that counts as none, as a share above 0.
+
+    Returns:
+        The verdict with what it rests on.
+    """
+    values = np.log(np.asarray(ratios, np.float64))
+    rounds, count = values.shape
+    chosen = np.random.default_rng(_SEED).integers(0, rounds, (_DRAWS, rounds))
+    places = resample_blocks(count, _DRAWS * rounds, _block_length(count)).reshape(_DRAWS, rounds, count)
+    drawn = np.median(values[chosen[..., None], places].reshape(_DRAWS, -1), axis=1)
+    middle = float(np.median(values))
+    ratio, inner = (
+        _widened(middle, _interval(middle, drawn, confidence), rounds, confidence) for confidence in (0.95, 0.90)
+    )
+    verdict: Verdict = "undecided"
+    if inner.low > 1 - margin and inner.high < 1 + margin:
+        verdict = "equivalent"
+    elif ratio.high < 1:
+        verdict = "faster"
+    elif ratio.low > 1:
+        verdict = "slower"
+    return Comparison(verdict, ratio, inner, margin, values.size)
+
+
+def _widened(middle: float, interval: Interval, rounds: int, confidence: float) -> Interval:
+    """Widen an interval of logarithms for few rounds, and return it as one of ratios."""
+    normal = _normal_quantile(0.5 + confidence / 2)
+    factor = _student_quantile(normal, rounds - 1) / normal * math.sqrt(rounds / (rounds - 1))
+    low, high = (middle + factor * (end - middle) for end in (interval.low, interval.high))
+    return Interval(math.exp(middle), math.exp(low), math.exp(high), confidence)
+
+
+def _normal_quantile(probability: float) -> float:
+    return NormalDist().inv_cdf(probability)
+
+
+def _student_quantile(normal: float, freedom: int) -> float:
+    """Return Student's quantile from the normal one (Abramowitz and Stegun, 26.7.5, four terms)."""
+    z, v = normal, freedom
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return float(z + sum(term / v**power for power, term in enumerate(terms, 1)))
+
+
+def drift_ratio(samples: Sequence[float] | FloatArray) -> float:
+    """Return the median of the last third of a series over that of its first third; 1 without drift.
+
+    Fewer than 9 samples say nothing: 1.
+    """
+    third = len(samples) // 3
+    if third < 3:
+        return 1.0
+    values = np.asarray(samples, np.float64)
+    return float(np.median(values[-third:]) / np.median(values[:third]))
+
+
+def _block_length(count: int) -> int:
+    """Return how many neighbours are drawn together: the cube root, the order that is best for variances."""
+    return max(1, int(np.cbrt(count).round()))
+
+
+def _interval(value: float, drawn: FloatArray, confidence: float) -> Interval:
+    low, high = np.percentile(drawn, (50 * (1 - confidence), 50 * (1 + confidence)))
+    return Interval(value, float(low), float(high), confidence)

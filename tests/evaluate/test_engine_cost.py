@@ -1,0 +1,105 @@
+"""Engines of small graphs: equal ones, one with a planted layer, one with a channel more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from brd_edge.evaluate.engine_cost import EngineCost, compare_engines, compare_structure
+from brd_edge.evaluate.layers import list_layers
+from brd_edge.evaluate.verdict import judge_proof
+from brd_edge.runtime.builders import build_engine
+from brd_edge.runtime.contract import InputContract
+
+CONTRACT = InputContract(height=48, width=64, mean=(0, 0, 0), std=(1, 1, 1))
+GRAPH = """<ir_version: 10, opset_import: ["" : 20]>
+student (uint8[1,48,64,3] image) => (uint8[1,48,64] class_map) {{
+    pixels = Cast<to=1>(image)
+    planes = Transpose<perm=[0,3,1,2]>(pixels)
+    hidden = Conv<pads=[1,1,1,1]>(planes, w1)
+    active = Relu(hidden)
+    {planted}
+    scores = Conv<pads=[1,1,1,1]>({source}, w2)
+    ids = ArgMax<axis=1, keepdims=0>(scores)
+    class_map = Cast<to=2>(ids)
+}}"""
+
+Build = Callable[..., Path]
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def build(request: pytest.FixtureRequest, tmp_path: Path) -> Build:
+    def make(name: str, *, seed: int, channels: int = 16, projected: bool = False) -> Path:
+        planted = "projection = Conv(active, w3)" if projected else ""
+        model = onnx.parser.parse_model(GRAPH.format(planted=planted, source="projection" if projected else "active"))
+        rng = np.random.default_rng(seed)
+        shapes = {"w1": (channels, 3, 3, 3), "w2": (5, channels, 3, 3), "w3": (channels, channels, 1, 1)}
+        for title in ("w1", "w2", *(["w3"] if projected else [])):
+            shape = shapes[title]
+            values = rng.normal(size=shape).astype(np.float32)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(values, title))
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(model, path)
+        build_engine(
+            runtime=request.param,
+            precision="fp32",
+            target="x86-cpu",
+            onnx=path,
+            out=tmp_path / name,
+            contract=CONTRACT,
+            classes=tuple("abcde"),
+            palette=((0, 0, 0), (9, 9, 9), (70, 0, 0), (0, 80, 0), (0, 0, 90)),
+        )
+        return tmp_path / name
+
+    return make
+
+
+def test_other_weights_cost_the_same(build: Build) -> None:
+    student, plain = build("student", seed=1), build("plain", seed=2)
+    frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    found = compare_engines(student, plain, frame, threads=1, margin=0.2, budget_s=3)
+    assert found.differences == ()
+    assert found.layers is not None
+    assert found.layers[0] == found.layers[1] >= 4
+    assert found.latency is not None
+    assert found.latency.comparison.ratio.value == pytest.approx(1, abs=0.2)
+    assert found.held in (True, None)
+
+
+def test_a_planted_layer_is_found(build: Build) -> None:
+    found = compare_structure(build("student", seed=1, projected=True), build("plain", seed=1))
+    assert found.held is False
+    assert any(line.startswith("layers: ") for line in found.differences)
+
+
+def test_a_channel_more_is_found(build: Build) -> None:
+    found = compare_structure(build("student", seed=1, channels=80), build("plain", seed=1, channels=64))
+    assert found.held is False
+    assert any(line.startswith("size: ") for line in found.differences)
+
+
+def test_layers_are_those_that_the_runtime_executes(build: Build) -> None:
+    layers = list_layers(build("student", seed=1), threads=1)
+    assert layers is not None
+    assert sum("Conv" in layer for layer in layers) >= 2
+
+
+def test_the_verdict_follows_the_engines(build: Build) -> None:
+    student, plain = build("student", seed=1), build("plain", seed=2)
+    cost = {"name": "x", "reason": "", **compare_structure(student, plain).to_json()}
+    graph = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 7, "differences": []}
+    proof = judge_proof({**graph, "engines": [cost]})
+    assert proof.held is True
+    assert proof.timed == ()
+    worse = EngineCost((2, 1), None, ("size: 2 bytes against 1",), None).to_json()
+    assert judge_proof({**graph, "engines": [cost, {"name": "y", "reason": "", **worse}]}).held is False
+    missing = {"name": "z", "held": None, "reason": "the undistilled student's engine was not built"}
+    proof = judge_proof({**graph, "engines": [missing]})
+    assert proof.held is True
+    assert proof.checks[-1] == ("z: not compared (the undistilled student's engine was not built)", None)
