@@ -151,6 +151,10 @@ class GatesSection(Section):
     """Largest p95 latency in milliseconds."""
     size_bytes_max: Positive | None = None
     """Largest size of the engine's files."""
+    added_cost_max_percent: NotNegative | None = None
+    """Largest difference of latency, in percent, by which an engine may be slower than the undistilled student's."""
+    uncertain: Literal["broken", "held"] = "broken"
+    """What a gate is whose limit lies within the 95 % interval of what was measured."""
 
 
 class BundleSection(Section):

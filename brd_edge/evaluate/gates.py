@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["Limits", "broken_gates"]
 
@@ -18,15 +18,30 @@ class Limits:
         boundary_iou_drop_max: The same for Boundary IoU.
         latency_ms_p95_max: Milliseconds.
         size_bytes_max: Bytes of the engine's files.
+        added_cost_max_percent: By how much slower than the undistilled student's engine it may be.
+        uncertain: What a gate is whose limit lies within the 95 % interval of what was measured.
     """
 
     miou_drop_max: float | None = None
     boundary_iou_drop_max: float | None = None
     latency_ms_p95_max: float | None = None
     size_bytes_max: int | None = None
+    added_cost_max_percent: float | None = None
+    uncertain: Literal["broken", "held"] = "broken"
 
 
-def broken_gates(limits: Limits, *, engine: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured for a gate: the value, the upper end of its interval, and how to write both."""
+
+    gate: str
+    limit: float | None
+    value: float | None
+    high: float | None
+    text: str
+
+
+def broken_gates(limits: Limits, *, engine: Mapping[str, Any], cost: Mapping[str, Any] | None = None) -> list[str]:
     """Return which gates an engine does not hold, and by how much.
 
     An engine that was built but not measured is held to its size alone.
@@ -34,7 +49,7 @@ def broken_gates(limits: Limits, *, engine: Mapping[str, Any], reference: Mappin
     Args:
         limits: The gates.
         engine: The engine's entry of `benchmark.json`; IoU values are fractions.
-        reference: `miou` and `boundary_iou` of the PyTorch student, as fractions.
+        cost: The engine's entry of `zero_cost.engines`, if it has one.
 
     Returns:
         One line per broken gate; empty when all hold.
@@ -44,17 +59,43 @@ def broken_gates(limits: Limits, *, engine: Mapping[str, Any], reference: Mappin
         found.append(f"size_bytes_max: {engine['size_bytes']:,} bytes, the limit is {limits.size_bytes_max:,}")
     if engine["latency_ms"] is None:
         return found
-    for key, name, limit in (
-        ("miou", "miou_drop_max", limits.miou_drop_max),
-        ("boundary_iou", "boundary_iou_drop_max", limits.boundary_iou_drop_max),
-    ):
-        if limit is None:
-            continue
-        if engine[key] is None or reference[key] is None:
-            found.append(f"{name}: {key} could not be measured, the limit is {limit:g}")
-        elif 100 * (reference[key] - engine[key]) > limit:
-            found.append(f"{name}: lost {100 * (reference[key] - engine[key]):.2f} points, the limit is {limit:g}")
-    p95_ms = engine["latency_ms"]["p95"]
-    if limits.latency_ms_p95_max is not None and p95_ms > limits.latency_ms_p95_max:
-        found.append(f"latency_ms_p95_max: p95 is {p95_ms:.1f} ms, the limit is {limits.latency_ms_p95_max:g} ms")
+    measured = [*_losses(limits, engine), _latency(limits, engine), _added(limits, cost)]
+    return found + [line for line in (_judge(item, limits.uncertain) for item in measured) if line is not None]
+
+
+def _judge(item: _Measured, uncertain: str) -> str | None:
+    if item.limit is None:
+        return None
+    if item.value is None or item.high is None:
+        return f"{item.gate}: could not be measured, the limit is {item.limit:g}"
+    if item.value > item.limit:
+        return f"{item.gate}: {item.text.format(item.value)}, the limit is {item.limit:g}"
+    if item.high > item.limit and uncertain == "broken":
+        return (
+            f"{item.gate}: {item.text.format(item.value)}, but up to {item.high:.2f} within the 95 % interval, "
+            f"the limit is {item.limit:g}"
+        )
+    return None
+
+
+def _losses(limits: Limits, engine: Mapping[str, Any]) -> list[_Measured]:
+    found = []
+    for key, limit in (("miou", limits.miou_drop_max), ("boundary_iou", limits.boundary_iou_drop_max)):
+        lost = (engine.get("lost") or {}).get(key)
+        value, high = (None, None) if lost is None else (100 * lost["value"], 100 * lost["high"])
+        found.append(_Measured(f"{key}_drop_max", limit, value, high, "lost {:.2f} points"))
     return found
+
+
+def _latency(limits: Limits, engine: Mapping[str, Any]) -> _Measured:
+    latency = engine["latency_ms"]
+    high = latency["intervals"]["p95"][1]
+    return _Measured("latency_ms_p95_max", limits.latency_ms_p95_max, latency["p95"], high, "p95 is {:.1f} ms")
+
+
+def _added(limits: Limits, cost: Mapping[str, Any] | None) -> _Measured:
+    latency = (cost or {}).get("latency")
+    ratio = None if latency is None else latency["comparison"]["ratio"]
+    value, high = (None, None) if ratio is None else (100 * (ratio["value"] - 1), 100 * (ratio["high"] - 1))
+    text = "{:.2f} % slower than the undistilled engine"
+    return _Measured("added_cost_max_percent", limits.added_cost_max_percent, value, high, text)

@@ -40,6 +40,8 @@ class SegmentationMetrics:
             pixels of the prediction, and the same two of the label.
         mismatches: int64 (K,), by how much the regions of both are not one to one.
         regions: int64 (K,), regions of both.
+        per_image: int64 (4, K) for each image, if they are kept: pixels in both masks, pixels in either, and the same
+            two within the boundary regions; their sums over images give the scores.
 
     Example:
         >>> metrics = SegmentationMetrics(classes=2)
@@ -56,6 +58,7 @@ class SegmentationMetrics:
         tolerance_px: int = 3,
         boundaries: bool = True,
         connectivity: bool = True,
+        keep_images: bool = False,
     ) -> None:
         """Start with nothing seen.
 
@@ -65,6 +68,8 @@ class SegmentationMetrics:
             tolerance_px: Distance in pixels at which contours still agree, from 0.
             boundaries: Whether to count what Boundary IoU and the boundary F-score need.
             connectivity: Whether to count connected regions, which needs scipy and takes longest.
+            keep_images: Whether to keep each image's counts, which intervals are drawn from; memory then grows with
+                the data set, by 32 bytes a class and image.
 
         Raises:
             DataError: An argument is out of its range.
@@ -80,6 +85,8 @@ class SegmentationMetrics:
         self.tolerance_px = tolerance_px
         self.boundaries = boundaries
         self.connectivity = connectivity
+        self.keep_images = keep_images
+        self.per_image: list[npt.NDArray[np.int64]] = []
         self.images = 0
         self.confusion = np.zeros((classes, classes), np.int64)
         self.boundary_intersection = np.zeros(classes, np.int64)
@@ -104,12 +111,17 @@ class SegmentationMetrics:
         valid = truth != IGNORE
         # uint16 holds 255 * 255, and halves the memory that the count reads
         pairs = truth[valid].astype(np.uint16) * np.uint16(self.classes) + guess[valid]
-        self.confusion += np.bincount(pairs, minlength=self.classes**2).reshape(self.confusion.shape)
+        confusion = np.bincount(pairs, minlength=self.classes**2).reshape(self.confusion.shape)
+        self.confusion += confusion
 
         guess = np.where(valid, guess, np.uint8(IGNORE))
+        both = either = np.zeros(self.classes, np.int64)
         if self.boundaries:
-            self._count_boundary_regions(guess, truth)
+            both, either = self._count_boundary_regions(guess, truth)
             self._count_contours(guess, truth)
+        if self.keep_images:
+            hit = np.diagonal(confusion)
+            self.per_image.append(np.stack([hit, confusion.sum(0) + confusion.sum(1) - hit, both, either]))
         if self.connectivity:
             mismatches, regions = count_mismatches(guess, truth, self.classes)
             self.mismatches += mismatches
@@ -122,7 +134,7 @@ class SegmentationMetrics:
         Raises:
             DataError: `other` counts with other settings.
         """
-        for name in ("classes", "dilation_ratio", "tolerance_px", "boundaries", "connectivity"):
+        for name in ("classes", "dilation_ratio", "tolerance_px", "boundaries", "connectivity", "keep_images"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise DataError(f"metrics: expected {name} {mine} to merge, got {theirs}")
@@ -133,6 +145,7 @@ class SegmentationMetrics:
         self.mismatches += other.mismatches
         self.regions += other.regions
         self.images += other.images
+        self.per_image += other.per_image
 
     def class_iou(self) -> npt.NDArray[np.float64]:
         """Return IoU per class, float64 (K,), 0 to 1; NaN for a class in neither prediction nor label."""
@@ -205,12 +218,16 @@ class SegmentationMetrics:
             "class_connectivity_error": [_or_none(value) for value in self.class_connectivity_error()],
         }
 
-    def _count_boundary_regions(self, guess: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]) -> None:
+    def _count_boundary_regions(
+        self, guess: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         distance = boundary_distance(truth.shape[0], truth.shape[1], self.dilation_ratio)
         guess_band, truth_band = boundary_band(guess, distance), boundary_band(truth, distance)
         both = self._count(truth[guess_band & truth_band & (guess == truth)])
+        either = self._count(guess[guess_band]) + self._count(truth[truth_band]) - both
         self.boundary_intersection += both
-        self.boundary_union += self._count(guess[guess_band]) + self._count(truth[truth_band]) - both
+        self.boundary_union += either
+        return both, either
 
     def _count_contours(self, guess: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]) -> None:
         guess_contour, truth_contour = contour_pixels(guess), contour_pixels(truth)

@@ -16,6 +16,7 @@ from brd_edge.data.dataset import Dataset, read_frame
 from brd_edge.environment import describe_environment
 from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor, model_predictor
 from brd_edge.evaluate.gates import Limits, broken_gates
+from brd_edge.evaluate.intervals import score_intervals, score_losses
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
 from brd_edge.run import digest
@@ -47,6 +48,8 @@ class _Validation:
     reference: list[ByteArray]
     shown: dict[int, dict[str, ByteArray]]
     """Class maps for the report: index of the sample to title to class map."""
+    student: SegmentationMetrics
+    """What the PyTorch student scores, which engines' losses are counted from."""
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -92,15 +95,8 @@ def _work(context: Context) -> Outcome:
     dataset = validation.dataset
     teacher, student = (_evaluate_model(context, validation, title) for title in ("teacher", "student"))
     compared = _evaluate_compared(context, validation)
-    entries = context.inputs["build"].result["engines"]
-    engines = [_measure(context, validation, entry, student) for entry in entries]
+    engines, costs = _measure_all(context, validation)
     proof = context.inputs["export"].result
-    frame = read_frame(dataset.val[0], validation.contract)
-    costs = [
-        added_cost(context, entry, frame, timed=engine["status"] == "measured")
-        for entry, engine in zip(entries, engines, strict=True)
-        if entry["status"] == "built"
-    ]
     benchmark = {
         "schema_version": SCHEMA_VERSION,
         "recipe": recipe.name,
@@ -133,12 +129,29 @@ def _work(context: Context) -> Outcome:
     return Outcome(paths[:1], held, f"{measured} of {len(engines)} engines measured; see {paths[1]}")
 
 
+def _measure_all(context: Context, validation: _Validation) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measure every engine, compare its cost with the undistilled one's, and hold it to its gates."""
+    limits = Limits(**context.recipe.gates.model_dump())
+    frame = read_frame(validation.dataset.val[0], validation.contract)
+    engines, costs = [], []
+    for entry in context.inputs["build"].result["engines"]:
+        engine = _measure(context, validation, entry)
+        engines.append(engine)
+        if entry["status"] != "built":
+            continue
+        costs.append(added_cost(context, entry, frame, timed=engine["status"] == "measured"))
+        if engine["status"] in ("measured", "built"):
+            engine["gates_broken"] = broken_gates(limits, engine=engine, cost=costs[-1])
+    return engines, costs
+
+
 def _reference(context: Context) -> _Validation:
     dataset = load_run_dataset(context)
     shown: dict[int, dict[str, ByteArray]] = {
         index: {} for index in sample_indices(len(dataset.val), context.recipe.benchmark.report_images)
     }
-    return _Validation(dataset, input_contract(context.recipe), [], shown)
+    student = SegmentationMetrics(len(dataset.classes), keep_images=True)
+    return _Validation(dataset, input_contract(context.recipe), [], shown, student)
 
 
 def _evaluate_model(context: Context, validation: _Validation, title: str) -> dict[str, Any]:
@@ -181,29 +194,29 @@ def _scores(
             predict,
             dataset.val,
             contract=validation.contract,
-            metrics=SegmentationMetrics(len(dataset.classes)),
+            metrics=SegmentationMetrics(len(dataset.classes), keep_images=True) if keep is None else validation.student,
             on_class_map=look,
         )
-    scores = metrics.to_json()
-    return {**scores, "argmax_agreement": float(np.mean(agreement))} if agreement else scores
+    intervals = {name: [item.low, item.high] for name, item in score_intervals(metrics).items()}
+    scores = {**metrics.to_json(), "intervals": intervals}
+    if not agreement:
+        return scores
+    lost = {name: item.to_json() for name, item in score_losses(metrics, validation.student).items()}
+    return {**scores, "argmax_agreement": float(np.mean(agreement)), "lost": lost}
 
 
-def _measure(
-    context: Context, validation: _Validation, entry: dict[str, Any], student: dict[str, Any]
-) -> dict[str, Any]:
-    empty = dict.fromkeys(("latency_ms", "miou", "boundary_iou", "class_iou", "argmax_agreement"))
+def _measure(context: Context, validation: _Validation, entry: dict[str, Any]) -> dict[str, Any]:
+    empty = dict.fromkeys(("latency_ms", "miou", "boundary_iou", "class_iou", "argmax_agreement", "intervals", "lost"))
     result = {**entry, **empty, "gates_broken": []}
     if entry["status"] != "built":
         return result
-    limits = Limits(**context.recipe.gates.model_dump())
     settings = context.recipe.benchmark
     title = f"{entry['runtime']} {entry['precision']}"
     frame = read_frame(validation.dataset.val[0], validation.contract)
     machines = TARGETS[entry["target"]].machines
     if platform.machine() not in machines:
-        broken = broken_gates(limits, engine=result, reference=student)
         reason = f"not measured: it is for {' or '.join(machines)}, this machine is {platform.machine()}"
-        return {**result, "reason": reason, "gates_broken": broken}
+        return {**result, "reason": reason}
     try:
         directory = context.run.path("engines", entry["name"])
         with open_engine(directory, contract=validation.contract, threads=settings.threads) as runner:
@@ -216,16 +229,20 @@ def _measure(
                 budget_s=settings.budget_s,
             )
     except RuntimeMissingError as error:
-        broken = broken_gates(limits, engine=result, reference=student)
-        return {**result, "status": "built", "reason": f"not measured: {error}", "gates_broken": broken}
+        return {**result, "status": "built", "reason": f"not measured: {error}"}
     except BrdEdgeError as error:
         return {**result, "status": "failed", "reason": str(error)}
     except Exception as error:
         # a vendor's library may raise anything; the other engines do not depend on it
         log.exception("%s failed", entry["name"])
         return {**result, "status": "failed", "reason": f"{type(error).__name__}: {error}"}
-    result |= {**scores, "status": "measured", "latency_ms": latency.to_json(), "samples_ms": latency.samples_ms}
-    return {**result, "gates_broken": broken_gates(limits, engine=result, reference=student)}
+    return {
+        **result,
+        **scores,
+        "status": "measured",
+        "latency_ms": latency.to_json(),
+        "samples_ms": latency.samples_ms,
+    }
 
 
 def _write(context: Context, benchmark: dict[str, Any], validation: _Validation) -> list[Path]:
