@@ -34,6 +34,7 @@ from brd_edge.models.segmentation import load_model
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import load_recipe
 from brd_edge.runtime.contract import RESIZED, SLIDING_WINDOW, InputContract
+from brd_edge.runtime.errors import BrdEdgeError, DataError
 from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.stages.context import input_contract
 
@@ -68,7 +69,9 @@ def load_student(run: Path) -> Student:
     recipe = load_recipe(run / "recipe.yaml")
     dataset = load_dataset(run / "data")
     model, _ = load_model(run / "distill/model")
-    contract = replace(input_contract(recipe), resize=RESIZED)
+    contract = input_contract(recipe)
+    if contract.slides:
+        raise DataError(f"{run}: its images are not resized but segmented in windows; expected a run that resizes them")
     return Student(model, run / "export/student.onnx", contract, len(dataset.classes), dataset.val)
 
 
@@ -225,7 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory, such as runs/camvid_cpu")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     options = parser.parse_args(arguments)
-    student = load_student(options.run)
+    try:
+        student = load_student(options.run)
+    except BrdEdgeError as error:
+        print(f"parity: error: {error}; expected a run with its stages up to export done", file=sys.stderr)
+        return 1
     gpu = 0 if torch.cuda.is_available() else None
     result = {
         "benchmark": "parity",

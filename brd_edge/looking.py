@@ -100,8 +100,9 @@ def _format(dataset: Dataset, overview: Overview) -> str:
 
 
 def _format_split(split: SplitOverview) -> str:
-    sizes = ", ".join(f"{width}x{height} ({count})" for height, width, count in split.sizes[:_SHOWN_SIZES])
-    more = len(split.sizes) - _SHOWN_SIZES
+    shown = _SHOWN_SIZES if len(split.sizes) > _SHOWN_SIZES + 1 else len(split.sizes)
+    sizes = ", ".join(f"{width}x{height} ({count})" for height, width, count in split.sizes[:shown])
+    more = len(split.sizes) - shown
     if more > 0:
         by_area = sorted(split.sizes, key=lambda size: size[0] * size[1])
         (low, left, _), (high, right, _) = by_area[0], by_area[-1]

@@ -83,6 +83,8 @@ class DataSection(Section):
     def _hold_out_of_files(self) -> DataSection:
         if self.hold_out is not None and self.layout == "scenes":
             raise ValueError("hold_out: drawn scenes have no sequences to hold out; leave it out")
+        if self.root is not None and self.layout == "scenes":
+            raise ValueError("root: drawn scenes are read from nowhere; did you mean layout: folder?")
         return self
 
 

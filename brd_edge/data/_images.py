@@ -9,13 +9,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from brd_edge.runtime.errors import DataError
+from brd_edge.runtime.frames import read_orientation, upright_rgb
 
 __all__ = ["check_image", "encode_png", "require_whole_png"]
-
-_EXIF_ORIENTATION = 0x0112
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 # channels by the colour type in the header; first row, first column and both steps of each pass of an interlaced
@@ -37,7 +36,7 @@ def check_image(path: Path) -> tuple[int, int, bytes | None]:
             image.load()
             if _is_plain(image, content):
                 return image.width, image.height, None
-            upright = ImageOps.exif_transpose(_to_rgb(image))
+            upright = upright_rgb(image)
             return upright.width, upright.height, encode_png(upright)
     # Pillow raises many kinds for damaged files, IndexError and struct.error among them
     except Exception as error:
@@ -107,7 +106,7 @@ def _is_plain(image: Image.Image, content: bytes) -> bool:
     """Say whether every decoder gives the same 8-bit RGB pixels for this file."""
     if image.mode != "RGB" or image.format not in {"JPEG", "PNG"} or "transparency" in image.info:
         return False
-    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+    if read_orientation(image) != 1:
         return False
     if image.format == "JPEG":
         return _is_whole_jpeg(content)
@@ -115,27 +114,6 @@ def _is_plain(image: Image.Image, content: bytes) -> bool:
     # (PNG specification, IHDR)
     parts = {kind for kind, _ in _png_parts(content)}
     return content[24] == 8 and content[26:28] == b"\0\0" and parts <= _PLAIN_PARTS
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB: 16-bit grey is scaled to 8 bits, transparency is dropped, EXIF data is kept."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.array(image)
-        if grey.size and (grey.min() < 0 or grey.max() > 65535):
-            raise ValueError(f"expected at most 16 bits a pixel, got values from {grey.min()} to {grey.max()}")
-        scaled = (grey.astype(np.uint32) * 255 + 32767) // 65535
-        return _with_exif(Image.fromarray(scaled.astype(np.uint8)).convert("RGB"), image)
-    if image.mode == "F":
-        raise ValueError("expected 8 or 16 bits a channel, got floating point")
-    # a palette with transparency reaches RGB only by way of RGBA
-    straight = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-    return _with_exif(straight.convert("RGB"), image)
-
-
-def _with_exif(converted: Image.Image, original: Image.Image) -> Image.Image:
-    converted.info.pop("transparency", None)
-    converted.getexif()[_EXIF_ORIENTATION] = original.getexif().get(_EXIF_ORIENTATION, 1)
-    return converted
 
 
 def encode_png(image: Image.Image) -> bytes:

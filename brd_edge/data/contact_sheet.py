@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ _SIDE = 260
 _MARGIN, _GAP, _LINE = 20, 6, 20
 _BACKGROUND, _INK, _FAINT = (255, 255, 255), (30, 34, 40), (120, 126, 134)
 _HATCH = 8
-_FONT, _SMALL = 15, 12
+_FONT, _SMALL = 14, 11
 
 ByteArray = npt.NDArray[np.uint8]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -62,7 +63,7 @@ def draw_contact_sheet(
     Returns:
         RGB picture.
     """
-    font, small = ImageFont.load_default(_FONT), ImageFont.load_default(_SMALL)
+    font, small = _fonts()
     width, height = _picture_size(tiles[0].image)
     columns = min(columns, len(tiles))
     cell = (2 * width + _GAP, height + _LINE)
@@ -90,6 +91,14 @@ def draw_contact_sheet(
             draw.line((corner[0], corner[1] + 12, corner[0] + 12, corner[1]), fill=_BACKGROUND, width=3)
         draw.text((corner[0] + 18, corner[1] - 1), name, fill=_INK, font=small)
     return sheet
+
+
+def _fonts() -> tuple[Font, Font]:
+    from matplotlib import get_data_path
+
+    # Pillow's own font knows few letters beyond ASCII
+    path = str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+    return ImageFont.truetype(path, _FONT), ImageFont.truetype(path, _SMALL)
 
 
 def _picture_size(image: ByteArray) -> tuple[int, int]:

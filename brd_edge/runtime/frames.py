@@ -13,26 +13,93 @@ from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.windows import cut_window, infer_windows
 
-__all__ = ["UNREADABLE", "fit_frame", "overlay", "read_image", "resize_class_map", "segment_image"]
+__all__ = [
+    "UNREADABLE",
+    "fit_frame",
+    "overlay",
+    "read_image",
+    "read_orientation",
+    "resize_class_map",
+    "segment_image",
+    "upright_rgb",
+]
 
 # what Pillow raises for files that are empty, cut short, damaged or implausibly large: OSError, SyntaxError,
 # ValueError, IndexError, struct.error, DecompressionBombError, … there is no common kind
 UNREADABLE = (Exception,)
 
 _OVERLAY_OPACITY = 0.55
+_EXIF_ORIENTATION = 0x0112
+# EXIF 2.3, 4.6.4: what brings each orientation upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(path: Path) -> npt.NDArray[np.uint8]:
-    """Read an image file as uint8 (H, W, 3) RGB at its own size.
+    """Read an image file as uint8 (H, W, 3) RGB at its own size, upright.
 
     Raises:
         DataError: The file cannot be read as an image.
     """
     try:
         with Image.open(path) as opened:
-            return np.array(opened.convert("RGB"))
+            return np.array(upright_rgb(opened))
     except UNREADABLE as error:
         raise DataError(f"{path}: the image cannot be read ({error}); expected a PNG, JPEG or the like") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Bring an opened image into the one form that networks see, at home and on devices alike.
+
+    16-bit grey is scaled to 8 bits, transparency is dropped, everything becomes RGB, and an EXIF rotation is
+    carried out.
+
+    Args:
+        image: Of any mode that Pillow reads.
+
+    Returns:
+        An image of mode RGB without rotation.
+
+    Raises:
+        ValueError: The image has more than 16 bits a channel or is of floating point.
+    """
+    # now: what is wrong with the pixels must not be taken for a damaged EXIF block
+    image.load()
+    turn = _TURNS.get(read_orientation(image))
+    rgb = _to_rgb(image)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def read_orientation(image: Image.Image) -> int:
+    """Return an opened image's EXIF orientation, 1 to 8; 1 where it has none or its EXIF block is damaged."""
+    try:
+        found = image.getexif().get(_EXIF_ORIENTATION, 1)
+    # Pillow raises many kinds for damaged blocks, and the pixels do not depend on them
+    except Exception:
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB: 16-bit grey is scaled to 8 bits, transparency is dropped."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.array(image)
+        if grey.size and (grey.min() < 0 or grey.max() > 65535):
+            raise ValueError(f"expected at most 16 bits a pixel, got values from {grey.min()} to {grey.max()}")
+        scaled = (grey.astype(np.uint32) * 255 + 32767) // 65535
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("expected 8 or 16 bits a channel, got floating point")
+    # a palette with transparency reaches RGB only by way of RGBA
+    straight = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+    return straight.convert("RGB")
 
 
 def fit_frame(image: npt.NDArray[np.uint8], contract: InputContract) -> npt.NDArray[np.uint8]:

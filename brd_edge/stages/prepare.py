@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from brd_edge.data.dataset import Dataset
 from brd_edge.data.findings import SKIPPED_NAME, load_skipped
-from brd_edge.data.index import load_dataset
+from brd_edge.data.index import load_checksums, load_dataset
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
 from brd_edge.run import Run, digest, tree_files
@@ -35,7 +36,12 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _root(recipe: Recipe) -> Path | None:
-    return Path(recipe.data.root).expanduser().absolute() if recipe.data.root is not None else None
+    """Return the recipe's root, or else the one that the layout's variable names."""
+    from brd_edge.data.layouts import LAYOUTS
+
+    layout = LAYOUTS.get(recipe.data.layout)
+    root = recipe.data.root or (os.environ.get(layout.variable) if layout is not None else None)
+    return Path(root).expanduser().absolute() if root else None
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
@@ -79,6 +85,10 @@ def _work(context: Context) -> Outcome:
     out = context.run.path("data")
     dataset = _draw(recipe, out) if recipe.data.layout == "scenes" else _convert(recipe, out)
     skipped = load_skipped(out)
+    checksums = load_checksums(out)
+    shared = len(set(checksums["train"].values()) & set(checksums["val"].values()))
+    if shared:
+        context.say(f"note: {shared} validation images are train images as well, to the byte: scores on them flatter")
     left_out = f"; {len(skipped.samples)} left out, see {out / SKIPPED_NAME}" if skipped else ""
     return Outcome(
         outputs=[out / "index.json", *([out / SKIPPED_NAME] if skipped else [])],
