@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from brd_edge.recipe_errors import describe_errors
-from brd_edge.recipe_fields import Deviation, NotNegative, OptionalText, Positive, Section, Unit, require_known
+from brd_edge.recipe_fields import Deviation, OptionalText, Positive, Section, Unit, require_known
+from brd_edge.recipe_gates import GatesSection
 from brd_edge.recipe_training import DistillSection, ModelSection, TeacherSection
 from brd_edge.recipe_yaml import apply_override, read_yaml, resolve_variables
 from brd_edge.runtime.errors import RecipeError
@@ -132,6 +133,8 @@ class BenchmarkSection(Section):
     """Seconds for comparing an engine's latency with the undistilled student's; it ends sooner once that is clear."""
     report_images: Annotated[int, Field(ge=1, le=24)] = 4
     """Validation images shown in the report."""
+    saturated: bool = False
+    """Whether to measure throughput too: as many streams at once as `threads`, with one thread each."""
     compare_run: OptionalText = None
     """Run directory of an earlier student (for example one trained with `distill.method: none`)."""
 
@@ -140,23 +143,6 @@ class BenchmarkSection(Section):
         if self.samples_min > self.samples_max:
             raise ValueError(f"samples_min {self.samples_min} is above samples_max {self.samples_max}")
         return self
-
-
-class GatesSection(Section):
-    """Limits that a measured engine must hold before it is bundled."""
-
-    miou_drop_max: NotNegative | None = None
-    """Largest loss of mIoU against PyTorch, in points (0.5 is half a percent)."""
-    boundary_iou_drop_max: NotNegative | None = None
-    """Largest loss of Boundary IoU against PyTorch, in points."""
-    latency_ms_p95_max: Annotated[float, Field(gt=0)] | None = None
-    """Largest p95 latency in milliseconds."""
-    size_bytes_max: Positive | None = None
-    """Largest size of the engine's files."""
-    added_cost_max_percent: NotNegative | None = None
-    """Largest difference of latency, in percent, by which an engine may be slower than the undistilled student's."""
-    uncertain: Literal["broken", "held"] = "broken"
-    """What a gate is whose limit lies within the 95 % interval of what was measured."""
 
 
 class BundleSection(Section):
@@ -215,6 +201,19 @@ class Recipe(Section):
         twice = sorted({"/".join(key) for key in keys if keys.count(key) > 1})
         if twice:
             raise ValueError(f"engines: every engine stands once, but these stand twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _gates_of_engines(self) -> Recipe:
+        for number, override in enumerate(self.gates.overrides):
+            for name in ("runtime", "precision", "target"):
+                wanted = getattr(override, name)
+                there = sorted({getattr(engine, name) for engine in self.engines})
+                if wanted is not None and wanted not in there:
+                    raise ValueError(
+                        f"gates.overrides.{number}.{name}: no engine of this recipe has {wanted!r}; "
+                        f"they have {', '.join(there)}"
+                    )
         return self
 
 

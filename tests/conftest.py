@@ -158,6 +158,7 @@ def make_bundle(
                 target=targets.get(runtime, "rtx" if runtime == "tensorrt" else "x86-cpu"),
                 runtime_range=version_range(runtime, versions[runtime]),
                 directory=None if runtime in plans else directories[runtime],
+                gates={"latency_ms_p95_max": latency_ms_p95_max},
                 metrics={"miou": 0.5},
             )
             for runtime in runtimes
@@ -171,7 +172,6 @@ def make_bundle(
             "palette": [list(colour) for colour in PALETTE],
             "contract": contract.to_json(),
             "contract_hash": contract.hash,
-            "gates": {"latency_ms_p95_max": latency_ms_p95_max},
             "provenance": {},
             "licence": "CC0-1.0",
         }

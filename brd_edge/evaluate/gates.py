@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Limits", "broken_gates"]
+__all__ = ["Limits", "broken_gates", "present_limits"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Limits:
     size_bytes_max: int | None = None
     added_cost_max_percent: float | None = None
     uncertain: Literal["broken", "held"] = "broken"
+
+
+def present_limits(limits: Limits) -> dict[str, Any]:
+    """Return the gates that there are, by name, and `uncertain`: an engine's entry `gates` in `benchmark.json`."""
+    return {name: value for name, value in asdict(limits).items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,12 +16,11 @@ __all__ = ["score_intervals", "score_losses"]
 
 _DRAWS = 1000
 _SEED = 20240131
-# rows of what is counted of each image
-_ROWS = {"miou": (0, 1), "boundary_iou": (2, 3)}
+Array = npt.NDArray[np.float64]
 
 
 def score_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.95) -> dict[str, Interval]:
-    """Return mIoU and Boundary IoU with intervals over which images happened to be in the split.
+    """Return every score with its interval over which images happened to be in the split.
 
     Images are drawn with replacement, all counts of an image together; a class that a draw does not hold is left
     out of its mean, as everywhere.
@@ -27,17 +29,20 @@ def score_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.95) -
         metrics: With the counts of every image (`keep_images`); at least one image.
         confidence: Of the intervals, 0 to 1.
 
+    Returns:
+        By the names of `SegmentationMetrics.to_json`; NaN for a score that was not counted.
+
     Raises:
         DataError: The counts of the images were not kept.
     """
-    counts, weights = _counts(metrics), _weights(metrics.images)
-    return {name: _interval(counts, counts, weights, name, confidence, alone=True) for name in _ROWS}
+    sums = _draws(_counts(metrics))
+    return {name: _interval(score(sums), confidence) for name, score in _SCORES.items()}
 
 
 def score_losses(
     metrics: SegmentationMetrics, reference: SegmentationMetrics, *, confidence: float = 0.95
 ) -> dict[str, Interval]:
-    """Return how much mIoU and Boundary IoU are lost against a reference, with intervals over images.
+    """Return how much of every score is lost against a reference, with intervals over images.
 
     The same images are drawn for both, so that what makes an image easy or hard cancels.
 
@@ -47,7 +52,8 @@ def score_losses(
         confidence: Of the intervals, 0 to 1.
 
     Returns:
-        Reference minus score: above 0 where something was lost.
+        Reference minus score, by name: above 0 where something was lost (of `connectivity_error`, which is an error,
+        below 0).
 
     Raises:
         DataError: The counts of the images were not kept, or are not of the same images.
@@ -57,43 +63,64 @@ def score_losses(
         raise DataError(
             f"intervals: expected counts of the same images and classes, got {mine.shape} and {theirs.shape}"
         )
-    weights = _weights(metrics.images)
-    return {name: _interval(theirs, mine, weights, name, confidence, alone=False) for name in _ROWS}
+    first, second = _draws(theirs), _draws(mine)
+    return {name: _interval(score(first) - score(second), confidence) for name, score in _SCORES.items()}
 
 
-def _counts(metrics: SegmentationMetrics) -> npt.NDArray[np.float64]:
+def _counts(metrics: SegmentationMetrics) -> Array:
     if not metrics.keep_images or not metrics.per_image:
         raise DataError("intervals: expected metrics with the counts of every image (keep_images=True), got none")
     return np.stack(metrics.per_image).astype(np.float64)
 
 
-def _weights(images: int) -> npt.NDArray[np.float64]:
-    """Return how often each image is in each draw, (draws + 1, images); the last row takes each image once."""
+def _draws(counts: Array) -> Array:
+    """Return the sums over the images of each draw, (draws + 1, rows, K); the last one takes each image once."""
+    images = len(counts)
     drawn = np.random.default_rng(_SEED).multinomial(images, np.full(images, 1 / images), _DRAWS)
-    return np.vstack([drawn, np.ones(images, np.int64)]).astype(np.float64)
+    weights = np.vstack([drawn, np.ones(images, np.int64)]).astype(np.float64)
+    return np.tensordot(weights, counts, axes=1)
 
 
-def _interval(
-    first: npt.NDArray[np.float64],
-    second: npt.NDArray[np.float64],
-    weights: npt.NDArray[np.float64],
-    name: str,
-    confidence: float,
-    *,
-    alone: bool,
-) -> Interval:
-    scores = _scores(first, weights, name)
-    if not alone:
-        scores = scores - _scores(second, weights, name)
-    low, high = np.nanpercentile(scores[:-1], (50 * (1 - confidence), 50 * (1 + confidence)))
+def _interval(scores: Array, confidence: float) -> Interval:
+    """Return the interval of the scores of all draws, the last of which is the value itself."""
+    known = scores[:-1][~np.isnan(scores[:-1])]
+    if not known.size:
+        return Interval(float(scores[-1]), math.nan, math.nan, confidence)
+    low, high = np.percentile(known, (50 * (1 - confidence), 50 * (1 + confidence)))
     return Interval(float(scores[-1]), float(low), float(high), confidence)
 
 
-def _scores(counts: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float64]:
-    """Return the mean IoU of every draw."""
-    part, whole = (weights @ counts[:, row] for row in _ROWS[name])
+def _ratio(part: Array, whole: Array) -> Array:
     ratio = np.full(part.shape, np.nan)
     np.divide(part, whole, out=ratio, where=whole > 0)
-    present = (whole > 0).sum(1)
-    total = np.nansum(ratio, axis=1)
-    return np.where(present > 0, total / np.maximum(present, 1), np.nan)
+    return ratio
+
+
+def _mean(values: Array) -> Array:
+    """Return the mean over the classes that are present, NaN without any."""
+    present = ~np.isnan(values)
+    return _ratio(np.nansum(values, axis=-1), present.sum(-1).astype(np.float64))
+
+
+def _pixel_accuracy(sums: Array) -> Array:
+    # every pixel lies in the masks of its label and of its prediction: in both sums of hit and union together, twice
+    hit = sums[:, 0].sum(-1)
+    return _ratio(hit, (hit + sums[:, 1].sum(-1)) / 2)
+
+
+def _boundary_f(sums: Array) -> Array:
+    near_guess, guess, near_truth, truth = np.moveaxis(sums[:, 4:8], 1, 0)
+    precision, recall = _ratio(near_guess, guess), _ratio(near_truth, truth)
+    score = _ratio(2 * precision * recall, precision + recall)
+    score[(guess + truth > 0) & np.isnan(score)] = 0.0
+    return _mean(score)
+
+
+_SCORES: dict[str, Callable[[Array], Array]] = {
+    "miou": lambda sums: _mean(_ratio(sums[:, 0], sums[:, 1])),
+    "boundary_iou": lambda sums: _mean(_ratio(sums[:, 2], sums[:, 3])),
+    "pixel_accuracy": _pixel_accuracy,
+    "boundary_f": _boundary_f,
+    "connectivity_error": lambda sums: _mean(_ratio(sums[:, 8], sums[:, 9])),
+}
+"""From sums of the rows of `SegmentationMetrics.per_image`, (draws, 10, K), to each score, (draws,)."""

@@ -8,7 +8,7 @@ sees a byte of it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -126,6 +126,24 @@ class Runner(Protocol):
 
         Raises:
             EngineError: The frame has another shape or dtype, the runner is closed, or the runtime failed.
+        """
+        ...
+
+    def bind(self, frame: npt.NDArray[np.uint8]) -> Callable[[], object]:
+        """Return a call that runs the engine alone, over and over on one frame.
+
+        The frame lies where the runtime reads it, and the class map stays where the runtime writes it: what the
+        call takes is what the vendor's own tool measures. `infer` is that, and all that lies around it.
+
+        Args:
+            frame: As for `infer`.
+
+        Returns:
+            A call that returns when the engine is done; it must not be called after `close`, nor between the
+            calls of another one of the same runner.
+
+        Raises:
+            EngineError: The frame has another shape or dtype, or the runner is closed.
         """
         ...
 

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 MANIFEST_BYTES_MAX = 4 << 20
 GRAPH_NAME = "student.onnx"
 
@@ -39,10 +39,10 @@ _SIZE_BYTES_MAX = 16 << 30
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KEYS = {
-    *("schema_version", "name", "model", "classes", "palette", "contract", "contract_hash", "engines", "gates"),
+    *("schema_version", "name", "model", "classes", "palette", "contract", "contract_hash", "engines"),
     *("golden", "files", "provenance", "licence"),
 }
-_ENGINE_KEYS = {"name", "runtime", "precision", "target", "runtime_range", "build", "metrics"}
+_ENGINE_KEYS = {"name", "runtime", "precision", "target", "runtime_range", "build", "gates", "metrics"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class BundledEngine:
         target: The device profile.
         runtime_range: Versions of the runtime that load it, such as `">=1.20"` or `"==1.7.1"`.
         build: Whether the device builds it from the bundle's graph; then there are no files yet.
+        gates: Limits that it was held to at home, as JSON types.
         metrics: What was measured at home, as JSON types.
     """
 
@@ -65,7 +66,14 @@ class BundledEngine:
     target: str
     runtime_range: str
     build: bool
+    gates: Mapping[str, Any]
     metrics: Mapping[str, Any]
+
+    @property
+    def latency_ms_p95_max(self) -> float | None:
+        """Gate that it must hold on the device too, or None."""
+        limit = self.gates.get("latency_ms_p95_max")
+        return None if limit is None else float(limit)
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,6 @@ class Manifest:
         palette: RGB colours by class id, 0 to 255.
         contract: The frames that all engines take.
         engines: The engines and build plans by name.
-        latency_ms_p95_max: Gate that an engine must hold on the device too, or None.
         golden_frames: Names of the golden frames.
         agreement_min: Share of the pixels (0 to 1) of a golden frame that must agree.
         files: Every file of the bundle but the manifest and its signature, by path.
@@ -89,7 +96,6 @@ class Manifest:
     palette: tuple[tuple[int, int, int], ...]
     contract: InputContract
     engines: Mapping[str, BundledEngine]
-    latency_ms_p95_max: float | None
     golden_frames: tuple[str, ...]
     agreement_min: float
     files: Mapping[str, EngineFile]
@@ -131,19 +137,18 @@ def _parse(values: Any) -> Manifest:
     classes = tuple(str(name) for name in values["classes"])
     palette = tuple((int(red), int(green), int(blue)) for red, green, blue in values["palette"])
     _expect(1 <= len(classes) == len(palette) <= 255, "classes", "1 to 255, with a colour each", len(classes))
-    golden, limit = values["golden"], values["gates"].get("latency_ms_p95_max")
+    golden = values["golden"]
     agreement_min = golden["agreement_min"]
     _expect(
         type(agreement_min) in (int, float) and 0 < agreement_min <= 1, "golden.agreement_min", "0 to 1", agreement_min
     )
-    _expect(limit is None or type(limit) in (int, float), "gates.latency_ms_p95_max", "a number or null", limit)
     files, frames = _parse_files(values["files"]), tuple(golden["frames"])
     needed = [f"golden/{name}.{kind}.png" for name in frames for kind in ("frame", "class_map")]
     missing = [path for path in (*needed, GRAPH_NAME) if path not in files]
     _expect(not missing, "files", "the graph, and both files of every golden frame", f"none for {missing}")
     engines = {entry["name"]: _parse_engine(entry) for entry in values["engines"]}
     _expect(len(engines) == len(values["engines"]), "engines", "names that differ", sorted(engines))
-    manifest = Manifest(values["name"], classes, palette, contract, engines, limit, frames, float(agreement_min), files)
+    manifest = Manifest(values["name"], classes, palette, contract, engines, frames, float(agreement_min), files)
     for engine in engines.values():
         found = bool(manifest.engine_files(engine.name))
         _expect(found != engine.build, f"engines.{engine.name}", "files, or a plan to build it", manifest.files)
@@ -156,6 +161,9 @@ def _parse_engine(values: Any) -> BundledEngine:
         _expect(_is_name(values[key]), f"engines.{key}", "letters, digits, '.', '_' and '-'", values[key])
     _expect(is_specifier(values["runtime_range"]), "engines.runtime_range", "such as '>=1.20'", values["runtime_range"])
     _expect(type(values["build"]) is bool, "engines.build", "true or false", values["build"])
+    _expect(isinstance(values["gates"], dict), "engines.gates", "an object", values["gates"])
+    limit = values["gates"].get("latency_ms_p95_max")
+    _expect(limit is None or type(limit) in (int, float), "engines.gates.latency_ms_p95_max", "a number or null", limit)
     _expect(isinstance(values["metrics"], dict), "engines.metrics", "an object", values["metrics"])
     return BundledEngine(**values)
 

@@ -51,6 +51,7 @@ class PlannedEngine:
         target: The device profile.
         runtime_range: Versions of the runtime that load it; see `brd_edge.runtime.versions`.
         directory: Its files, or None where the device builds it from the graph.
+        gates: Limits that it was held to, as JSON types; a device holds it to `latency_ms_p95_max`.
         metrics: What was measured, as JSON types.
     """
 
@@ -60,6 +61,7 @@ class PlannedEngine:
     target: str
     runtime_range: str
     directory: Path | None
+    gates: Mapping[str, Any]
     metrics: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -71,6 +73,7 @@ class PlannedEngine:
             "target": self.target,
             "runtime_range": self.runtime_range,
             "build": self.directory is None,
+            "gates": dict(self.gates),
             "metrics": dict(self.metrics),
         }
 
@@ -93,7 +96,7 @@ def write_bundle(
         golden: Frames with the class maps to expect.
         agreement_min: Share of the pixels (0 to 1) of a golden frame that must agree.
         manifest: The manifest's other keys: `name`, `model`, `classes`, `palette`, `contract`,
-            `contract_hash`, `gates`, `provenance` and `licence`, as JSON types.
+            `contract_hash`, `provenance` and `licence`, as JSON types.
 
     Returns:
         The bundle's files, `manifest.json` first.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,21 +16,23 @@ import numpy as np
 from brd_edge.data.dataset import Dataset, read_frame
 from brd_edge.environment import describe_environment
 from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor, model_predictor
-from brd_edge.evaluate.gates import Limits, broken_gates
+from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
 from brd_edge.evaluate.intervals import score_intervals, score_losses
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
+from brd_edge.recipe_gates import limits_of
 from brd_edge.run import digest
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import open_engine
 from brd_edge.runtime.errors import BrdEdgeError, RunError, RuntimeMissingError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
-from brd_edge.runtime.latency import measure_latency
 from brd_edge.runtime.metrics import SegmentationMetrics
+from brd_edge.runtime.statistics import Interval, bootstrap_mean
 from brd_edge.runtime.targets import TARGETS
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract, training_device
 from brd_edge.stages.cost import added_cost
 from brd_edge.stages.reporting import report_curves, report_samples, sample_indices
+from brd_edge.stages.timing import time_engine
 from brd_edge.stages.training import load_run_dataset
 
 __all__ = ["STAGE"]
@@ -37,6 +40,10 @@ __all__ = ["STAGE"]
 log = logging.getLogger("brd_edge")
 
 SCHEMA_VERSION = 1
+
+_SCORES = ("miou", "boundary_iou", "class_iou", "argmax_agreement", "intervals", "lost")
+_MEASURED = (*_SCORES, "latency_ms", "engine_latency_ms", "throughput")
+"""What an engine that was not measured has none of."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +138,14 @@ def _work(context: Context) -> Outcome:
 
 def _measure_all(context: Context, validation: _Validation) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure every engine, compare its cost with the undistilled one's, and hold it to its gates."""
-    limits = Limits(**context.recipe.gates.model_dump())
     frame = read_frame(validation.dataset.val[0], validation.contract)
     engines, costs = [], []
     for entry in context.inputs["build"].result["engines"]:
         engine = _measure(context, validation, entry)
         engines.append(engine)
+        kind = {key: entry[key] for key in ("runtime", "precision", "target")}
+        limits = Limits(**limits_of(context.recipe.gates, **kind))
+        engine["gates"] = present_limits(limits)
         if entry["status"] != "built":
             continue
         costs.append(added_cost(context, entry, frame, timed=engine["status"] == "measured"))
@@ -197,16 +206,31 @@ def _scores(
             metrics=SegmentationMetrics(len(dataset.classes), keep_images=True) if keep is None else validation.student,
             on_class_map=look,
         )
-    intervals = {name: [item.low, item.high] for name, item in score_intervals(metrics).items()}
-    scores = {**metrics.to_json(), "intervals": intervals}
+    intervals = _known(score_intervals(metrics))
+    scores: dict[str, Any] = {**metrics.to_json(), "intervals": _ends(intervals)}
     if not agreement:
         return scores
-    lost = {name: item.to_json() for name, item in score_losses(metrics, validation.student).items()}
-    return {**scores, "argmax_agreement": float(np.mean(agreement)), "lost": lost}
+    agreed = bootstrap_mean(agreement)
+    lost = {name: item.to_json() for name, item in _known(score_losses(metrics, validation.student)).items()}
+    return {
+        **scores,
+        "argmax_agreement": agreed.value,
+        "intervals": _ends({**intervals, "argmax_agreement": agreed}),
+        "lost": lost,
+    }
+
+
+def _known(intervals: Mapping[str, Interval]) -> dict[str, Interval]:
+    """Return the intervals of what was counted: a split may hold no boundary and no region at all."""
+    return {name: item for name, item in intervals.items() if not np.isnan([item.value, item.low, item.high]).any()}
+
+
+def _ends(intervals: Mapping[str, Interval]) -> dict[str, list[float]]:
+    return {name: [item.low, item.high] for name, item in intervals.items()}
 
 
 def _measure(context: Context, validation: _Validation, entry: dict[str, Any]) -> dict[str, Any]:
-    empty = dict.fromkeys(("latency_ms", "miou", "boundary_iou", "class_iou", "argmax_agreement", "intervals", "lost"))
+    empty = dict.fromkeys(_MEASURED)
     result = {**entry, **empty, "gates_broken": []}
     if entry["status"] != "built":
         return result
@@ -222,12 +246,7 @@ def _measure(context: Context, validation: _Validation, entry: dict[str, Any]) -
         with open_engine(directory, contract=validation.contract, threads=settings.threads) as runner:
             scores = _scores(validation, runner.infer, title)
             context.say(f"benchmark: timing {title} (at most {settings.budget_s:.0f} s unless it is slow)")
-            latency = measure_latency(
-                lambda: runner.infer(frame),
-                samples_min=settings.samples_min,
-                samples_max=settings.samples_max,
-                budget_s=settings.budget_s,
-            )
+            timing = time_engine(directory, runner, frame, settings)
     except RuntimeMissingError as error:
         return {**result, "status": "built", "reason": f"not measured: {error}"}
     except BrdEdgeError as error:
@@ -240,8 +259,7 @@ def _measure(context: Context, validation: _Validation, entry: dict[str, Any]) -
         **result,
         **scores,
         "status": "measured",
-        "latency_ms": latency.to_json(),
-        "samples_ms": latency.samples_ms,
+        **timing,
     }
 
 
@@ -312,6 +330,7 @@ STAGE = Stage(
         "stages/context.py",
         "stages/cost.py",
         "stages/reporting.py",
+        "stages/timing.py",
     ),
     settings=_settings,
     work=_work,

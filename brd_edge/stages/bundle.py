@@ -63,7 +63,6 @@ def _work(context: Context) -> Outcome:
             "palette": benchmark["dataset"]["palette"],
             "contract": contract.to_json(),
             "contract_hash": contract.hash,
-            "gates": context.recipe.gates.model_dump(mode="json"),
             "licence": settings.licence,
             "provenance": {
                 "created_by": f"brd-edge {__version__}",
@@ -100,7 +99,9 @@ def _planned(context: Context, entry: dict[str, Any]) -> PlannedEngine | None:
     else:
         return None
     names = {key: str(entry[key]) for key in ("name", "runtime", "precision", "target")}
-    return PlannedEngine(**names, runtime_range=versions, directory=directory, metrics=_metrics(entry))
+    return PlannedEngine(
+        **names, runtime_range=versions, directory=directory, gates=entry["gates"], metrics=_metrics(entry)
+    )
 
 
 def _metrics(entry: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from brd_edge.evaluate.gates import Limits, broken_gates
+from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
 
 
 def make_engine(**changes: Any) -> dict[str, Any]:
@@ -52,6 +52,10 @@ def test_a_limit_within_the_interval_is_not_held_unless_wanted() -> None:
         "the limit is 1",
     ]
     assert broken_gates(Limits(**limits, uncertain="held"), engine=make_engine(), cost=make_cost(1.005, 1.02)) == []
+
+
+def test_only_limits_that_there_are_are_written_down() -> None:
+    assert present_limits(Limits(miou_drop_max=0.0)) == {"miou_drop_max": 0.0, "uncertain": "broken"}
 
 
 def test_what_could_not_be_measured_is_not_held() -> None:

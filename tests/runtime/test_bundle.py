@@ -152,8 +152,8 @@ def test_every_byte_of_the_archives_head_and_tail_counts(archive: Path, trusted,
                 verify_archive(altered, trusted)
             except BundleError:
                 continue
-            # the unused bits that fill a deflate stream up to its last byte carry nothing
-            assert index == len(content) - 9, index
+            # some bits of a deflate stream carry nothing: codes of symbols that do not occur, the rest of the last byte
+            assert gzip.decompress(bytes(changed)) == gzip.decompress(content), index
     for changed in (content[:-1], content + b"\0", content + content, b"", content[: len(content) // 2]):
         altered.write_bytes(changed)
         with pytest.raises(BundleError):

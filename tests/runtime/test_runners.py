@@ -133,6 +133,23 @@ def test_closed_runner(engines: dict[str, Path], frames: list[np.ndarray], runti
 
 
 @pytest.mark.parametrize("runtime", CPU_RUNTIMES)
+def test_a_bound_call_runs_the_engine_alone(engines: dict[str, Path], frames: list[np.ndarray], runtime: str) -> None:
+    with open_engine(engines[runtime], threads=1) as runner:
+        expected = [runner.infer(frame) for frame in frames]
+        for frame, class_map in zip(frames, expected, strict=True):
+            given = np.asfortranarray(frame)
+            call = runner.bind(given)
+            given[:] = 0  # the frame was taken over
+            for _ in range(2):
+                np.testing.assert_array_equal(np.asarray(call())[0], class_map)
+        np.testing.assert_array_equal(runner.infer(frames[0]), expected[0])
+        with pytest.raises(EngineError, match="expected uint8"):
+            runner.bind(frames[0][:-1])
+    with pytest.raises(EngineError, match="closed"):
+        runner.bind(frames[0])
+
+
+@pytest.mark.parametrize("runtime", CPU_RUNTIMES)
 def test_a_graph_of_another_size_than_its_sidecar_says(engines: dict[str, Path], tmp_path: Path, runtime: str) -> None:
     directory = shutil.copytree(engines[runtime], tmp_path / runtime)
     values = json.loads((directory / SIDECAR).read_text())
@@ -262,6 +279,10 @@ def test_tensorrt_copies_frames_in_and_class_maps_out(
         results = [runner.infer(frame[:, ::-1]) for frame in frames]
         for frame, result in zip(frames, results, strict=True):
             np.testing.assert_array_equal(result, reference.run(None, {"image": frame[None, :, ::-1]})[0][0])
+            call = runner.bind(frame)
+            call()
+            written = np.frombuffer(ctypes.string_at(runner._buffers[1], 24 * 40), np.uint8).reshape(1, 24, 40)
+            np.testing.assert_array_equal(written, reference.run(None, {"image": frame[None]})[0])
         assert len(cuda.held) == 2
     assert (cuda.held, cuda.streams) == ({}, 0)
     with pytest.raises(EngineError, match="closed"):

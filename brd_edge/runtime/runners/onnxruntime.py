@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,28 @@ class OnnxRuntimeRunner:
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on a frame: {error}") from error
         return check_class_map(class_map, self.info.contract)
+
+    def bind(self, frame: npt.NDArray[np.uint8]) -> Callable[[], object]:
+        """Return a call that runs the session alone, with input and output bound; see `Runner.bind`.
+
+        Raises:
+            EngineError: The frame has another shape or dtype, or the runner is closed.
+        """
+        contract, session = self.info.contract, self._session
+        check_frame(frame, contract)
+        if session is None:
+            raise EngineError("the runner is closed: open the engine again")
+        binding = session.io_binding()
+        binding.bind_cpu_input("image", np.ascontiguousarray(frame[None]))
+        class_map = np.empty((1, contract.height, contract.width), np.uint8)
+        binding.bind_output("class_map", "cpu", 0, np.uint8, class_map.shape, class_map.ctypes.data)
+
+        def call() -> npt.NDArray[np.uint8]:
+            session.run_with_iobinding(binding)
+            # named here, so that the buffer lives as long as the call does
+            return class_map
+
+        return call
 
     def close(self) -> None:
         """Free the session."""

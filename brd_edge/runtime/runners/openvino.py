@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,28 @@ class OpenVinoRunner:
         except Exception as error:
             raise EngineError(f"OpenVINO failed on a frame: {error}") from error
         return check_class_map(results[0], self.info.contract)
+
+    def bind(self, frame: npt.NDArray[np.uint8]) -> Callable[[], object]:
+        """Return a call that runs the request alone, with its input tensor set; see `Runner.bind`.
+
+        Raises:
+            EngineError: The frame has another shape or dtype, or the runner is closed.
+        """
+        check_frame(frame, self.info.contract)
+        request = self._request
+        if request is None:
+            raise EngineError("the runner is closed: open the engine again")
+        openvino = import_runtime("openvino", INSTALL)
+        request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(frame[None]), shared_memory=False))
+
+        def call() -> npt.NDArray[np.uint8]:
+            request.start_async()
+            request.wait()
+            # the runtime's own buffer: nothing is copied
+            class_map: npt.NDArray[np.uint8] = request.get_output_tensor().data
+            return class_map
+
+        return call
 
     def close(self) -> None:
         """Free the inference request and the compiled model with it."""

@@ -10,6 +10,7 @@ machine without one sees (the errors, and the order of the calls) is tested.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -119,6 +120,22 @@ class TensorRtRunner:
         _call(cudart, "cudaMemcpyAsync", class_map.ctypes.data, class_map_buffer, class_map.nbytes, to_host, stream)
         _call(cudart, "cudaStreamSynchronize", stream)
         return check_class_map(class_map, contract)
+
+    def bind(self, frame: npt.NDArray[np.uint8]) -> Callable[[], object]:
+        """Return a call that runs the engine alone, on a frame that lies on the GPU already; see `Runner.bind`.
+
+        Raises:
+            EngineError: The frame has another shape or dtype, the runner is closed, or CUDA failed.
+        """
+        self.infer(frame)  # leaves the frame in the engine's input
+        context, cudart, stream = self._context, self._cudart, self._stream
+
+        def call() -> None:
+            if not context.execute_async_v3(int(stream)):
+                raise EngineError("TensorRT failed on a frame")
+            _call(cudart, "cudaStreamSynchronize", stream)
+
+        return call
 
     def _allocate(self, engine: Any) -> None:
         self._stream = _call(self._cudart, "cudaStreamCreate")

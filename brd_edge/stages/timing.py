@@ -1,0 +1,57 @@
+"""How fast an engine is; part of the stage `benchmark`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from brd_edge.runtime.engine import Runner, open_engine
+from brd_edge.runtime.latency import measure_latency
+from brd_edge.runtime.throughput import measure_throughput
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from brd_edge.recipe import BenchmarkSection
+
+__all__ = ["time_engine"]
+
+
+def time_engine(
+    directory: Path, runner: Runner, frame: npt.NDArray[np.uint8], settings: BenchmarkSection
+) -> dict[str, Any]:
+    """Time an engine from frame to class map, the engine alone, and, where the recipe asks for it, many at once.
+
+    Args:
+        directory: The engine's directory.
+        runner: The engine, opened.
+        frame: uint8 (H, W, 3) of the contract's size.
+        settings: How the recipe wants it measured.
+
+    Returns:
+        The entries `latency_ms`, `samples_ms`, `engine_latency_ms` and `throughput` of `benchmark.json`.
+    """
+    whole, alone = (
+        measure_latency(
+            call, samples_min=settings.samples_min, samples_max=settings.samples_max, budget_s=settings.budget_s
+        )
+        for call in (lambda: runner.infer(frame), runner.bind(frame))
+    )
+    throughput = None
+    if settings.saturated:
+
+        @contextmanager
+        def opened() -> Iterator[Callable[[], object]]:
+            with open_engine(directory, threads=1) as own:
+                yield lambda: own.infer(frame)
+
+        throughput = measure_throughput(opened, streams=settings.threads, budget_s=settings.budget_s)
+    return {
+        "latency_ms": whole.to_json(),
+        "samples_ms": whole.samples_ms,
+        "engine_latency_ms": alone.to_json(),
+        "throughput": None if throughput is None else throughput.to_json(),
+    }

@@ -1,0 +1,69 @@
+"""Throughput of streams whose rate is known."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from brd_edge.runtime.engine import open_engine
+from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.statistics import bootstrap_mean
+from brd_edge.runtime.throughput import measure_throughput
+
+
+def test_streams_add_up() -> None:
+    seen: set[int] = set()
+
+    @contextmanager
+    def opened() -> Iterator[Callable[[], object]]:
+        seen.add(threading.get_ident())
+        yield lambda: time.sleep(0.01)
+
+    found = measure_throughput(opened, streams=4, budget_s=1.0)
+    assert (found.streams, len(seen)) == (4, 4)
+    # a sleep is never shorter than asked for, and little longer unless the machine is very busy
+    assert 0.5 * 400 < found.rate_hz.value <= 400
+    assert found.rate_hz.low <= found.rate_hz.value <= found.rate_hz.high
+    assert found.frames == pytest.approx(found.rate_hz.value * 1.0, abs=8)
+    assert found.to_json()["interval"] == [found.rate_hz.low, found.rate_hz.high]
+
+
+def test_engines_run_side_by_side(engines: dict[str, Path], frames: list[np.ndarray]) -> None:
+    @contextmanager
+    def opened() -> Iterator[Callable[[], object]]:
+        with open_engine(engines["onnxruntime"], threads=1) as runner:
+            yield lambda: runner.infer(frames[0])
+
+    assert measure_throughput(opened, streams=2, budget_s=0.2).frames > 2
+
+
+def test_what_fails_in_a_stream_fails_the_measurement() -> None:
+    number, before = iter(range(3)), threading.active_count()
+
+    @contextmanager
+    def opened() -> Iterator[Callable[[], object]]:
+        if next(number) == 1:
+            raise EngineError("no memory for another one")
+        yield lambda: time.sleep(0.001)
+
+    with pytest.raises(EngineError, match="no memory for another one"):
+        measure_throughput(opened, streams=3, budget_s=30.0)
+    assert threading.active_count() == before
+    with pytest.raises(EngineError, match="streams >= 1 and budget_s > 0, got 0 and 1"):
+        measure_throughput(opened, streams=0, budget_s=1)
+
+
+def test_intervals_of_means_are_those_of_scipy() -> None:
+    values = np.random.default_rng(3).gamma(4.0, 5.0, 8)  # so few that blocks are of two
+    found = bootstrap_mean(values)
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    assert found.value == pytest.approx(values.mean())
+    width = theirs.high - theirs.low
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.25 * width)
