@@ -28,13 +28,13 @@ def percent(fraction: float | None, *, digits: int = 1, missing: str = MISSING) 
     return missing if _absent(fraction) else f"{100 * float(fraction or 0):.{digits}f}"
 
 
-def points(difference: float | None, *, missing: str = MISSING) -> str:
+def points(difference: float | None, *, digits: int = 1, missing: str = MISSING) -> str:
     """Write a difference of two fractions in percentage points, with a plus or a minus sign: `0.052` gives `"+5.2"`."""
     if _absent(difference):
         return missing
-    rounded = round(100 * float(difference or 0), 1)
+    rounded = round(100 * float(difference or 0), digits)
     sign = "+" if rounded > 0 else "−" if rounded < 0 else "±"  # noqa: RUF001 (a minus sign as wide as the plus)
-    return f"{sign}{abs(rounded):.1f}"
+    return f"{sign}{abs(rounded):.{digits}f}"
 
 
 def latency_digits(latencies_ms: Iterable[float | None]) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +21,20 @@ from brd_edge.evaluate.formats import (
     quantity,
 )
 from brd_edge.evaluate.gallery import IGNORED, IGNORED_COLOR, ReportSample, draw_sample
-from brd_edge.evaluate.plots import (
-    SERIES,
-    Curve,
-    EnginePoint,
-    curves_svg,
-    latency_distribution_svg,
-    latency_miou_svg,
+from brd_edge.evaluate.plots import Curve, curves_svg
+from brd_edge.evaluate.proof import judge_proof
+from brd_edge.evaluate.report_attribution import attribution_section
+from brd_edge.evaluate.report_engines import (
+    added_cost_chart,
+    chart,
+    engine_charts,
+    engine_rows,
+    interval_text,
+    latency_rows,
+    throughput_lines,
 )
-from brd_edge.evaluate.verdict import best_engine, gap, judge_proof, p50_ms, verdict
+from brd_edge.evaluate.svg import SERIES
+from brd_edge.evaluate.verdict import gap, p50_ms, verdict
 from brd_edge.runtime.contract import SLIDING_WINDOW
 from brd_edge.runtime.files import write_text_atomic
 
@@ -36,7 +44,6 @@ _GALLERY_CHARACTERS = 6_000_000  # what the pictures may take of a file that is 
 _DIFFERENCES_SHOWN = 20
 _LEGEND_CLASSES = 40
 _NO_DATASET: dict[str, Any] = {"name": "", "classes": [], "palette": [], "train": None, "val": None}
-_STATUS_MARKS = {"measured": "✓", "built": "●", "skipped": "○", "failed": "✕"}
 _MACHINE_NAMES = {"cpu": "CPU", "cores": "Cores", "os": "System", "python": "Python", "gpu": "GPU", "driver": "Driver"}
 
 
@@ -73,8 +80,12 @@ def write_report(
     environment.filters.update(
         duration=duration, mb=megabytes, ms=milliseconds, percent=percent, points=points, quantity=quantity
     )
+    script = (resources.files("brd_edge.evaluate") / "report.js").read_text(encoding="utf-8").strip()
+    # the page's policy lets this one script run, and no other
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = environment.get_template("report.html.jinja")
-    write_text_atomic(path, template.render(_page(benchmark, samples, curves)))
+    page = template.render(_page(benchmark, samples, curves), script=script, script_sha256=allowed)
+    write_text_atomic(path, page)
 
 
 def _page(
@@ -85,6 +96,9 @@ def _page(
     dataset = _NO_DATASET | (benchmark.get("dataset") or {})
     labels = engine_labels(engines)
     gallery = _gallery(samples, dataset["palette"])
+    digits = latency_digits(p50_ms(engine) for engine in engines)
+    models, found = _model_rows(benchmark), benchmark.get("zero_cost") or {}
+    proof = judge_proof(found)
     return {
         "recipe": benchmark.get("recipe") or "unnamed",
         "created": benchmark.get("created") or "",
@@ -92,16 +106,20 @@ def _page(
         "dataset": dataset,
         "verdict": verdict(benchmark),
         "slides": (benchmark.get("contract") or {}).get("resize") == SLIDING_WINDOW,
-        "engines": _engine_rows(engines, labels),
-        "latency_decimals": latency_digits(p50_ms(engine) for engine in engines),
-        "models": _model_rows(benchmark),
-        "charts": _charts(benchmark, engines, labels),
+        "engines": engine_rows(engines, labels),
+        "latency_decimals": digits,
+        "latencies": latency_rows(engines, labels, digits),
+        "throughput": throughput_lines(engines, labels),
+        "models": models,
+        "charts": engine_charts(engines, labels, models),
+        "attribution": attribution_section(benchmark.get("attribution")),
         "training": _training(curves),
         "classes": _class_table(benchmark, engines, labels),
         "gallery": gallery,
         "left_out": len(samples) - len(gallery),
         "legend": _legend(dataset, samples[: len(gallery)]),
-        "proof": judge_proof(benchmark.get("zero_cost")),
+        "proof": proof,
+        "added_cost": added_cost_chart(proof, float(found.get("margin_percent") or 1.0) / 100),
         "differences_shown": _DIFFERENCES_SHOWN,
         "durations": benchmark.get("duration_s") or {},
         "contract": _contract(benchmark.get("contract") or {}),
@@ -109,35 +127,6 @@ def _page(
         "packages": (benchmark.get("environment") or {}).get("packages") or {},
         "series": SERIES,
     }
-
-
-def _engine_rows(engines: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
-    rows, best = [], best_engine(engines)
-    for engine, label in zip(engines, labels, strict=True):
-        status = str(engine.get("status") or "unknown")
-        latency = engine.get("latency_ms") or {}
-        numbers = [latency.get("p50"), *(engine.get(key) for key in ("miou", "boundary_iou", "argmax_agreement"))]
-        rows.append(
-            {
-                "label": label,
-                "runtime": engine.get("runtime") or "?",
-                "version": engine.get("runtime_version") or "",
-                "precision": engine.get("precision") or "?",
-                "target": engine.get("target") or "?",
-                "status": status,
-                "tone": status if status in _STATUS_MARKS else "skipped",
-                "mark": _STATUS_MARKS.get(status, "○"),
-                "reason": engine.get("reason") or ("" if status == "measured" else "No reason was given."),
-                "measured": any(number is not None for number in numbers),
-                "latency": latency,
-                "miou": engine.get("miou"),
-                "boundary_iou": engine.get("boundary_iou"),
-                "agreement": engine.get("argmax_agreement"),
-                "size_bytes": engine.get("size_bytes"),
-                "best": engine is best,
-            }
-        )
-    return rows
 
 
 def _model_rows(benchmark: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -156,52 +145,11 @@ def _model_rows(benchmark: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "macs": model.get("macs"),
                 "miou": model.get("miou"),
                 "boundary_iou": model.get("boundary_iou"),
+                "intervals": {key: interval_text(model, key) for key in ("miou", "boundary_iou")},
                 "gap": None if role == "teacher" else gap(model, teacher, "miou"),
             }
         )
     return rows
-
-
-def _charts(
-    benchmark: Mapping[str, Any], engines: Sequence[Mapping[str, Any]], labels: Sequence[str]
-) -> list[dict[str, Any]]:
-    charts: list[dict[str, Any]] = []
-    shown = [
-        EnginePoint(label, latency, float(engine["miou"]), index)
-        for index, (engine, label) in enumerate(zip(engines, labels, strict=True))
-        if (latency := p50_ms(engine)) is not None and engine.get("miou") is not None
-    ]
-    if shown:
-        models = [(row["role"], float(row["miou"])) for row in _model_rows(benchmark) if row["miou"] is not None]
-        text = "; ".join(f"{point.label}: {point.latency_ms:.3g} ms, {percent(point.miou)} %" for point in shown)
-        charts.append(
-            {
-                "title": "Latency against mIoU",
-                "alt": f"Engines by p50 latency and mIoU. {text}.",
-                "note": "Up and to the left is better. Dashed: the models in PyTorch, which have no engine latency."
-                if models
-                else "Up and to the left is better.",
-                "legend": [],
-                "svg": latency_miou_svg(shown, models),
-            }
-        )
-    sampled = [
-        (label, index, [float(value) for value in engine["samples_ms"]])
-        for index, (engine, label) in enumerate(zip(engines, labels, strict=True))
-        if engine.get("samples_ms")
-    ]
-    if sampled:
-        text = "; ".join(f"{label}: {min(times):.3g} to {max(times):.3g} ms" for label, _, times in sampled)
-        charts.append(
-            {
-                "title": "Latency distribution",
-                "alt": f"Latency of single inferences. {text}.",
-                "note": "Dots: single inferences. Bar: the middle half of them. Long line: median. Short line: p95.",
-                "legend": [],
-                "svg": latency_distribution_svg(sampled),
-            }
-        )
-    return charts
 
 
 def _training(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
@@ -212,13 +160,12 @@ def _training(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
             continue
         ends = "; ".join(f"{curve.name} ends at {_last(curve):.4g}" for curve in drawn)
         charts.append(
-            {
-                "title": title,
-                "alt": f"{title} by training step. {ends}.",
-                "note": "",
-                "legend": [curve.name for curve in drawn] if len(drawn) > 1 else [],
-                "svg": curves_svg(f"curves{index}", drawn),
-            }
+            chart(
+                title,
+                curves_svg(f"curves{index}", drawn),
+                alt=f"{title} by training step. {ends}.",
+                legend=[curve.name for curve in drawn] if len(drawn) > 1 else (),
+            )
         )
     return charts
 

@@ -7,21 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from brd_edge.evaluate.formats import engine_labels, latency_digits, milliseconds, percent, points
+from brd_edge.evaluate.proof import Proof, judge_proof
 
-__all__ = ["Proof", "VerdictTile", "best_engine", "gap", "judge_proof", "p50_ms", "verdict"]
+__all__ = ["VerdictTile", "best_engine", "gap", "p50_ms", "verdict"]
 
 _BEST_WITHIN = 0.01  # how much mIoU the best engine may lack to the most accurate one
-
-
-@dataclass(frozen=True)
-class Proof:
-    """The zero-cost proof: `held` is None where a comparison is missing and no other one failed."""
-
-    held: bool | None
-    checks: tuple[tuple[str, bool | None], ...]
-    nodes: int | None
-    differences: tuple[str, ...]
-    timed: tuple[bool | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +32,7 @@ def verdict(benchmark: Mapping[str, Any]) -> list[VerdictTile]:
         benchmark: The content of `benchmark.json`; every measured value may be null.
 
     Returns:
-        Three tiles, or four where an earlier run was compared.
+        Three tiles, one more where there are gates, and one more where an earlier run was compared.
     """
     teacher, student = benchmark.get("teacher") or {}, benchmark.get("student") or {}
     compared = benchmark.get("compared") or {}
@@ -51,63 +41,22 @@ def verdict(benchmark: Mapping[str, Any]) -> list[VerdictTile]:
         _engine_tile(benchmark.get("engines") or []),
         _gap_tile(student, teacher, "teacher", "The student", "its teacher"),
     ]
+    if any(set(engine.get("gates") or ()) - {"uncertain"} for engine in benchmark.get("engines") or []):
+        tiles.append(_gates_tile(benchmark["engines"]))
     if compared:
         name = str(compared.get("name") or "earlier run")
         tiles.append(_gap_tile(student, compared, name, "It", f"“{name}”"))
     return tiles
 
 
-def judge_proof(found: Mapping[str, Any] | None) -> Proof:
-    """Judge the `zero_cost` entry: held only where all three comparisons were made and found equal."""
-    found = found or {}
-    checks = (
-        ("Exported graphs are equal, node for node", found.get("equal")),
-        ("Numbers of parameters are equal", found.get("params_equal")),
-        ("Numbers of multiply-accumulates (MACs) are equal", found.get("macs_equal")),
-    )
-    results = [result for _, result in checks]
-    engines = tuple(check for entry in found.get("engines") or () for check in _engine_checks(entry))
-    wrong = False in results or any(result is False for _, result in engines)
-    held = False if wrong else None if None in results else True
-    timed = tuple(_timing(entry) for entry in found.get("engines") or () if entry.get("latency"))
-    return Proof(held, (*checks, *engines), found.get("nodes"), tuple(found.get("differences") or ()), timed)
-
-
-def _timing(entry: Mapping[str, Any]) -> bool | None:
-    """Return whether an engine's latency is equivalent to the undistilled one's; None where that is undecided."""
-    return {"equivalent": True, "undecided": None}.get(entry["latency"]["comparison"]["verdict"], False)
-
-
-def _engine_checks(entry: Mapping[str, Any]) -> list[tuple[str, bool | None]]:
-    """Return what was compared of an engine and the undistilled student's, and what came of it."""
-    name, latency, layers = entry["name"], entry.get("latency"), entry.get("layers")
-    if "size_bytes" not in entry:
-        return [(f"{name}: not compared ({entry['reason']})", None)]
-    what = "size" if layers is None else f"size and executed layers ({layers[0]})"
-    differences = "; ".join(entry["differences"])
-    checks: list[tuple[str, bool | None]] = [
-        (
-            f"{name}: {what} equal those of the undistilled engine" + (f": {differences}" if differences else ""),
-            not differences,
-        )
-    ]
-    if latency is None:
-        return [*checks, (f"{name}: latency ({entry['reason']})", None)]
-    found = latency["comparison"]
-    ratio = found["ratio"]
-    interval = f"ratio {ratio['value']:.3f}, 95 % interval {ratio['low']:.3f} to {ratio['high']:.3f}"
-    text = f"{name}: latency equivalent within ±{100 * found['margin']:g} % ({interval}, {found['pairs']} pairs)"
-    if latency["warnings"]:
-        text += f"; {'; '.join(latency['warnings'])}"
-    return [*checks, (text, _timing(entry))]
-
-
 def best_engine(engines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Choose the fastest (p50) of the measured engines whose mIoU is within one point of the highest.
 
-    An engine without an mIoU counts only where no engine has one; one without a latency never does.
+    An engine that misses a gate counts only where all do, one without an mIoU only where no engine has one; one
+    without a latency never does.
     """
     timed = [engine for engine in engines if p50_ms(engine) is not None]
+    timed = [engine for engine in timed if not engine.get("gates_broken")] or timed
     accurate = [engine for engine in timed if engine.get("miou") is not None]
     if accurate:
         highest = max(float(engine["miou"]) for engine in accurate)
@@ -133,13 +82,16 @@ def _proof_tile(proof: Proof) -> VerdictTile:
     if proof.held:
         nodes = f"All {proof.nodes} graph nodes" if proof.nodes else "The graph"
         detail = f"{nodes}, parameters and MACs equal those of the same student trained plainly."
-        if proof.timed:
-            equal = sum(result is True for result in proof.timed)
-            detail += f" Latency is equivalent for {equal} of {len(proof.timed)} timed engines."
+        timed = [engine.latency for engine in proof.engines if engine.ratio is not None]
+        if timed:
+            detail += f" Latency is equivalent for {timed.count('equal')} of {len(timed)} timed engines."
         return VerdictTile("good", title, "Held", detail, "The zero-cost proof held.")
     if proof.held is False:
         count = len(proof.differences)
         named = f"{count} {'difference' if count == 1 else 'differences'}" if count else "It differs"
+        wrong = [engine.name for engine in proof.engines if "different" in (engine.structure, engine.latency)]
+        if not count and wrong:
+            named = f"{', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''}"
         detail = f"{named} from the same student trained plainly, listed under Zero-cost proof."
         return VerdictTile("bad", title, "Not held", detail, "The zero-cost proof did not hold.")
     detail = "The student was not, or not fully, compared with the same student trained plainly."
@@ -159,6 +111,27 @@ def _engine_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
     return VerdictTile("plain", title, latency, detail, sentence)
 
 
+def _gates_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
+    title, labels = "Gates", engine_labels(engines)
+    held = [engine for engine in engines if engine.get("status") in ("measured", "built")]
+    missed = [label for label, engine in zip(labels, engines, strict=True) if engine.get("gates_broken")]
+    if missed:
+        count = f"{len(missed)} of {len(held)} engines"
+        detail = f"{', '.join(missed)}: not bundled; the table says which gate and by how much."
+        return VerdictTile(
+            "bad", title, "Not held", detail, f"{count} {'misses' if len(missed) == 1 else 'miss'} a gate."
+        )
+    if not held:
+        return VerdictTile(
+            "open", title, "Not measured", "No engine was built.", "No engine could be held to its gates."
+        )
+    measured = sum(engine.get("status") == "measured" for engine in held)
+    detail = f"{measured} measured {'engine holds all of its' if measured == 1 else 'engines hold all of their'} gates."
+    if measured < len(held):
+        detail += " Engines that do not run here are held to their size only."
+    return VerdictTile("good", title, "Held", detail, "All gates held.")
+
+
 def _gap_tile(
     student: Mapping[str, Any], other: Mapping[str, Any], name: str, subject: str, called: str
 ) -> VerdictTile:
@@ -167,6 +140,10 @@ def _gap_tile(
         detail = "The mIoU of one of the two is missing."
         return VerdictTile("open", title, "Not measured", detail, f"{subject} was not compared with {called}.")
     parts = [f"mIoU {percent(student['miou'])} % against {percent(other['miou'])} %"]
+    # what the other one loses against the student, image by image
+    lost = (other.get("lost") or {}).get("miou")
+    if lost is not None:
+        parts[0] += f" (95 % interval of the difference {points(lost['low'])} to {points(lost['high'])})"
     boundary = gap(student, other, "boundary_iou")
     if boundary is not None:
         parts.append(f"Boundary IoU {points(boundary)} points")

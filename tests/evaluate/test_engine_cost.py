@@ -12,7 +12,7 @@ import pytest
 
 from brd_edge.evaluate.engine_cost import EngineCost, compare_engines, compare_structure
 from brd_edge.evaluate.layers import list_layers
-from brd_edge.evaluate.verdict import judge_proof
+from brd_edge.evaluate.proof import judge_proof
 from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import InputContract
 
@@ -96,10 +96,13 @@ def test_the_verdict_follows_the_engines(build: Build) -> None:
     graph = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 7, "differences": []}
     proof = judge_proof({**graph, "engines": [cost]})
     assert proof.held is True
-    assert proof.timed == ()
+    assert (proof.engines[0].structure, proof.engines[0].latency) == ("equal", "not checked")
     worse = EngineCost((2, 1), None, ("size: 2 bytes against 1",), None).to_json()
     assert judge_proof({**graph, "engines": [cost, {"name": "y", "reason": "", **worse}]}).held is False
     missing = {"name": "z", "held": None, "reason": "the undistilled student's engine was not built"}
     proof = judge_proof({**graph, "engines": [missing]})
     assert proof.held is True
-    assert proof.checks[-1] == ("z: not compared (the undistilled student's engine was not built)", None)
+    assert (proof.engines[0].structure, proof.engines[0].notes) == (
+        "not checked",
+        ("the undistilled student's engine was not built",),
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import json
 import re
 import shutil
@@ -23,7 +25,10 @@ CLASSES = ["road", "sky", "<script>alert('class')</script>", "thin & tall $pole"
 PALETTE = [[128, 64, 128], [70, 130, 180], [220, 20, 60], [153, 153, 153]]
 VOID = {"img", "meta", "br", "link", "input", "hr"}
 UNMEASURED = dict.fromkeys(
-    ("latency_ms", "miou", "boundary_iou", "class_iou", "argmax_agreement", "size_bytes", "build_s", "runtime_version")
+    (
+        *("latency_ms", "engine_latency_ms", "throughput", "miou", "boundary_iou", "class_iou", "argmax_agreement"),
+        *("intervals", "lost", "size_bytes", "build_s", "runtime_version"),
+    )
 )
 
 
@@ -58,7 +63,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes another element"
 
     def handle_data(self, data: str) -> None:
-        if "style" in self.open:
+        if {"style", "script"} & set(self.open):
             return
         self.words.append(data)
         if {"td", "th"} & set(self.open):
@@ -78,6 +83,14 @@ def a_benchmark() -> dict[str, Any]:
             **measured,
             **{"latency_ms": {"p50": 42.61, "p95": 45.5, "p99": 46.9, "mean": 43, "min": 41, "n": 120}},
             **{"samples_ms": samples, "argmax_agreement": 0.99998, "size_bytes": 4_412_345, "build_s": 1.2},
+            "intervals": {"miou": [0.639, 0.661], "boundary_iou": [0.33, 0.35], "argmax_agreement": [0.9999, 1]},
+            "engine_latency_ms": {
+                **{"p50": 41.2, "p90": 43.0, "p95": 44.0, "p99": 45.0, "mean": 41.5, "min": 40.0, "n": 75},
+                **{"intervals": {"p50": [41.0, 41.4]}, "stopped": "interval", "warnings": ["the <clock> changed"]},
+            },
+            "throughput": {"rate_hz": 51.23, "interval": [50.0, 52.0], "streams": 2},
+            "gates": {"size_bytes_max": 1, "uncertain": "broken"},
+            "gates_broken": ["size_bytes_max: 4,412,345 bytes, the limit is 1"],
         },
         {
             **{"runtime": "openvino", "precision": "fp32", "target": "x86-cpu", "runtime_version": "2026.4.0"},
@@ -110,11 +123,47 @@ def a_benchmark() -> dict[str, Any]:
             **{"model": "Fpn / small", "params": 1_120_000, "macs": 450_000_000, "method": "brd"},
             **{"miou": 0.6502, "boundary_iou": 0.342, "class_iou": class_iou},
         },
-        "compared": {"name": "plain", "miou": 0.62, "boundary_iou": 0.3, "class_iou": [0.9, 0.7, 0.1, 0.2]},
+        "compared": {
+            **{"name": "plain", "miou": 0.62, "boundary_iou": 0.3, "class_iou": [0.9, 0.7, 0.1, 0.2]},
+            "lost": {"miou": {"value": 0.03, "low": 0.011, "high": 0.049, "confidence": 0.95}},
+        },
         "engines": engines,
-        "zero_cost": {"equal": True, "nodes": 97, "params_equal": True, "macs_equal": True, "differences": []},
+        "attribution": an_attribution(),
+        "zero_cost": {
+            **{"equal": True, "nodes": 97, "params_equal": True, "macs_equal": True, "differences": []},
+            **{
+                "margin_percent": 1.0,
+                "engines": [a_cost("onnxruntime", "equivalent"), a_cost("openvino", "undecided")],
+            },
+        },
         "environment": {"cpu": "A CPU", "cores": 2, "os": "Linux", "gpu": None, "packages": {"torch": "2.15.0"}},
     }
+
+
+def a_cost(runtime: str, verdict: str) -> dict[str, Any]:
+    ratio = {"value": 1.001, "low": 0.996, "high": 1.006 if verdict == "equivalent" else 1.02, "confidence": 0.95}
+    comparison = {"verdict": verdict, "ratio": ratio, "margin": 0.01, "pairs": 120}
+    return {
+        **{"name": f"{runtime}-fp32-x86-cpu", "held": verdict == "equivalent" or None, "reason": ""},
+        **{"size_bytes": [10, 10], "layers": [138, 138], "differences": []},
+        "latency": {"comparison": comparison, "control": comparison, "stopped": "budget", "warnings": []},
+    }
+
+
+def an_attribution() -> dict[str, Any]:
+    def step(title: str, miou: float | None, lost: float | None, **more: Any) -> dict[str, Any]:
+        found = None if lost is None else {"value": lost, "low": lost - 0.002, "high": lost + 0.001, "confidence": 0.95}
+        scores = {"miou": miou, "boundary_iou": miou, "lost": found and {"miou": found, "boundary_iou": found}}
+        worst = [{"image": "val/<worst>", "changed": 0.0123, "right": -0.004}] if found else []
+        rest = {"name": title, "title": title, "engine": None, "from": "", "to": "", "reason": "", "worst": worst}
+        return {**rest, "agreement": 0.99 if found else None, **scores, **more}
+
+    steps = [
+        step("loader & reading", 0.6502, -0.0002),
+        step("onnxruntime: precision", 0.6202, 0.03, engine="onnxruntime"),
+        step("tensorrt: precision", None, None, engine="tensorrt", reason="it does not run here"),
+    ]
+    return {"images": 32, "start": {"title": "as trained", "miou": 0.65, "boundary_iou": 0.65}, "steps": steps}
 
 
 def a_sample(name: str, *, height: int = 72, width: int = 96, seed: int = 0) -> ReportSample:
@@ -161,7 +210,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 def test_nothing_is_loaded_from_anywhere(page: Page) -> None:
     for tag, attributes in page.elements:
-        assert tag not in {"script", "link", "iframe", "object", "embed"}
+        assert tag not in {"link", "iframe", "object", "embed"}
         for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
             assert attributes.get(name, "#").startswith(("#", "data:image/")), (tag, name)
     assert re.findall(r"(?:https?:)?//[a-z]", re.sub(r"data:image/[a-z]+;base64,[\w+/=]+", "", page.markup)) == []
@@ -169,6 +218,11 @@ def test_nothing_is_loaded_from_anywhere(page: Page) -> None:
     policies = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     assert len(policies) == 1
     assert policies[0].startswith("default-src 'none'")
+    # one script, the page's own: the policy names its hash, and no other can run
+    (script,) = re.findall(r"<script>(.*?)</script>", page.markup, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policies[0]
+    assert page.all("script") == [{}]
 
 
 def test_ids_are_unique_and_links_lead_somewhere(page: Page) -> None:
@@ -192,9 +246,9 @@ def test_page_is_accessible(page: Page) -> None:
     assert page.all("th")
     assert all(header.get("scope") in {"col", "row", "colgroup"} for header in page.all("th"))
     charts = [attributes for _, attributes in page.elements if attributes.get("role") == "img"]
-    assert len(charts) == len(page.all("svg")) == 4
+    assert len(charts) == len(page.all("svg")) == 8
     assert all(len(chart["aria-label"]) > 20 for chart in charts)
-    regions = [attributes for _, attributes in page.elements if attributes.get("class") == "scroll"]
+    regions = [attributes for _, attributes in page.elements if "scroll" in attributes.get("class", "").split()]
     assert len(regions) == len(page.all("table"))
     assert all(region["tabindex"] == "0" and region["aria-label"] for region in regions)
 
@@ -223,12 +277,17 @@ def test_names_are_escaped(page: Page) -> None:
     for name in (*CLASSES, "<b>frame</b>", "This machine has no <NVIDIA> driver.", "quick & start", "distill <loss>"):
         assert name in page.text
     assert "boundary $b" in page.text
-    assert page.all("script", "b", "nvidia", "loss") == []
+    assert page.all("b", "nvidia", "loss", "worst") == []
+    assert len(page.all("script")) == 1
 
 
 def test_engine_rows_show_the_measurements(page: Page) -> None:
-    rows = {row[0].split(" x86")[0].split(" rtx")[0].split(" jetson")[0]: row for row in page.rows}
-    assert rows["onnxruntime fp32"][1:] == ["✓ measured", "42.6", "45.5", "46.9", "65.0", "34.1", "100.00", "4.4"]
+    rows = {
+        row[0].split(" x86")[0].split(" rtx")[0].split(" jetson")[0]: row for row in page.rows if len(row) in (4, 9)
+    }
+    scores = ["65.0 63.9 to 66.1", "34.1 33.0 to 35.0", "100.00", "4.4"]
+    assert rows["onnxruntime fp32"][2:] == ["42.6", "45.5", "46.9", *scores]
+    assert rows["onnxruntime fp32"][1] == "✓ measured gate not held: size_bytes_max: 4,412,345 bytes, the limit is 1"
     assert rows["openvino fp32 best"][2:] == ["35.9", "38.3", "40.7", "65.0", "34.1", "99.96", "4.5"]
     assert rows["tensorrt fp32"][1:] == ["● built", "This machine has no <NVIDIA> driver.", "9.4"]
     assert rows["tensorrt fp16"][1] == "○ skipped"
@@ -238,8 +297,10 @@ def test_engine_rows_show_the_measurements(page: Page) -> None:
 def test_verdict_models_classes_and_setup_are_there(page: Page) -> None:
     sentences = (
         "The zero-cost proof held. The best engine, openvino fp32, takes 35.9 ms a frame (p50) with 65.0 % mIoU. "
-        "The student is 6.0 points of mIoU below its teacher. It is 3.0 points of mIoU above “plain”."
+        "The student is 6.0 points of mIoU below its teacher. 1 of 3 engines misses a gate. "
+        "It is 3.0 points of mIoU above “plain”."
     )
+    assert "95 % interval of the difference +1.1 to +4.9" in page.text
     assert sentences in page.text
     assert "5 % of its parameters, 5 % of its MACs" in page.text
     assert [
@@ -257,6 +318,35 @@ def test_verdict_models_classes_and_setup_are_there(page: Page) -> None:
         assert fact in page.text
     for term in ("mIoU", "Boundary IoU", "p50, p95, p99", "Argmax agreement"):
         assert f"<dt>{term}</dt>" in page.markup
+
+
+def test_latencies_and_what_disturbed_them_are_there(page: Page) -> None:
+    rows = [row for row in page.rows if row[0].startswith("onnxruntime fp32 engine alone")]
+    assert rows == [
+        [
+            *("onnxruntime fp32 engine alone", "41.2 41.0 to 41.4", "43.0", "44.0", "45.0", "41.5", "40.0", "75"),
+            "Stopped because the interval was narrow enough. Warning: the <clock> changed.",
+        ]
+    ]
+    assert "51.2 frames a second (50.0 to 52.0) with 2 streams at once" in page.text
+
+
+def test_attribution_names_losses_and_images(page: Page) -> None:
+    rows = {row[0]: row[1:] for row in page.rows if row}
+    assert rows["loader & reading"] == [
+        *("65.02", "+0.02 −0.08 to +0.22", "65.02", "+0.02 −0.08 to +0.22", "99.00"),  # noqa: RUF001
+        "val/<worst> (1.23 % of the pixels)",
+    ]
+    assert rows["onnxruntime: precision"][1] == "−3.00 −3.10 to −2.80"  # noqa: RUF001
+    assert rows["tensorrt: precision"] == ["Not measured: it does not run here"]
+
+
+def test_the_proof_of_each_engine_is_there(page: Page) -> None:
+    rows = {row[0]: row[1:] for row in page.rows if row}
+    assert rows["onnxruntime-fp32-x86-cpu"] == [
+        *("✓ equal 138 layers", "✓ equivalent within ±1 %", "1.001 0.996 to 1.006", "120", ""),
+    ]
+    assert rows["openvino-fp32-x86-cpu"][1] == "○ undecided"
 
 
 def test_failed_proof_is_said_first_and_lists_differences(tmp_path: Path) -> None:
@@ -281,8 +371,12 @@ def test_nothing_measured_is_no_error(tmp_path: Path, bare: bool) -> None:
     benchmark: dict[str, Any] = {"schema_version": 1, "recipe": "bare"}
     if not bare:
         full = a_benchmark()
-        benchmark = {**nulled(full), "dataset": full["dataset"], "environment": full["environment"], "compared": None}
-        benchmark["engines"] = [{**nulled(engine), "class_iou": None, "samples_ms": []} for engine in full["engines"]]
+        benchmark = {**nulled(full), "dataset": full["dataset"], "environment": full["environment"]}
+        benchmark |= {"compared": None, "attribution": None}
+        benchmark["zero_cost"]["engines"] = []
+        benchmark["engines"] = [
+            {**nulled(engine), **dict.fromkeys(UNMEASURED), "samples_ms": []} for engine in full["engines"]
+        ]
     page = written(tmp_path, benchmark, [], {})
     for word in ("None", "nan", "null", "Undefined"):
         assert re.search(rf"\b{word}\b(?! measured)", page.text) is None
@@ -330,6 +424,25 @@ def test_wrong_array_is_one_clear_error(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
+SORTER = """<!doctype html><body><pre id="found"></pre><iframe src="report.html"></iframe><script>
+addEventListener("load", () => {
+  const page = document.querySelector("iframe").contentDocument;
+  const table = page.querySelector("table.sortable"), found = {};
+  const order = () => [...table.tBodies[0].rows].map((row) => row.cells[0].firstChild.textContent.trim());
+  found.start = order();
+  for (const key of ["p50", "size", "name"]) {
+    const heading = table.querySelector(`th[data-key=${key}]`);
+    for (const way of ["up", "down"]) {
+      heading.querySelector("button").click();
+      found[`${key} ${way}`] = order();
+      found[`${key} ${way} said`] = heading.getAttribute("aria-sort");
+    }
+  }
+  found.marked = table.querySelectorAll("th[aria-sort]").length;
+  document.getElementById("found").textContent = JSON.stringify(found);
+});
+</script></body>"""
+
 WRAPPER = """<!doctype html><body><pre id="found"></pre>
 <iframe src="report.html" style="width: 1280px; height: 900px"></iframe>
 <iframe src="report.html" style="width: 390px; height: 800px"></iframe>
@@ -349,27 +462,23 @@ addEventListener("load", () => {
 </script></body>"""
 
 
-def test_browser_shows_it_at_desk_and_phone_width(tmp_path: Path) -> None:
+def found_in_browser(directory: Path, wrapper: str) -> Any:
+    """Open a page beside the report in a real browser; return what it finds. Nothing may be written to the console."""
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
         pytest.skip(f"no headless browser: none of {', '.join(names)} is on PATH")
-    benchmark = a_benchmark()
-    benchmark["recipe"] = "a_long_name_without_a_break_" * 5
-    benchmark["engines"][3]["reason"] = "/a/path/that/does/not/end" * 8
-    benchmark["engines"] += [{**benchmark["engines"][0], "precision": f"int8-{index}"} for index in range(6)]
-    written(tmp_path, benchmark, [a_sample("frame_1"), a_sample("long_name_" * 12)], some_curves())
-    (tmp_path / "wrapper.html").write_text(WRAPPER)
+    (directory / "wrapper.html").write_text(wrapper)
     run = subprocess.run(
         [
             browser,
             *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
             *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
             *("--allow-file-access-from-files", "--enable-logging=stderr", "--virtual-time-budget=10000"),
-            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--user-data-dir={directory / 'profile'}",
             "--window-size=1400,1000",
             "--dump-dom",
-            (tmp_path / "wrapper.html").as_uri(),
+            (directory / "wrapper.html").as_uri(),
         ],
         capture_output=True,
         text=True,
@@ -380,7 +489,29 @@ def test_browser_shows_it_at_desk_and_phone_width(tmp_path: Path) -> None:
     assert [line for line in run.stderr.splitlines() if "CONSOLE" in line] == []
     match = re.search(r'<pre id="found">(.+?)</pre>', run.stdout)
     assert match is not None, run.stderr
-    desk, phone = json.loads(match[1])
+    return json.loads(match[1])
+
+
+def test_browser_sorts_the_engines(tmp_path: Path) -> None:
+    written(tmp_path, a_benchmark(), [], {})
+    found = found_in_browser(tmp_path, SORTER)
+    recipe = ["onnxruntime fp32", "openvino fp32", "tensorrt fp32", "tensorrt fp16"]
+    assert found["start"] == found["name up"] == recipe
+    assert found["p50 up"] == ["openvino fp32", "onnxruntime fp32", *recipe[2:]]
+    assert found["p50 down"] == recipe  # what was not measured stays last
+    assert found["size down"] == ["tensorrt fp32", "openvino fp32", "onnxruntime fp32", "tensorrt fp16"]
+    assert (found["size up said"], found["size down said"]) == ("ascending", "descending")
+    assert found["name down"] == recipe[::-1]
+    assert found["marked"] == 1
+
+
+def test_browser_shows_it_at_desk_and_phone_width(tmp_path: Path) -> None:
+    benchmark = a_benchmark()
+    benchmark["recipe"] = "a_long_name_without_a_break_" * 5
+    benchmark["engines"][3]["reason"] = "/a/path/that/does/not/end" * 8
+    benchmark["engines"] += [{**benchmark["engines"][0], "precision": f"int8-{index}"} for index in range(6)]
+    written(tmp_path, benchmark, [a_sample("frame_1"), a_sample("long_name_" * 12)], some_curves())
+    desk, phone = found_in_browser(tmp_path, WRAPPER)
     assert desk["scroll"] <= desk["width"]
     assert phone["scroll"] <= phone["width"] <= 390
     assert desk["width"] > 1200

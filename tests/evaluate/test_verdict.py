@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from brd_edge.evaluate.verdict import best_engine, judge_proof, verdict
+from brd_edge.evaluate.proof import judge_proof
+from brd_edge.evaluate.verdict import best_engine, verdict
 
 
 def an_engine(name: str, p50: float | None, miou: float | None) -> dict[str, Any]:
@@ -60,3 +61,27 @@ def test_gap_has_its_sign_and_an_equal_model_is_level() -> None:
         "mIoU 60.0 % against 70.0 %, Boundary IoU −10.0 points; 25 % of its parameters, 12 % of its MACs."  # noqa: RUF001
     )
     assert tiles[3].sentence == "It is level in mIoU with “plain”."
+
+
+def test_an_engine_that_misses_a_gate_is_not_the_best() -> None:
+    fast, slow = an_engine("fast", 10, 0.6), an_engine("slow", 20, 0.6)
+    assert best_engine([{**fast, "gates_broken": ["size_bytes_max"]}, slow]) is slow
+    both = [{**engine, "gates_broken": ["size_bytes_max"]} for engine in (fast, slow)]
+    assert best_engine(both) is both[0]
+
+
+@pytest.mark.parametrize(
+    ("broken", "status", "tone", "words"),
+    [
+        ([], "measured", "good", "1 measured engine holds all of its gates."),
+        (["miou_drop_max: lost 2.00 points"], "measured", "bad", "fast fp32: not bundled"),
+        ([], "skipped", "open", "No engine was built."),
+    ],
+)
+def test_gates_are_told(broken: list[str], status: str, tone: str, words: str) -> None:
+    engine = {**an_engine("fast", 10, 0.6), "status": status, "gates_broken": broken, "gates": {"miou_drop_max": 1}}
+    tile = verdict({"engines": [engine]})[3]
+    assert (tile.title, tile.tone) == ("Gates", tone)
+    assert tile.detail.startswith(words)
+    without = verdict({"engines": [{**engine, "gates": {"uncertain": "broken"}}]})
+    assert len(without) == 3

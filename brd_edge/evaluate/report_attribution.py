@@ -1,0 +1,78 @@
+"""The report's section on where accuracy went, from the `attribution` entry of `benchmark.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from brd_edge.evaluate.formats import percent, points
+from brd_edge.evaluate.report_engines import chart
+from brd_edge.evaluate.waterfall import WaterfallStep, waterfall_svg
+
+__all__ = ["attribution_section"]
+
+_SCORES = (("miou", "mIoU"), ("boundary_iou", "Boundary IoU"))
+
+
+def attribution_section(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what the template shows: the number of images, a chart a score, and a row a step; None without steps."""
+    if not found or not found.get("steps"):
+        return None
+    charts = [item for key, title in _SCORES if (item := _chart(found, key, title)) is not None]
+    return {"images": found["images"], "charts": charts, "rows": [_row(step) for step in found["steps"]]}
+
+
+def _row(step: Mapping[str, Any]) -> dict[str, Any]:
+    lost = step.get("lost") or {}
+    return {
+        "title": step["title"],
+        "reason": step.get("reason") or "",
+        "cells": [
+            (percent(step.get(key), digits=2), _change(lost.get(key)), _change_interval(lost.get(key)))
+            for key, _ in _SCORES
+        ],
+        "agreement": percent(step.get("agreement"), digits=2),
+        "worst": [
+            f"{item['image']} ({percent(item['changed'], digits=2)} % of the pixels)"
+            for item in step.get("worst") or ()
+        ],
+    }
+
+
+def _change(lost: Mapping[str, float] | None) -> str:
+    return points(None if lost is None else -lost["value"], digits=2)
+
+
+def _change_interval(lost: Mapping[str, float] | None) -> str:
+    return "" if lost is None else f"{points(-lost['high'], digits=2)} to {points(-lost['low'], digits=2)}"
+
+
+def _chart(found: Mapping[str, Any], key: str, title: str) -> dict[str, Any] | None:
+    steps = _waterfall(found["start"], found["steps"], key)
+    if all(step.after is None for step in steps):
+        return None
+    words = [
+        f"{step.label}: {percent(step.after, digits=2)} %" if step.after is not None else f"{step.label}: not measured"
+        for step in steps
+    ]
+    return chart(
+        f"Where accuracy went: {title}",
+        waterfall_svg(f"attribution-{key.replace('_', '-')}", steps, score=title),
+        alt=f"{title} after each step. {'; '.join(words)}.",
+        note="Each bar goes from the score before a step to the score after it. Thin lines: 95 % intervals of the "
+        "difference. Every engine is compared with the exported graph.",
+    )
+
+
+def _waterfall(start: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], key: str) -> list[WaterfallStep]:
+    level = start.get(key)
+    rows = [WaterfallStep(str(start["title"]), None, level)]
+    for step in steps:
+        after, lost = step.get(key), (step.get("lost") or {}).get(key)
+        before = level if after is None or lost is None else after + lost["value"]
+        interval = None if before is None or lost is None else (before - lost["high"], before - lost["low"])
+        measured = after is not None and before is not None
+        rows.append(WaterfallStep(str(step["title"]), before, after if measured else None, interval))
+        if after is not None and not step.get("engine"):
+            level = after
+    return rows
