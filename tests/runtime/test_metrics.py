@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from brd_edge.runtime.contours import boundary_band, boundary_distance
 from brd_edge.runtime.errors import DataError, EngineError
 from brd_edge.runtime.metrics import IGNORE, SegmentationMetrics
 
+CAMVID = Path(os.environ.get("CAMVID_ROOT") or Path(__file__).parents[3] / "shared/camvid")
 CASES = [(41, 57, 3), (64, 48, 5), (7, 3, 2), (1, 1, 1), (90, 160, 19)]
 
 
@@ -48,37 +51,56 @@ def published_boundary_iou(pairs: list[tuple[np.ndarray, np.ndarray]], classes: 
         return intersection / union
 
 
-def test_iou_equals_cityscapes_scripts(tmp_path: Path) -> None:
+def check_with_cityscapes_scripts(pairs: list[tuple[np.ndarray, np.ndarray]], directory: Path) -> SegmentationMetrics:
+    """Score pairs of prediction and label here and with cityscapesScripts, and compare everything that it knows."""
     cs = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     ids = np.zeros(256, np.uint8)  # train id to Cityscapes id; what is ignored becomes 0, unlabeled
     names = {}
     for train_id, label in cs.trainId2label.items():
         if 0 <= train_id < 19:
             ids[train_id], names[train_id] = label.id, label.name
-    rng = np.random.default_rng(3)
     metrics = SegmentationMetrics(19)
     lists: tuple[list[str], list[str]] = ([], [])
-    for image in range(3):
-        prediction, label = random_pair(rng, 90, 160, 16)
-        prediction[:4, :9] = 16  # a class that is in the prediction alone
-        label[-4:, -9:] = 17  # one that is in the label alone
-        prediction[label == IGNORE] = 18  # and one that is predicted only where nothing counts
+    for image, (prediction, label) in enumerate(pairs):
         metrics.update(prediction, label)
         for name, values, paths in (("prediction", prediction, lists[0]), ("label", label, lists[1])):
-            paths.append(str(tmp_path / f"{name}{image}.png"))
+            paths.append(str(directory / f"{name}{image}.png"))
             Image.fromarray(ids[values]).save(paths[-1])
     args = copy.copy(cs.args)
     args.evalInstLevelScore, args.JSONOutput, args.quiet = False, False, True
     expected = cs.evaluateImgLists(*lists, args)
 
-    scores = metrics.class_iou()
-    np.testing.assert_allclose(scores, [expected["classScores"][names[i]] for i in range(19)], rtol=0, atol=1e-9)
-    assert scores[16] == scores[17] == 0
-    assert math.isnan(scores[18])
+    theirs = [expected["classScores"][names[i]] for i in range(19)]
+    np.testing.assert_allclose(metrics.class_iou(), theirs, rtol=0, atol=1e-9)
     assert metrics.miou() == pytest.approx(expected["averageScoreClasses"], abs=1e-9)
     inside = np.array(expected["confMatrix"])[np.ix_(ids[:19], ids[:19])]
     np.testing.assert_array_equal(metrics.confusion, inside)
     assert metrics.pixel_accuracy() == pytest.approx(np.trace(inside) / inside.sum(), abs=1e-12)
+    return metrics
+
+
+def test_iou_equals_cityscapes_scripts(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    pairs = [random_pair(rng, 90, 160, 16) for _ in range(3)]
+    for prediction, label in pairs:
+        prediction[:4, :9] = 16  # a class that is in the prediction alone
+        label[-4:, -9:] = 17  # one that is in the label alone
+        prediction[label == IGNORE] = 18  # and one that is predicted only where nothing counts
+    scores = check_with_cityscapes_scripts(pairs, tmp_path).class_iou()
+    assert scores[16] == scores[17] == 0
+    assert math.isnan(scores[18])
+
+
+@pytest.mark.skipif(not (CAMVID / "valannot").is_dir(), reason=f"CamVid is not at {CAMVID}; set CAMVID_ROOT")
+def test_scores_of_real_masks_equal_both_independent_ones(tmp_path: Path) -> None:
+    labels = [np.asarray(Image.open(path)) for path in sorted((CAMVID / "valannot").glob("*.png"))[::12]]
+    labels = [np.where(label == 11, IGNORE, label).astype(np.uint8) for label in labels]
+    # the street some frames later: right in most places, and wrong as real outlines are
+    pairs = [(np.where(mask == IGNORE, 0, mask).astype(np.uint8), label) for mask, label in pairwise(labels)]
+    metrics = check_with_cityscapes_scripts(pairs, tmp_path)
+    expected = published_boundary_iou(pairs, 19, 0.02)
+    np.testing.assert_allclose(metrics.class_boundary_iou(), expected, rtol=0, atol=1e-12)
+    assert 0 < metrics.boundary_iou() < metrics.miou() < 1
 
 
 @pytest.mark.parametrize(("height", "width", "classes"), CASES)
