@@ -255,6 +255,9 @@ def _machine(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     for key, value in environment.items():
         if key == "packages":
             continue
+        if key == "memory_bytes" and value:
+            rows.append(("Memory", f"{float(value) / 1e9:.1f} GB"))
+            continue
         text = str(value) if value is not None else "none" if key in {"gpu", "driver"} else "unknown"
         rows.append((_MACHINE_NAMES.get(key, key.replace("_", " ").capitalize()), text))
     return rows
