@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from brd_edge.runtime.bundle import Bundle
 from brd_edge.runtime.engine import open_engine
 from brd_edge.runtime.errors import BrdEdgeError
-from brd_edge.runtime.latency import measure_latency
+from brd_edge.runtime.latency import Latency, measure_latency
 from brd_edge.runtime.power import measure_energy
+from brd_edge.runtime.throughput import measure_throughput
 
 __all__ = ["Bench", "Checked", "check_engine"]
 
@@ -29,12 +32,16 @@ class Bench:
         samples_min: Fewest timed inferences.
         samples_max: Most timed inferences.
         budget_s: Seconds after which timing stops once `samples_min` is reached.
+        engine_alone: Whether to time the engine without what lies around it too.
+        streams: Streams for saturated throughput, each with one thread; 0 leaves it out.
     """
 
     threads: int | None = None
     samples_min: int = 50
     samples_max: int = 300
     budget_s: float = 10.0
+    engine_alone: bool = False
+    streams: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,8 @@ class Checked:
         samples_ms: Every sample, in the order taken.
         energy_mj_per_frame: Millijoules of the device per frame, or None where it shows no power rails.
         problem: Why the engine must not be used, or an empty text.
+        engine_latency_ms: The latency protocol's entry of the engine alone, or None where that was not wanted.
+        throughput: Saturated throughput, or None where that was not wanted.
     """
 
     name: str
@@ -56,6 +65,8 @@ class Checked:
     samples_ms: tuple[float, ...]
     energy_mj_per_frame: float | None
     problem: str
+    engine_latency_ms: dict[str, Any] | None = None
+    throughput: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome without the single samples, as JSON types."""
@@ -63,6 +74,8 @@ class Checked:
             "name": self.name,
             "agreement": self.agreement,
             "latency_ms": self.latency_ms,
+            "engine_latency_ms": self.engine_latency_ms,
+            "throughput": self.throughput,
             "energy_mj_per_frame": self.energy_mj_per_frame,
             "problem": self.problem,
         }
@@ -102,18 +115,37 @@ def check_engine(
                 return Checked(name, agreement, None, (), None, "")
             say(f"{name}: timing, up to {bench.budget_s:.0f} s")
             frame = golden[0][0]
-            latency = measure_latency(
-                lambda: runner.infer(frame),
-                samples_min=bench.samples_min,
-                samples_max=bench.samples_max,
-                budget_s=bench.budget_s,
-            )
+            latency = _time(lambda: runner.infer(frame), bench)
             count = max(1, int(_ENERGY_S * 1000 / latency.p50_ms))
             energy = measure_energy(lambda: _repeat(lambda: runner.infer(frame), count))
+            alone = _time(runner.bind(frame), bench).to_json() if bench.engine_alone else None
+        throughput = _saturate(directory, frame, bench) if bench.streams else None
     except BrdEdgeError as error:
         return Checked(name, agreement, None, (), None, str(error))
     per_frame = None if energy is None else 1000 * energy.joules / count
-    return Checked(name, agreement, latency.to_json(), latency.samples_ms, per_frame, "")
+    return Checked(
+        name,
+        agreement,
+        latency.to_json(),
+        latency.samples_ms,
+        per_frame,
+        "",
+        engine_latency_ms=alone,
+        throughput=throughput,
+    )
+
+
+def _time(call: Callable[[], object], bench: Bench) -> Latency:
+    return measure_latency(call, samples_min=bench.samples_min, samples_max=bench.samples_max, budget_s=bench.budget_s)
+
+
+def _saturate(directory: Path, frame: npt.NDArray[np.uint8], bench: Bench) -> dict[str, Any]:
+    @contextmanager
+    def opened() -> Iterator[Callable[[], object]]:
+        with open_engine(directory, threads=1) as runner:
+            yield lambda: runner.infer(frame)
+
+    return measure_throughput(opened, streams=bench.streams, budget_s=bench.budget_s).to_json()
 
 
 def _repeat(call: Callable[[], object], count: int) -> None:

@@ -45,7 +45,14 @@ def verify(options: Namespace) -> int:
 
 def bench(options: Namespace) -> int:
     """Time every engine that fits, by the protocol that is used at home, and print or write JSON."""
-    how = Bench(options.threads, options.samples_min, options.samples_max, options.budget_s)
+    how = Bench(
+        options.threads,
+        options.samples_min,
+        options.samples_max,
+        options.budget_s,
+        engine_alone=True,
+        streams=options.streams,
+    )
     with _opened(options) as bundle:
         before = describe_device(bundle.directory)
         checks = _check(bundle, options.bundle, how)
@@ -198,6 +205,10 @@ def _conclude(checks: list[Checked]) -> int:
             continue
         latency = check.latency_ms
         timed = "" if latency is None else f", p50 {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms"
+        if check.engine_latency_ms is not None:
+            timed += f", engine alone p50 {check.engine_latency_ms['p50']:.1f} ms"
+        if check.throughput is not None:
+            timed += f", {check.throughput['rate_hz']:.1f} frames/s in {check.throughput['streams']} streams"
         energy = "" if check.energy_mj_per_frame is None else f", {check.energy_mj_per_frame:.1f} mJ a frame"
         assert check.agreement is not None
         print(f"{check.name}: golden frames agree ({100 * check.agreement:.3f} %){timed}{energy}")

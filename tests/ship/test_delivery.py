@@ -191,7 +191,10 @@ def test_what_a_delivery_leaves_works_from_the_command_line(
     assert runtime(["verify", str(root / "current")]) == 0
     assert runtime(["status", "--root", str(root)]) == 0
     assert "* 0001-small" in capsys.readouterr().out
-    assert runtime(["bench", str(root / "current"), "--budget-s", "0.1", "-o", str(tmp_path / "bench.json")]) == 0
+    asked = ["--budget-s", "0.1", "--streams", "2", "-o", str(tmp_path / "bench.json")]
+    assert runtime(["bench", str(root / "current"), *asked]) == 0
     measured = json.loads((tmp_path / "bench.json").read_text())
     for engine in measured["engines"]:
         assert engine["latency_ms"]["p50"] == pytest.approx(np.percentile(engine["samples_ms"], 50))
+        assert engine["engine_latency_ms"]["n"] >= 1
+        assert (engine["throughput"]["streams"], engine["throughput"]["rate_hz"] > 0) == (2, True)
