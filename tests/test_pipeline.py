@@ -252,12 +252,8 @@ def test_a_runtime_that_is_not_installed_is_skipped(finished: Path, tmp_path: Pa
     assert measured["status"] == "measured"
 
 
-@pytest.mark.parametrize(
-    ("stage", "number"), [("teacher", signal.SIGKILL), ("distill", signal.SIGKILL), ("distill", signal.SIGTERM)]
-)
-def test_an_interrupted_training_ends_with_the_same_weights(
-    finished: Path, tmp_path: Path, stage: str, number: signal.Signals
-) -> None:
+def _training(stage: str, run: Path) -> list[str]:
+    """Return the command that trains one stage for a while."""
     settings = [
         "teacher.train.epochs=2",
         "distill.train.epochs=2",
@@ -266,17 +262,34 @@ def test_an_interrupted_training_ends_with_the_same_weights(
         f"{stage}.train.validate_every=3",
         "data.loader=auto",
     ]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for run in (whole, broken):
-        # the same prepared data; and for distill the same teacher
-        subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
-    command = [sys.executable, "-m", "brd_edge.pipeline"]
-    arguments = {run: [*command, *_arguments(run, "--until", stage, settings=settings)] for run in (whole, broken)}
-    subprocess.run(arguments[whole], check=True, capture_output=True)
+    return [sys.executable, "-m", "brd_edge.pipeline", *_arguments(run, "--until", stage, settings=settings)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(request: pytest.FixtureRequest, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory, named by its stage, whose training nobody disturbed."""
+    run = tmp_path_factory.mktemp("whole") / str(request.param)
+    # the same prepared data; and for distill the same teacher
+    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    subprocess.run(_training(run.name, run), check=True, capture_output=True)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("uninterrupted", "number"),
+    [("teacher", signal.SIGKILL), ("distill", signal.SIGKILL), ("distill", signal.SIGTERM)],
+    indirect=["uninterrupted"],
+)
+def test_an_interrupted_training_ends_with_the_same_weights(
+    finished: Path, uninterrupted: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    whole, broken, stage = uninterrupted, tmp_path / "broken", uninterrupted.name
+    subprocess.run(["cp", "-r", str(finished), str(broken)], check=True)
+    command = _training(stage, broken)
 
     delay_s = random.SystemRandom().uniform(0.0, 1.0)
     print(f"{number.name} {delay_s:.3f} s after the first checkpoint")
-    process = subprocess.Popen(arguments[broken], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     _wait_for_file(broken / stage / "checkpoint.safetensors", process)
     time.sleep(delay_s)
     process.send_signal(number)
@@ -284,7 +297,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(
 
     assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL), error
     assert not (broken / "stages" / f"{stage}.json").exists(), "the training was over before the signal"
-    subprocess.run(arguments[broken], check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True)
     for name in (f"{stage}/model/model.safetensors", f"{stage}/metrics.jsonl"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
 
