@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -30,6 +31,7 @@ __all__ = [
     "GatesSection",
     "Recipe",
     "ShipSection",
+    "TrackingSection",
     "load_recipe",
 ]
 
@@ -175,6 +177,38 @@ class ShipSection(Section):
         return self
 
 
+class TrackingSection(Section):
+    """Where a run is written down beside its directory; `tracking: mlflow` is short for `{backend: mlflow}`."""
+
+    backend: Literal["none", "mlflow"]
+    """What keeps the record: nothing, or MLflow."""
+    uri: OptionalText = None
+    """MLflow's tracking URI; else `MLFLOW_TRACKING_URI`, else the SQLite file `mlflow.db` beside the run directory."""
+    experiment: OptionalText = None
+    """MLflow's experiment; else `MLFLOW_EXPERIMENT_NAME`, else the recipe's name."""
+    bundle: bool = False
+    """Keep `bundle.tar.gz` there too."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _backend_alone(cls, value: Any) -> Any:
+        return {"backend": value or "none"} if value is None or isinstance(value, str) else value
+
+    @field_validator("uri")
+    @classmethod
+    def _without_password(cls, uri: str | None) -> str | None:
+        if uri is not None and "@" in urlsplit(uri).netloc:
+            raise ValueError(
+                "a name or password would be copied into recipe.yaml; leave it out, and set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or the whole URI as MLFLOW_TRACKING_URI"
+            )
+        return uri
+
+
+def _or_backend(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = [{"$ref": schema.pop("$ref")}, {"enum": ["none", "mlflow"]}]
+
+
 class Recipe(Section):
     """A whole run, from a data set to measured engines."""
 
@@ -194,6 +228,7 @@ class Recipe(Section):
     gates: GatesSection = GatesSection()
     bundle: BundleSection = BundleSection()
     ship: ShipSection = ShipSection()
+    tracking: Annotated[TrackingSection, Field(json_schema_extra=_or_backend)] = TrackingSection(backend="none")
 
     @model_validator(mode="after")
     def _engines_differ(self) -> Recipe:
