@@ -27,6 +27,7 @@ from brd_edge.runtime.errors import BrdEdgeError, DataError, EngineError, GateEr
 from brd_edge.runtime.files import write_json_atomic, write_text_atomic
 from brd_edge.stages import STAGES
 from brd_edge.stages.context import Context, Stage
+from brd_edge.tracking import Tracker, describe_tracking, tracked
 
 __all__ = ["execute"]
 
@@ -55,6 +56,7 @@ def execute(given: Sequence[str]) -> int:
         if options.plan:
             run = Run(directory.resolve())
             print(format_plan(plan(run, recipe, stages, first=options.first, force=options.force), recipe, stages))
+            print(describe_tracking(run, recipe), end="")
             return 0
         if is_follower():
             with listen_for_stop() as stop:
@@ -134,8 +136,9 @@ def _run(run: Run, recipe: Recipe, stages: Sequence[str], stop: Stop, options: a
         # now, before anybody edits the code that this process has loaded
         code_digest(stage.code)
     try:
-        artifacts = _run_stages(run, recipe, stages, stop, options, command)
-        return _conclude(run, artifacts)
+        with tracked(run, recipe, _say) as tracking:
+            artifacts = _run_stages(run, recipe, stages, stop, options, command, tracking)
+            return _conclude(run, artifacts)
     except BaseException:
         log.info("not finished", exc_info=True)
         raise
@@ -161,9 +164,16 @@ def _describe_run(run: Run, recipe: Recipe) -> None:
 
 
 def _run_stages(
-    run: Run, recipe: Recipe, stages: Sequence[str], stop: Stop, options: argparse.Namespace, command: str
+    run: Run,
+    recipe: Recipe,
+    stages: Sequence[str],
+    stop: Stop,
+    options: argparse.Namespace,
+    command: str,
+    tracking: Tracker,
 ) -> dict[str, Artifact]:
     artifacts = _kept(run, recipe, stages)
+    tracking.done.update(artifacts)
     for name in stages:
         stage = STAGES[name]
         inputs = {need: artifacts[need] for need in stage.needs}
@@ -175,6 +185,7 @@ def _run_stages(
             found = run.artifact(name)
             assert found is not None
             artifacts[name] = found
+            tracking.done.add(name)
             _say(f"{position}: unchanged")
             continue
         _say(f"{position}: {stage.plan(recipe)} ({reason})")
@@ -184,7 +195,8 @@ def _run_stages(
         _describe_run(run, recipe)
         _withdraw(run, name)
         context = Context(recipe, run, inputs, stop, _say, command, wanted.fingerprint)
-        artifacts[name] = _run_stage(stage, context, wanted)
+        with tracking.stage(name):
+            artifacts[name] = _run_stage(stage, context, wanted)
     return artifacts
 
 

@@ -42,6 +42,8 @@ def look_at_data(arguments: Sequence[str]) -> int:
     recipe = load_recipe(options.recipe, overrides=options.set)
     directory = options.run_dir or Path("runs") / recipe.name
     overrides = [word for override in options.set for word in ("--set", override)]
+    # a look is no run that anybody would compare with others
+    overrides += ["--set", "tracking=none"]
     code = execute([str(options.recipe), "--run-dir", str(directory), *overrides, "--until", "prepare"])
     if code:
         return code

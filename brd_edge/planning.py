@@ -9,6 +9,7 @@ from brd_edge.recipe import Recipe
 from brd_edge.run import Artifact, Run, changed_inputs, code_digest, digest
 from brd_edge.stages import STAGES
 from brd_edge.stages.context import Stage
+from brd_edge.tracking import missing_for_tracking
 
 __all__ = ["Step", "format_plan", "missing_for", "next_artifact", "plan", "reason_to_run"]
 
@@ -80,7 +81,7 @@ def plan(run: Run, recipe: Recipe, stages: Sequence[str], *, first: str | None, 
 
 def missing_for(recipe: Recipe, stages: Sequence[str]) -> list[str]:
     """Return what the stages cannot do without and do not find."""
-    return [problem for name in stages for problem in STAGES[name].missing(recipe)]
+    return [problem for name in stages for problem in STAGES[name].missing(recipe)] + missing_for_tracking(recipe)
 
 
 def format_plan(steps: Sequence[Step], recipe: Recipe, stages: Sequence[str]) -> str:

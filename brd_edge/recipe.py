@@ -199,8 +199,8 @@ class TrackingSection(Section):
     def _without_password(cls, uri: str | None) -> str | None:
         if uri is not None and "@" in urlsplit(uri).netloc:
             raise ValueError(
-                "a name or password would be copied into recipe.yaml; leave it out, and set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD, or the whole URI as MLFLOW_TRACKING_URI"
+                "a name or password would be copied into recipe.yaml; leave it out, and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole URI as MLFLOW_TRACKING_URI"
             )
         return uri
 

@@ -58,29 +58,29 @@ def flat_parameters(recipe: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def curve_points(training: str, path: Path) -> list[Point]:
-    """Return every point of a training's `metrics.jsonl`, under the names that TensorBoard shows.
+def curve_points(training: str, records: str) -> list[Point]:
+    """Return every point of a training, under the names that TensorBoard shows.
 
     Args:
         training: `teacher` or `distill`; the names begin with it.
-        path: The file; it may be missing, and its last line incomplete.
+        records: The text of its `metrics.jsonl`; the last line may be incomplete.
     """
     points = []
-    for entry in _entries(path):
-        found = {name: entry[name] for name in ("lr", "miou") if name in entry}
+    for entry in _entries(records):
+        found: dict[str, float] = {name: entry[name] for name in ("lr", "miou") if name in entry}
         found |= {f"loss/{name}": value for name, value in entry.get("loss", {}).items()}
         points += [(_name(f"{training}/{name}"), entry["step"], value) for name, value in found.items()]
     return [point for point in points if math.isfinite(point[2])]
 
 
-def training_mark(path: Path) -> str | None:
-    """Return a digest of the first entry of a `metrics.jsonl`; a training that goes on keeps it, a new one rarely does."""
-    first = next(_entries(path), None)
+def training_mark(records: str) -> str | None:
+    """Return a digest of a training's first entry: one that goes on keeps it, a new one has another as a rule."""
+    first = next(_entries(records), None)
     return None if first is None else hashlib.sha256(json.dumps(first).encode()).hexdigest()[:16]
 
 
 def benchmark_figures(benchmark: Mapping[str, Any]) -> dict[str, float]:
-    """Return the figures of `benchmark.json`, such as `engine/onnxruntime-fp32-x86-cpu/latency_ms_p50`; nulls are left out."""
+    """Return the figures of `benchmark.json`, such as `engine/onnxruntime-fp32-x86-cpu/miou`; nulls are left out."""
     figures: dict[str, Any] = {}
     for role in ("teacher", "student", "compared"):
         model = benchmark.get(role) or {}
@@ -148,12 +148,8 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return
-    for line in lines:
+def _entries(records: str) -> Iterator[dict[str, Any]]:
+    for line in records.splitlines():
         try:
             yield json.loads(line)
         except ValueError:

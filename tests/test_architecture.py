@@ -10,7 +10,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "brd_edge"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LIBRARY = ("data", "models", "distill", "deploy", "evaluate", "ship", "runtime")
-COMMAND = ("recipe", "recipe_yaml", "recipe_errors", "stages", "planning", "execution", "following", "pipeline", "run")
+COMMAND = (
+    "recipe",
+    "recipe_yaml",
+    "recipe_errors",
+    "stages",
+    "planning",
+    "execution",
+    "following",
+    "pipeline",
+    "run",
+    "tracking",
+)
 
 
 def _imports(path: Path) -> set[str]:
