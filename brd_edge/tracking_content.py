@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from brd_edge.evaluate.verdict import judge_proof
+from brd_edge.evaluate.proof import judge_proof
 
 __all__ = [
     "TRAININGS",
