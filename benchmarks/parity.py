@@ -26,10 +26,17 @@ from torch import nn
 from brd_edge.data.dataset import Sample, read_frame, read_label
 from brd_edge.data.evaluation import read_for_evaluation
 from brd_edge.data.index import load_dataset
-from brd_edge.data.loader import Backend, open_train_loader
-from brd_edge.data.plan import Augmentation
+from brd_edge.data.loader import Backend
 from brd_edge.environment import describe_environment
 from brd_edge.evaluate.accuracy import model_predictor, to_label_size
+from brd_edge.evaluate.ways import (
+    ClassMaps,
+    graph_normalisation,
+    graph_predictor,
+    plain_batches,
+    segment_frames,
+    segment_plain_batches,
+)
 from brd_edge.models.segmentation import load_model
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import load_recipe
@@ -107,90 +114,30 @@ def _normalised_pairs(student: Student) -> Iterator[tuple[NDArray[Any], NDArray[
     """Yield what the loader and the graph hand to the first convolution, in levels of 255 (the mean left out)."""
     normalise = graph_normalisation(student.graph)
     scale = 255 * np.array(student.contract.std)[:, None, None]
-    for images, _, index in _plain_batches(student, "torch"):
+    batches = plain_batches(student.samples, contract=student.contract, backend="torch", threads=2)
+    for images, _, index in batches:
         frame = read_frame(student.samples[index], student.contract)
         pair = (values[0].astype(np.float64) * scale for values in (images.numpy(), normalise(frame)))
         mine, theirs = (np.moveaxis(values, 0, -1) for values in pair)
         yield mine, theirs
 
 
-def graph_normalisation(path: Path) -> Callable[[ByteArray], NDArray[np.float32]]:
-    """Return what an exported graph computes before its first convolution.
-
-    Args:
-        path: ONNX graph with a uint8 frame as input.
-
-    Returns:
-        Frame uint8 (H, W, 3) to float32 (1, 3, H, W).
-    """
-    import onnx
-
-    graph = onnx.load(path)
-    first = next(node for node in graph.graph.node if node.op_type == "Conv")
-    del graph.graph.output[:]
-    graph.graph.output.append(onnx.helper.make_tensor_value_info(first.input[0], onnx.TensorProto.FLOAT, None))
-    return run_graph(graph.SerializeToString())
-
-
-def run_graph(model: bytes | str) -> Callable[[ByteArray], NDArray[Any]]:
-    """Return what runs a graph, given by its bytes or its path, on one frame by ONNX Runtime."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-
-    def run(frame: ByteArray) -> NDArray[Any]:
-        result: NDArray[Any] = session.run(None, {name: frame[None]})[0]
-        return result
-
-    return run
-
-
-def _plain_batches(
-    student: Student, backend: Backend, gpu: int | None = None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-    """Yield each sample once, as a training loader gives it without augmentation."""
-    size = (student.contract.height, student.contract.width)
-    plain = Augmentation(crop=size, scale=(1.0, 1.0), flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
-    loader = open_train_loader(
-        student.samples,
-        contract=student.contract,
-        augmentation=plain,
-        batch_size=1,
-        seed=0,
-        backend=backend,
-        threads=2,
-        gpu=gpu,
-    )
-    try:
-        for _ in student.samples:
-            batch = loader.next_batch()
-            yield batch.images.cpu(), batch.labels.cpu(), batch.indices[0]
-    finally:
-        loader.close()
-
-
-def class_maps_by_way(student: Student, gpu: int | None) -> dict[str, Callable[[], Iterator[tuple[int, ByteArray]]]]:
+def class_maps_by_way(student: Student, gpu: int | None) -> dict[str, Callable[[], ClassMaps]]:
     """Return, by name, the ways from the files to the student's class maps at the contract's size."""
-    predict = model_predictor(student.model, student.contract, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    reading: dict[str, Any] = {"contract": student.contract, "threads": 2}
+    predict = model_predictor(student.model, student.contract, cpu)
 
-    def evaluated(backend: Backend, device: int | None = None) -> Iterator[tuple[int, ByteArray]]:
-        for item in read_for_evaluation(
-            student.samples, contract=student.contract, backend=backend, threads=2, gpu=device
-        ):
-            yield item.index, predict(item.image)
+    def evaluated(backend: Backend, device: int | None = None) -> ClassMaps:
+        return segment_frames(predict, student.samples, backend=backend, gpu=device, **reading)
 
-    def trained(backend: Backend, device: int | None = None) -> Iterator[tuple[int, ByteArray]]:
-        for images, _, index in _plain_batches(student, backend, device):
-            with torch.inference_mode():
-                yield index, student.model(images).argmax(1)[0].to(torch.uint8).numpy()
+    def trained(backend: Backend, device: int | None = None) -> ClassMaps:
+        return segment_plain_batches(student.model, student.samples, device=cpu, backend=backend, gpu=device, **reading)
 
-    def in_graph() -> Iterator[tuple[int, ByteArray]]:
-        infer = run_graph(str(student.graph))
-        for index, sample in enumerate(student.samples):
-            yield index, infer(read_frame(sample, student.contract))[0]
+    def in_graph() -> ClassMaps:
+        return segment_frames(graph_predictor(student.graph, student.contract), student.samples, **reading)
 
-    ways: dict[str, Callable[[], Iterator[tuple[int, ByteArray]]]] = {
+    ways: dict[str, Callable[[], ClassMaps]] = {
         "Pillow, PyTorch": lambda: evaluated("torch"),
         "Pillow, normalised in the graph": in_graph,
         "training loader torch": lambda: trained("torch"),

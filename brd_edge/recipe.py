@@ -133,6 +133,8 @@ class BenchmarkSection(Section):
     """Zero added cost: difference of latency, in percent, to the undistilled student's engine that counts as none."""
     cost_budget_s: Annotated[float, Field(gt=0)] = 60.0
     """Seconds for comparing an engine's latency with the undistilled student's; it ends sooner once that is clear."""
+    attribution: bool = True
+    """Whether to measure where accuracy went between the trained student and each engine."""
     report_images: Annotated[int, Field(ge=1, le=24)] = 4
     """Validation images shown in the report."""
     saturated: bool = False

@@ -19,7 +19,7 @@ from brd_edge.runtime.metrics import SegmentationMetrics
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["evaluate_predictor", "model_predictor", "to_label_size"]
+__all__ = ["evaluate_predictor", "model_predictor", "network_predictor", "to_label_size"]
 
 ByteArray = NDArray[np.uint8]
 Predictor = Callable[[ByteArray], ByteArray]
@@ -74,13 +74,29 @@ def model_predictor(model: torch.nn.Module, contract: InputContract, device: tor
 
     mean = torch.tensor(contract.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(contract.std, device=device).view(1, 3, 1, 1)
+    classify = network_predictor(model, device)
 
     def predict(frame: ByteArray) -> ByteArray:
+        pixels = torch.from_numpy(frame).to(device).permute(2, 0, 1).unsqueeze(0).float()
+        return classify((pixels / 255 - mean) / std)
+
+    return predict
+
+
+def network_predictor(model: torch.nn.Module, device: torch.device) -> Callable[[torch.Tensor], ByteArray]:
+    """Return what runs a PyTorch model in fp32 on one image that is normalised already.
+
+    On a GPU, TF32 is switched off. The model is used in the mode that it is in.
+
+    Returns:
+        float32 (1, 3, H, W), on any device, to class map uint8 (H, W).
+    """
+    import torch
+
+    def predict(images: torch.Tensor) -> ByteArray:
         exact = _without_tf32() if device.type == "cuda" else nullcontext()
         with torch.inference_mode(), exact:
-            pixels = torch.from_numpy(frame).to(device).permute(2, 0, 1).unsqueeze(0).float()
-            images = ((pixels / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
-            logits: Any = model(images)
+            logits: Any = model(images.to(device).contiguous(memory_format=torch.channels_last))
             result: ByteArray = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
             return result
 

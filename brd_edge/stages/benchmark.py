@@ -29,6 +29,7 @@ from brd_edge.runtime.files import sha256_file, write_json_atomic
 from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.statistics import Interval, bootstrap_mean
 from brd_edge.runtime.targets import TARGETS
+from brd_edge.stages.attribution import attribution_entry
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract, training_device
 from brd_edge.stages.cost import added_cost
 from brd_edge.stages.reporting import report_curves, report_samples, sample_indices
@@ -64,6 +65,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "benchmark": recipe.benchmark.model_dump(mode="json"),
         "gates": recipe.gates.model_dump(mode="json"),
         "device": recipe.device,
+        "loader": recipe.data.loader,
         "name": recipe.name,
         "method": recipe.distill.method,
     }
@@ -122,6 +124,7 @@ def _work(context: Context) -> Outcome:
         "student": {**student, "method": recipe.distill.method},
         "compared": compared,
         "engines": engines,
+        "attribution": attribution_entry(context, dataset, engines, validation.reference),
         "zero_cost": {
             **{key: proof[key] for key in ("equal", "nodes", "params_equal", "macs_equal", "differences")},
             "margin_percent": recipe.benchmark.cost_margin_percent,
@@ -319,13 +322,19 @@ STAGE = Stage(
     needs=("prepare", "teacher", "distill", "export", "build"),
     code=(
         "data/dali_frames.py",
+        "data/dali_loader.py",
         "data/dataset.py",
         "data/evaluation.py",
         "data/index.py",
+        "data/loader.py",
+        "data/loader_state.py",
+        "data/plan.py",
+        "data/torch_loader.py",
         "environment.py",
         "evaluate",
         "models",
         "runtime",
+        "stages/attribution.py",
         "stages/benchmark.py",
         "stages/context.py",
         "stages/cost.py",
