@@ -31,6 +31,8 @@ _GRAPH = "export/student.onnx"
 _SCORES = {"miou": "mIoU", "boundary_iou": "Boundary IoU"}
 _HEADERS = ("way from files to class maps", "mIoU\n%", "lost\npoints", "Boundary\nIoU %", "lost\npoints", "agrees\n%")
 _WIDTH = 100
+_SHOWN = 0.00005
+"""The least share that two decimals of a percentage show."""
 
 
 def explain_losses(arguments: Sequence[str]) -> int:
@@ -178,7 +180,12 @@ def _row(step: Step) -> list[str]:
 
 
 def _images(step: Step) -> list[str]:
-    return [f"{one_line(item.image)} {100 * item.changed:.2f} % ({100 * item.right:+.2f})" for item in step.worst]
+    return [f"{one_line(item.image)} {_share(item.changed)} % ({_points(item.right)})" for item in step.worst]
+
+
+def _share(changed: float) -> str:
+    # what did change must not look as if it had not
+    return f"{100 * changed:.2f}" if changed >= _SHOWN else "<0.01"
 
 
 def _percent(fraction: float | None) -> str:
@@ -211,9 +218,9 @@ def _in_words(found: Attribution) -> str:
     if all(step.agreement == 1 for step in measured):
         return "Nothing was lost: all ways that were measured give the same class maps."
     losses = [(lost, name, step) for step in measured for name, lost in step.lost.items() if lost is not None]
+    if all(lost.value < _SHOWN for lost, _, _ in losses):
+        return "Class maps differ, but no step lost 0.01 points of mIoU or Boundary IoU."
     certain = [item for item in losses if item[0].low > 0]
-    if not losses:
-        return "Class maps differ, but no score is defined on these images."
     lost, name, step = max(certain or losses, key=lambda item: item[0].value)
     what = f"{_points(lost.value)} points of {_SCORES[name]} [{_points(lost.low)}, {_points(lost.high)}]"
     where = step.title if step.engine is None else f"{step.title} of {step.engine}"

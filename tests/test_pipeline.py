@@ -109,6 +109,14 @@ def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
     assert engines["tensorrt"]["status"] in {"built", "measured", "skipped"}
     if engines["tensorrt"]["status"] != "measured":
         assert engines["tensorrt"]["reason"]
+    attribution = benchmark["attribution"]
+    assert attribution["images"] == benchmark["dataset"]["val"] == 3
+    measured = [entry["name"] for entry in benchmark["engines"] if entry["status"] == "measured"]
+    assert [step["engine"] for step in attribution["steps"]] == [None] * 4 + measured
+    assert all(step["agreement"] >= 0.999 for step in attribution["steps"])
+    assert attribution["steps"][0]["miou"] == pytest.approx(benchmark["student"]["miou"], abs=1e-9)
+    last = attribution["steps"][-1]
+    assert last["miou"] == pytest.approx(engines[last["engine"].split("-")[0]]["miou"], abs=1e-9)
 
 
 def test_a_bundle_holds_golden_frames_that_the_engine_reproduces(finished: Path) -> None:
