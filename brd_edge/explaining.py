@@ -155,12 +155,13 @@ def _format(found: Attribution) -> str:
     )
     lines = [f"{found.images} images, 95 % intervals over images; each way differs from the one above it in one thing,"]
     lines += ["and every engine from the last way before the engines", "", table]
-    lines += [_fill(f"{step.after}: not measured: {step.reason}") for step in found.steps if step.reason]
-    lines += [
+    notes = [_fill(f"{step.after}: not measured: {step.reason}") for step in found.steps if step.reason]
+    notes += [
         _fill(f"{step.after}: against {step.before}, so the loss is of {step.title} together")
         for step in found.steps
         if not step.reason and " + " in step.title
     ]
+    lines += ["", *notes] if notes else []
     changed = [step for step in found.steps if step.worst]
     if changed:
         lines += [
@@ -180,7 +181,11 @@ def _row(step: Step) -> list[str]:
 
 
 def _images(step: Step) -> list[str]:
-    return [f"{one_line(item.image)} {_share(item.changed)} % ({_points(item.right)})" for item in step.worst]
+    return [f"{one_line(item.image)} {_share(item.changed)} % ({_signed(item.right)})" for item in step.worst]
+
+
+def _signed(fraction: float) -> str:
+    return _points(fraction) if abs(fraction) < _SHOWN or fraction < 0 else f"+{_points(fraction)}"
 
 
 def _share(changed: float) -> str:
@@ -226,4 +231,6 @@ def _in_words(found: Attribution) -> str:
     where = step.title if step.engine is None else f"{step.title} of {step.engine}"
     if certain:
         return f"The largest loss is that of {where}: {what}."
-    return f"No step lost accuracy for certain; the largest loss, of {where}, is {what}."
+    most = min(measured, key=lambda item: 1.0 if item.agreement is None else item.agreement)
+    pixels = f"the way that changed most, to {most.after}, changed {_share(1 - (most.agreement or 0))} % of the pixels"
+    return f"No step lost accuracy for certain; the largest loss, of {where}, is {what}; {pixels}."

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 import yaml
 
 from brd_edge.cli import main
+from brd_edge.data.dataset import read_frame
+from brd_edge.data.index import load_dataset
 from brd_edge.data.prepare import prepare_scenes
 from brd_edge.deploy.export import export_onnx
-from brd_edge.models.segmentation import ModelSpec, build_model, save_model
+from brd_edge.evaluate.accuracy import model_predictor
+from brd_edge.interrupt import Stop
+from brd_edge.models.segmentation import ModelSpec, build_model, load_model, save_model
 from brd_edge.recipe import load_recipe
 from brd_edge.run import Artifact, Run, tree_files
 from brd_edge.runtime.builders import build_engine
-from brd_edge.stages.context import input_contract
+from brd_edge.stages.attribution import attribution_entry
+from brd_edge.stages.context import Context, input_contract
 
 RECIPE = Path(__file__).parents[1] / "pipelines/quickstart.yaml"
 ENGINE = "onnxruntime-fp32-x86-cpu"
@@ -80,11 +87,34 @@ def test_a_planted_fault_is_named(run: Path, capsys: pytest.CaptureFixture[str])
     assert main(["explain", str(run), "--json"]) == 0
     output = capsys.readouterr()
     assert f"{path.resolve()} was changed after the stage export wrote it" in output.err
-    changed = {step["name"]: step["agreement"] < 0.99 for step in json.loads(output.out)["steps"]}
+    steps = json.loads(output.out)["steps"]
+    changed = {step["name"]: step["agreement"] < 0.99 for step in steps}
     # the engine was built from the graph as it was, so it undoes the fault
     assert changed == {"loader": False, "preprocessing": True, "onnx": False, "class_map": False, "engine": True}
     assert main(["explain", str(run)]) == 0
-    assert "images that changed most" in capsys.readouterr().out
+    *_, images, words, _ = capsys.readouterr().out.split("\n\n")
+    assert images.startswith("images that changed most")
+    assert f"graph's preprocessing, PyTorch: {steps[1]['worst'][0]['image']} " in " ".join(images.split())
+    losses = [(lost["value"], lost["low"], step["title"]) for step in steps for lost in step["lost"].values()]
+    certain = [loss for loss in losses if loss[1] > 0]
+    assert max(certain or losses)[2] in " ".join(words.split())
+    assert words.startswith("The largest loss is" if certain else "No step lost accuracy for certain")
+
+
+def test_the_stage_measures_the_same_or_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", str(run), "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    dataset = load_dataset(run / "data")
+    recipe = load_recipe(run / "recipe.yaml")
+    model, _ = load_model(run / "distill/model")
+    contract = input_contract(recipe)
+    predict = model_predictor(model, contract, torch.device("cpu"))
+    known = [predict(read_frame(sample, contract)) for sample in dataset.val]
+    engines = [{"name": ENGINE, "status": "measured"}, {"name": "tensorrt-fp32-rtx", "status": "built"}]
+    context = Context(recipe, Run(run), {}, Stop(), print, "", "")
+    assert attribution_entry(context, dataset, engines, known) == expected
+    off = load_recipe(run / "recipe.yaml", overrides=["benchmark.attribution=false"])
+    assert attribution_entry(replace(context, recipe=off), dataset, engines, known) is None
 
 
 def test_images_and_engines_are_chosen(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
