@@ -25,7 +25,8 @@ def attribution_section(found: Mapping[str, Any] | None) -> dict[str, Any] | Non
 def _row(step: Mapping[str, Any]) -> dict[str, Any]:
     lost = step.get("lost") or {}
     return {
-        "title": step["title"],
+        "title": step["to"],
+        "differs": step["title"],
         "reason": step.get("reason") or "",
         "cells": [
             (percent(step.get(key), digits=2), _change(lost.get(key)), _change_interval(lost.get(key)))
@@ -44,7 +45,10 @@ def _change(lost: Mapping[str, float] | None) -> str:
 
 
 def _change_interval(lost: Mapping[str, float] | None) -> str:
-    return "" if lost is None else f"{points(-lost['high'], digits=2)} to {points(-lost['low'], digits=2)}"
+    # an interval of nothing says no more than the value
+    if lost is None or lost["low"] == lost["high"]:
+        return ""
+    return f"{points(-lost['high'], digits=2)} to {points(-lost['low'], digits=2)}"
 
 
 def _chart(found: Mapping[str, Any], key: str, title: str) -> dict[str, Any] | None:
@@ -72,7 +76,7 @@ def _waterfall(start: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], key
         before = level if after is None or lost is None else after + lost["value"]
         interval = None if before is None or lost is None else (before - lost["high"], before - lost["low"])
         measured = after is not None and before is not None
-        rows.append(WaterfallStep(str(step["title"]), before, after if measured else None, interval))
+        rows.append(WaterfallStep(str(step["to"]), before, after if measured else None, interval))
         if after is not None and not step.get("engine"):
             level = after
     return rows
