@@ -33,7 +33,7 @@ __all__ = ["execute"]
 log = logging.getLogger("brd_edge")
 
 _PUBLISHED = {
-    "benchmark": ("benchmark.json", "report.html"),
+    "benchmark": ("benchmark.json", "images.npz", "report.html"),
     "bundle": ("bundle", "bundle.tar.gz"),
     "ship": ("ship.json",),
 }
