@@ -1,4 +1,4 @@
-"""The command `brd-edge`: runs recipes, looks at data, makes keys, signs, ships; and on a device runs bundles."""
+"""The command `brd-edge`: runs and compares recipes, looks at data, signs, ships; on a device it runs bundles."""
 
 from __future__ import annotations
 
@@ -59,6 +59,12 @@ def _data(arguments: Sequence[str]) -> int:
     return look_at_data(arguments)
 
 
+def _compare(arguments: Sequence[str]) -> int:
+    from brd_edge.comparing import compare
+
+    return compare(arguments)
+
+
 def _recipe(arguments: Sequence[str]) -> int:
     from brd_edge.pipeline import main as pipeline
 
@@ -68,6 +74,7 @@ def _recipe(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _recipe,
     "data": _data,
+    "compare": _compare,
     "keys": _keys,
     "sign": _sign,
     "ship": _ship,
@@ -79,6 +86,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 _USAGE = """\
 usage: brd-edge RECIPE …         run a recipe (brd-edge run RECIPE is the same)
        brd-edge data RECIPE      what a recipe's data set holds, what is odd, how it looks in training
+       brd-edge compare A B      what changed from run A to run B, and whether anything is worse
        brd-edge keys NAME        make a pair of keys to sign bundles
        brd-edge sign BUNDLE …    sign a bundle and pack it
        brd-edge ship BUNDLE …    deliver a bundle to devices, see what serves, roll back

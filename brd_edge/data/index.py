@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from brd_edge.data.dataset import IGNORE_ID, ClassPixels, Dataset, Sample
 from brd_edge.runtime.errors import DataError
@@ -102,8 +102,8 @@ def load_dataset(directory: Path) -> Dataset:
     return Dataset(_field(path, values, "name", str, ""), classes, palette, train, val)
 
 
-def load_checksums(directory: Path) -> dict[str, dict[str, str]]:
-    """Return the SHA-256 of every image, by split and id, of a prepared directory.
+def load_checksums(directory: Path, *, of: Literal["image", "label"] = "image") -> dict[str, dict[str, str]]:
+    """Return the SHA-256 of every image, or of every label, by split and id, of a prepared directory.
 
     Raises:
         DataError: The index is missing or damaged.
@@ -111,7 +111,7 @@ def load_checksums(directory: Path) -> dict[str, dict[str, str]]:
     path = directory / INDEX_NAME
     splits = _field(path, _read_json(path), "splits", dict, "")
     return {
-        split: {str(entry["id"]): str(entry["image_sha256"]) for entry in _field(path, splits, split, list, "splits.")}
+        split: {str(entry["id"]): str(entry[f"{of}_sha256"]) for entry in _field(path, splits, split, list, "splits.")}
         for split in _SPLITS
     }
 
