@@ -25,6 +25,8 @@ __all__ = ["FILE_NAME", "ImageCounts", "read_image_counts", "write_image_counts"
 FILE_NAME = "images.npz"
 
 _IDS = "ids"
+# what NumPy and zipfile raise on files that are damaged, or are something else
+_UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _AGAIN = "run the benchmark stage again with --from benchmark"
 
 
@@ -71,11 +73,11 @@ def read_image_counts(path: Path) -> ImageCounts:
         (40, 4, 9)
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise RunError(f"{path}: not found; {_AGAIN}, which writes it") from None
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise RunError(f"{path}: not a readable NumPy archive ({error}); {_AGAIN}") from None
     found = arrays.pop(_IDS, None)
     if found is None or found.ndim != 1 or found.dtype.kind != "U":
