@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ CONTRACT = InputContract(height=48, width=64, mean=(0, 0, 0), std=(1, 1, 1))
 RECIPE = {"name": "made", "distill": {"method": "brd"}, "engines": [{"runtime": "onnxruntime"}]}
 
 
+@cache
 def made_metrics(noise: float, *, images: int = IMAGES, seed: int = 0) -> SegmentationMetrics:
     """Predictions that are wrong in some blocks, the more noise the more; some images are harder for every noise."""
     metrics = SegmentationMetrics(len(CLASSES), connectivity=False, keep_images=True)
@@ -52,6 +55,7 @@ def made_session() -> dict[str, Any]:
     return {"comparison": found, "control": found, "stopped": "interval", "warnings": ["a warning"]}
 
 
+@cache
 def scores_of(metrics: SegmentationMetrics) -> dict[str, Any]:
     intervals = {name: [item.low, item.high] for name, item in score_intervals(metrics).items()}
     return {**metrics.to_json(), "intervals": intervals}
@@ -62,7 +66,7 @@ def made_benchmark(
 ) -> dict[str, Any]:
     """The content of a `benchmark.json` in which every optional part is there."""
     models = {"teacher": made_metrics(teacher), "student": made_metrics(student), ENGINE: made_metrics(engine)}
-    scores = {name: scores_of(metrics) for name, metrics in models.items()}
+    scores = {name: copy.deepcopy(scores_of(metrics)) for name, metrics in models.items()}
     lost = {key: item.to_json() for key, item in score_losses(models[ENGINE], models["student"]).items()}
     taken = made_samples() if samples is None else list(samples)
     described = {"model": "FPN / small", "params": 400_000, "macs": 56_000_000}
