@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from brd_edge.data.dataset import read_frame
-from brd_edge.data.index import load_checksums, load_dataset
+from brd_edge.data.index import load_contents, load_dataset
 from brd_edge.evaluate.benchmark_entries import EngineEntry
 from brd_edge.evaluate.benchmark_file import read_benchmark
 from brd_edge.evaluate.changes import Changes, RunRecord, compare_runs, require_comparable
@@ -130,7 +130,7 @@ def _read_run(directory: Path) -> RunRecord:
         raise RunError(f"{directory}: expected a run directory, such as runs/quickstart, got a file")
     benchmark = read_benchmark(directory / "benchmark.json")
     counts = read_image_counts(directory / FILE_NAME)
-    return RunRecord(str(directory), benchmark, counts, _read_recipe(directory / "recipe.yaml"), _digests(directory))
+    return RunRecord(str(directory), benchmark, counts, _read_recipe(directory / "recipe.yaml"), _contents(directory))
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
@@ -145,13 +145,12 @@ def _read_recipe(path: Path) -> dict[str, Any]:
     return content
 
 
-def _digests(directory: Path) -> dict[str, str] | None:
-    """Return a digest of every validation image with its label; None where the run's data is not there."""
+def _contents(directory: Path) -> dict[str, str] | None:
+    """Return what tells every validation image and its label from others; None where the run's index is not there."""
     try:
-        images, labels = (load_checksums(directory / "data", of=kind)["val"] for kind in ("image", "label"))
-    except (DataError, KeyError, TypeError):
+        return load_contents(directory / "data")
+    except DataError:
         return None
-    return {name: f"{images[name]} {labels[name]}" for name in images}
 
 
 def _latencies(

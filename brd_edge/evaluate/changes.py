@@ -40,14 +40,14 @@ class RunRecord:
         benchmark: Its `benchmark.json`.
         counts: Its `images.npz`.
         recipe: Its resolved recipe.
-        digests: Of each validation image with its label, by id; None where they are not known.
+        contents: What tells each validation image and its label from others, by id; None where it is not known.
     """
 
     name: str
     benchmark: Benchmark
     counts: ImageCounts
     recipe: Mapping[str, Any]
-    digests: Mapping[str, str] | None = None
+    contents: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ def _common_images(before: RunRecord, after: RunRecord) -> tuple[CommonImages, t
         _require_counts(run)
     places = {name: index for index, name in enumerate(after.counts.ids)}
     shared = [name for name in before.counts.ids if name in places]
-    mine, theirs = before.digests, after.digests
+    mine, theirs = before.contents, after.contents
     checked = mine is not None and theirs is not None
     kept = shared
     if mine is not None and theirs is not None:

@@ -178,12 +178,12 @@ def test_scores_are_compared_on_common_images(before: RunRecord) -> None:
     assert found.scores["student"]["miou"].after == pytest.approx(np.mean(rows[0] / rows[1]), abs=1e-12)
 
     # the same ids, but other pictures or labels: they are left out as well
-    digests = {name: name for name in IDS}
-    altered = {**digests, IDS[4]: "other", "new": "new"}
-    found = changes_to(replace(before, digests=digests), replace(after, digests=altered))
+    contents = {name: name for name in IDS}
+    altered = {**contents, IDS[4]: "other", "new": "new"}
+    found = changes_to(replace(before, contents=contents), replace(after, contents=altered))
     assert (found.images.count, found.images.altered, found.images.checked) == (18, 1, True)
-    # without the digests of one of them, nothing is known about the content
-    assert changes_to(replace(before, digests=digests), after).images.count == 19
+    # without the contents of one of them, nothing is known about the content
+    assert changes_to(replace(before, contents=contents), after).images.count == 19
 
 
 def test_runs_that_cannot_be_compared_are_refused(before: RunRecord) -> None:
@@ -193,8 +193,8 @@ def test_runs_that_cannot_be_compared_are_refused(before: RunRecord) -> None:
     renamed = replace(a_run(), counts=ImageCounts(tuple(f"x{name}" for name in IDS), a_run().counts.counts))
     with pytest.raises(RunError, match="B: expected validation images of A, got none: it has other ids"):
         require_comparable(before, renamed)
-    digests = dict.fromkeys(IDS, "1"), dict.fromkeys(IDS, "2")
-    runs = [replace(run, digests=found) for run, found in zip((before, a_run()), digests, strict=True)]
+    contents = dict.fromkeys(IDS, "1"), dict.fromkeys(IDS, "2")
+    runs = [replace(run, contents=found) for run, found in zip((before, a_run()), contents, strict=True)]
     with pytest.raises(RunError, match="other pictures or labels under the same ids"):
         require_comparable(*runs)
     counts = {name: found for name, found in a_run().counts.counts.items() if name != ENGINE}
