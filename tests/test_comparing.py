@@ -73,11 +73,11 @@ def test_recorded_samples_a_tenth_slower_fail(base: Path, tmp_path: Path, capsys
     slower = write_run(tmp_path / "slower", samples=made_samples(slower=1.1, seed=1))
     assert compare(base, slower, "--recorded") == 3
     output = capsys.readouterr()
-    assert output.out.splitlines()[-1] == f"verdict: 1 worse: {ENGINE} is slower"
+    assert output.out.splitlines()[-1] == f"verdict: 1 worse ({ENGINE} is slower)"
     assert "the sessions were not paired" in output.out
     assert output.err == ""
     assert compare(slower, base, "--recorded") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"verdict: nothing is worse, 1 better: {ENGINE} is faster"
+    assert capsys.readouterr().out.splitlines()[-1] == f"verdict: nothing is worse, 1 better ({ENGINE} is faster)"
     assert compare(base, slower, "--recorded", "--margin-percent", 20) == 0
 
 
@@ -93,7 +93,7 @@ def test_recorded_in_other_circumstances_nothing_is_judged(
     assert compare(base, other, "--recorded") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "recorded in other circumstances (cpu A CPU against Another CPU; threads 1 against 4)" in text
-    assert text.endswith(f"verdict: nothing is worse, 1 undecided: {ENGINE} latency")
+    assert text.endswith(f"verdict: nothing is worse, 1 undecided ({ENGINE} latency)")
     assert compare(base, other, "--recorded", "--undecided", "fail") == 3
 
 
@@ -135,7 +135,7 @@ def test_engines_that_cannot_be_timed_say_why(base: Path, tmp_path: Path, capsys
     assert compare(base, bare) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert f"{ENGINE}: not compared: {bare / 'engines' / ENGINE / 'engine.json'}: not found" in text
-    assert text.endswith(f"verdict: nothing is worse, 1 undecided: {ENGINE} latency")
+    assert text.endswith(f"verdict: nothing is worse, 1 undecided ({ENGINE} latency)")
     other = write_run(tmp_path / "other", change=lambda b: b["contract"].update(height=96))
     assert compare(base, other) == 0
     text = " ".join(capsys.readouterr().out.split())

@@ -37,14 +37,15 @@ def format_changes(changes: Changes, *, names: tuple[str, str], latency: str) ->
 
 
 def verdict_line(changes: Changes) -> str:
-    """Return the verdict on all of it, on one line of at most 100 columns."""
-    groups = {name: getattr(changes, name) for name in ("worse", "undecided", "better")}
-    counts = [f"{len(items)} {name}" for name, items in groups.items() if items]
-    if not counts:
+    """Return the verdict on all of it, on one line of at most 100 columns; it names what matters most."""
+    groups = {name: items for name in ("worse", "undecided", "better") if (items := getattr(changes, name))}
+    if not groups:
         return "verdict: equivalent in all that was compared"
-    named = next(items for items in groups.values() if items)
-    text = ", ".join([*([] if changes.worse else ["nothing is worse"]), *counts])
-    return textwrap.shorten(f"verdict: {text}: {', '.join(map(one_line, named))}", _WIDTH, placeholder=" …")
+    counts = [f"{len(items)} {name}" for name, items in groups.items()]
+    head = f"verdict: {'' if changes.worse else 'nothing is worse, '}{counts[0]} ("
+    tail = ", ".join([")", *counts[1:]])
+    names = one_line(", ".join(next(iter(groups.values()))))
+    return head + textwrap.shorten(names, _WIDTH - len(head) - len(tail), placeholder=" …") + tail
 
 
 def _settings(changes: Changes) -> list[str]:

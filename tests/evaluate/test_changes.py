@@ -216,7 +216,8 @@ def test_the_table_fits_a_terminal_and_ends_with_the_verdict(before: RunRecord) 
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     assert "\x1b" not in text
-    assert lines[-1].startswith("verdict: 6 worse: student mIoU, student Boundary IoU")
+    assert lines[-1].startswith("verdict: 6 worse (student mIoU, student Boundary IoU, onnx")
+    assert lines[-1].endswith(" …)")
     assert "    and 21 more (--json lists all)" in lines
     rows = [line.split() for line in lines if line.startswith(ENGINE)]
     assert rows[0][-1] == rows[1][-1] == "worse"
