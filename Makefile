@@ -19,7 +19,8 @@ check: install
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/vermin --no-tips --quiet --target=3.10- brd_edge/__init__.py brd_edge/runtime
-	$(PY) -m brd_edge.recipe_schema --check pipelines/recipe.schema.json
+	$(PY) -m brd_edge.json_schemas recipe --check pipelines/recipe.schema.json
+	$(PY) -m brd_edge.json_schemas benchmark --check docs/benchmark.schema.json
 	cp requirements.lock .venv/fresh.lock
 	$(LOCK_COMMAND) --output-file .venv/fresh.lock
 	diff requirements.lock .venv/fresh.lock
@@ -40,7 +41,8 @@ lock:
 		--custom-compile-command "make lock" requirements-uv.in --output-file requirements-uv.lock
 
 schema: install
-	$(PY) -m brd_edge.recipe_schema --write pipelines/recipe.schema.json
+	$(PY) -m brd_edge.json_schemas recipe --write pipelines/recipe.schema.json
+	$(PY) -m brd_edge.json_schemas benchmark --write docs/benchmark.schema.json
 
 format: install
 	.venv/bin/ruff check --fix .

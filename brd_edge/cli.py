@@ -1,4 +1,4 @@
-"""The command `brd-edge`: runs recipes, looks at data, explains losses, makes keys, signs, ships; runs bundles."""
+"""The command `brd-edge`: runs, explains and compares recipes, looks at data, signs, ships; runs bundles."""
 
 from __future__ import annotations
 
@@ -65,6 +65,12 @@ def _explain(arguments: Sequence[str]) -> int:
     return explain_losses(arguments)
 
 
+def _compare(arguments: Sequence[str]) -> int:
+    from brd_edge.comparing import compare
+
+    return compare(arguments)
+
+
 def _recipe(arguments: Sequence[str]) -> int:
     from brd_edge.pipeline import main as pipeline
 
@@ -75,6 +81,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": _recipe,
     "data": _data,
     "explain": _explain,
+    "compare": _compare,
     "keys": _keys,
     "sign": _sign,
     "ship": _ship,
@@ -87,6 +94,7 @@ _USAGE = """\
 usage: brd-edge RECIPE …         run a recipe (brd-edge run RECIPE is the same)
        brd-edge data RECIPE      what a recipe's data set holds, what is odd, how it looks in training
        brd-edge explain RUN      where accuracy went between the trained student and each engine
+       brd-edge compare A B      what changed from run A to run B, and whether anything is worse
        brd-edge keys NAME        make a pair of keys to sign bundles
        brd-edge sign BUNDLE …    sign a bundle and pack it
        brd-edge ship BUNDLE …    deliver a bundle to devices, see what serves, roll back

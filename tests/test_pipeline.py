@@ -17,6 +17,10 @@ import onnx
 import pytest
 from PIL import Image
 
+from brd_edge.comparing import compare
+from brd_edge.data.index import load_dataset
+from brd_edge.evaluate.benchmark_file import read_benchmark
+from brd_edge.evaluate.image_counts import read_image_counts
 from brd_edge.pipeline import main
 from brd_edge.runtime.archive import verify_archive
 from brd_edge.runtime.segmenter import keys_for
@@ -67,6 +71,7 @@ def test_a_run_leaves_everything(finished: Path) -> None:
         "export/student.onnx",
         "export/zero_cost.json",
         "benchmark.json",
+        "images.npz",
         "report.html",
         "bundle/manifest.json",
     ):
@@ -79,7 +84,7 @@ def test_a_run_leaves_everything(finished: Path) -> None:
 def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
     benchmark = json.loads((finished / "benchmark.json").read_text(encoding="utf-8"))
 
-    assert benchmark["schema_version"] == 1
+    assert read_benchmark(finished / "benchmark.json").schema_version == benchmark["schema_version"] == 2
     proof = benchmark["zero_cost"]
     assert [proof[key] for key in ("equal", "params_equal", "macs_equal", "differences")] == [True, True, True, []]
     costs = {entry["name"].split("-")[0]: entry for entry in proof["engines"]}
@@ -117,6 +122,38 @@ def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
     assert attribution["steps"][0]["miou"] == pytest.approx(benchmark["student"]["miou"], abs=1e-9)
     last = attribution["steps"][-1]
     assert last["miou"] == pytest.approx(engines[last["engine"].split("-")[0]]["miou"], abs=1e-9)
+
+
+def test_benchmark_json_is_valid_under_its_published_schema(finished: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed: make install")
+    schema = json.loads((ROOT / "docs" / "benchmark.schema.json").read_text(encoding="utf-8"))
+    benchmark = json.loads((finished / "benchmark.json").read_text(encoding="utf-8"))
+    assert list(jsonschema.Draft202012Validator(schema).iter_errors(benchmark)) == []
+
+
+def test_counts_of_images_sum_up_to_the_scores(finished: Path) -> None:
+    benchmark = read_benchmark(finished / "benchmark.json")
+    found = read_image_counts(finished / "images.npz")
+    measured = {engine.name: engine for engine in benchmark.engines if engine.status == "measured"}
+    assert found.ids == tuple(sample.id for sample in load_dataset(finished / "data").val)
+    assert set(found.counts) == {"teacher", "student", *measured}
+    for name, scores in {"teacher": benchmark.teacher, "student": benchmark.student, **measured}.items():
+        hit, either, _, _ = found.counts[name].sum(0)
+        assert np.mean(hit[either > 0] / either[either > 0]) == pytest.approx(scores.miou)
+    outputs = json.loads((finished / "stages" / "benchmark.json").read_text(encoding="utf-8"))["outputs"]
+    assert set(outputs) == {"benchmark.json", "images.npz"}
+
+
+def test_a_run_compared_with_itself(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare([str(finished), str(finished), "--budget", "0.5", "--margin-percent", "90", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["worse"] == found["better"] == found["recipe"] == found["environment"] == []
+    assert found["images"] == {"count": 3, "only_before": 0, "only_after": 0, "altered": 0, "checked": True}
+    assert all(score["verdict"] == "equivalent" for scores in found["scores"].values() for score in scores.values())
+    assert "on B's first validation image" in found["latency_method"]
+    timed = {engine["name"]: engine["latency"] for engine in found["engines"]}
+    # what four rounds decide is the machine's affair, but they were made
+    assert timed["onnxruntime-fp32-x86-cpu"]["ratio"]["value"] > 0
 
 
 def test_a_bundle_holds_golden_frames_that_the_engine_reproduces(finished: Path) -> None:

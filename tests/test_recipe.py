@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from brd_edge.data.layouts import LAYOUTS
+from brd_edge.json_schemas import SCHEMAS, json_schema, main
 from brd_edge.planning import format_plan, plan
 from brd_edge.recipe import DataSection, load_recipe
-from brd_edge.recipe_schema import json_schema, main
 from brd_edge.run import Run
 from brd_edge.runtime.errors import RecipeError
 from brd_edge.stages import STAGES
@@ -37,19 +37,24 @@ def test_layouts_of_the_schema_are_those_of_the_package() -> None:
     assert set(schema["properties"]["layout"]["enum"]) == {"scenes", *LAYOUTS}
 
 
-def test_committed_json_schema_is_current(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main(["--check", str(ROOT / "pipelines" / "recipe.schema.json")]) == 0
+@pytest.mark.parametrize(("name", "directory"), [("recipe", "pipelines"), ("benchmark", "docs")])
+def test_committed_json_schema_is_current(
+    name: str, directory: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([name, "--check", str(ROOT / directory / f"{name}.schema.json")]) == 0
 
     stale = tmp_path / "schema.json"
     stale.write_text("{}", encoding="utf-8")
-    assert main(["--check", str(stale)]) == 1
+    assert main([name, "--check", str(stale)]) == 1
     assert "make schema" in capsys.readouterr().err
 
 
-def test_json_schema_describes_every_key() -> None:
-    schema = json_schema()
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_json_schema_describes_every_key(kind: str) -> None:
+    schema = json_schema(kind)
 
-    for name, section in schema["$defs"].items():
+    parts = schema["$defs"] | ({kind: schema} if kind == "benchmark" else {})
+    for name, section in parts.items():
         for key, value in section["properties"].items():
             assert "description" in value or "$ref" in value or "allOf" in value, f"{name}.{key} has no description"
     json.dumps(schema, allow_nan=False)

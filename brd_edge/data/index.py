@@ -16,7 +16,7 @@ from brd_edge.data.dataset import IGNORE_ID, ClassPixels, Dataset, Sample
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import sha256_file, write_text_atomic
 
-__all__ = ["INDEX_NAME", "INDEX_VERSION", "load_checksums", "load_dataset", "save_index"]
+__all__ = ["INDEX_NAME", "INDEX_VERSION", "load_checksums", "load_contents", "load_dataset", "save_index"]
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 2
@@ -114,6 +114,27 @@ def load_checksums(directory: Path) -> dict[str, dict[str, str]]:
         split: {str(entry["id"]): str(entry["image_sha256"]) for entry in _field(path, splits, split, list, "splits.")}
         for split in _SPLITS
     }
+
+
+def load_contents(directory: Path) -> dict[str, str]:
+    """Return what tells the content of every validation sample, by id; the samples' files need not be there.
+
+    Of the image it is the file's SHA-256. Of the label it is what the index says of its pixels, because its file is
+    written by preparation, and another version of the PNG writer writes other bytes for the same pixels.
+
+    Raises:
+        DataError: The index is missing or damaged.
+    """
+    path = directory / INDEX_NAME
+    found = {}
+    for i, entry in enumerate(_field(path, _field(path, _read_json(path), "splits", dict, ""), "val", list, "splits.")):
+        where = f"splits.val[{i}]"
+        if not isinstance(entry, dict):
+            raise DataError(f"{path}: {where}: expected an object, got {type(entry).__name__}")
+        kinds = {"id": str, "image_sha256": str, "height": int, "width": int, "classes": list}
+        name, *content = (_field(path, entry, key, kind, f"{where}.") for key, kind in kinds.items())
+        found[name] = json.dumps(content)
+    return found
 
 
 def _portable(path: Path, directory: Path) -> str:

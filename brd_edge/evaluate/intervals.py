@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.metrics import SegmentationMetrics
-from brd_edge.runtime.statistics import Interval
+from brd_edge.runtime.statistics import Interval, widening
 
-__all__ = ["score_intervals", "score_losses"]
+__all__ = ["ScoreChange", "ScoreVerdict", "score_changes", "score_intervals", "score_losses"]
+
+ScoreVerdict = Literal["better", "worse", "equivalent", "undecided"]
 
 _DRAWS = 1000
 _SEED = 20240131
+_JUDGED = ("miou", "boundary_iou")
 Array = npt.NDArray[np.float64]
 
 
@@ -65,6 +70,85 @@ def score_losses(
         )
     first, second = _draws(theirs), _draws(mine)
     return {name: _interval(score(first) - score(second), confidence) for name, score in _SCORES.items()}
+
+
+@dataclass(frozen=True)
+class ScoreChange:
+    """What became of a score from A to B, on the same images. Everything is a fraction.
+
+    Attributes:
+        verdict: `"equivalent"`: the change lies within the margin (two one-sided tests at 5 %). Else `"better"` or
+            `"worse"`: B is, the 95 % interval does not hold 0. Else `"undecided"`.
+        before: The score of A.
+        after: The score of B.
+        difference: B minus A, with its 95 % interval.
+        equivalence: The same with the 90 % interval, which the two one-sided tests compare with the margin.
+    """
+
+    verdict: ScoreVerdict
+    before: float
+    after: float
+    difference: Interval
+    equivalence: Interval
+
+
+def score_changes(
+    before: npt.NDArray[np.int64], after: npt.NDArray[np.int64], *, margin: float
+) -> dict[str, ScoreChange]:
+    """Judge how mIoU and Boundary IoU changed from A to B.
+
+    The same images are drawn for both. The intervals are widened as Student's are against the normal distribution's,
+    so that a few images do not look certain; a single image decides nothing, unless nothing changed in it.
+
+    Args:
+        before: Counts of A, integers (N, 10, K), as `SegmentationMetrics.per_image`; N at least 1.
+        after: Counts of B on the same images in the same order.
+        margin: Largest change that counts as none, as a fraction above 0.
+
+    Returns:
+        The changes by `"miou"` and `"boundary_iou"`; a score that neither has (no class is present) is left out.
+
+    Raises:
+        DataError: The counts are not of the same images and classes.
+
+    Example:
+        >>> score_changes(counts, counts, margin=0.005)["miou"].verdict
+        'equivalent'
+    """
+    if before.shape != after.shape or before.ndim != 3 or not len(before):
+        raise DataError(f"changes: expected counts of the same images and classes, got {before.shape}, {after.shape}")
+    first, second = _draws(before.astype(np.float64)), _draws(after.astype(np.float64))
+    found = {}
+    for name in _JUDGED:
+        scores = _SCORES[name](first), _SCORES[name](second)
+        if not np.isnan(scores[0][-1] + scores[1][-1]):
+            found[name] = _change(*scores, len(before), margin)
+    return found
+
+
+def _change(before: Array, after: Array, images: int, margin: float) -> ScoreChange:
+    """Judge the scores of all draws, the last of which takes each image once."""
+    drawn = after - before
+    middle = float(drawn[-1])
+    outer, inner = (_widened(middle, drawn[:-1], images, confidence) for confidence in (0.95, 0.90))
+    verdict: ScoreVerdict = "undecided"
+    if inner.low > -margin and inner.high < margin:
+        verdict = "equivalent"
+    elif outer.high < 0:
+        verdict = "worse"
+    elif outer.low > 0:
+        verdict = "better"
+    return ScoreChange(verdict, float(before[-1]), float(after[-1]), outer, inner)
+
+
+def _widened(middle: float, drawn: Array, images: int, confidence: float) -> Interval:
+    if images == 1:
+        # every draw is the image itself: where it changed, nothing is known about others
+        end = 1.0 if middle else 0.0
+        return Interval(middle, -end, end, confidence)
+    factor = widening(images, confidence)
+    low, high = np.nanpercentile(drawn, (50 * (1 - confidence), 50 * (1 + confidence)))
+    return Interval(middle, middle + factor * float(low - middle), middle + factor * float(high - middle), confidence)
 
 
 def _counts(metrics: SegmentationMetrics) -> Array:

@@ -25,7 +25,10 @@ __all__ = [
     "bootstrap_percentiles",
     "compare_ratios",
     "drift_ratio",
+    "judge_ratio",
+    "ratio_of_medians",
     "resample_blocks",
+    "widening",
 ]
 
 Verdict = Literal["faster", "slower", "equivalent", "undecided"]
@@ -166,20 +169,69 @@ def compare_ratios(ratios: FloatArray, *, margin: float) -> Comparison:
     ratio, inner = (
         _widened(middle, _interval(middle, drawn, confidence), rounds, confidence) for confidence in (0.95, 0.90)
     )
-    verdict: Verdict = "undecided"
-    if inner.low > 1 - margin and inner.high < 1 + margin:
-        verdict = "equivalent"
-    elif ratio.high < 1:
-        verdict = "faster"
-    elif ratio.low > 1:
-        verdict = "slower"
-    return Comparison(verdict, ratio, inner, margin, values.size)
+    return Comparison(judge_ratio(ratio, inner, margin=margin), ratio, inner, margin, values.size)
+
+
+def judge_ratio(ratio: Interval, equivalence: Interval, *, margin: float) -> Verdict:
+    """Judge a ratio B / A of times.
+
+    Args:
+        ratio: With its 95 % interval.
+        equivalence: With its 90 % interval, whose ends are those of two one-sided tests at 5 %.
+        margin: Largest difference that counts as none, as a share above 0.
+
+    Returns:
+        `"equivalent"` where the 90 % interval lies within the margin, else `"faster"` or `"slower"` where the 95 %
+        interval does not hold 1, else `"undecided"`.
+    """
+    if equivalence.low > 1 - margin and equivalence.high < 1 + margin:
+        return "equivalent"
+    if ratio.high < 1:
+        return "faster"
+    return "slower" if ratio.low > 1 else "undecided"
+
+
+def ratio_of_medians(
+    samples_a: Sequence[float] | FloatArray, samples_b: Sequence[float] | FloatArray
+) -> tuple[Interval, Interval]:
+    """Return the ratio of two medians, B / A, of series that were taken apart from each other.
+
+    Each series is drawn in blocks of its own neighbours. What differed between the two sessions (the machine, its
+    clocks, its other work, where buffers lay in memory) is in the ratio and cannot be told from the engines.
+
+    Args:
+        samples_a: Above 0, in the order taken; at least one value.
+        samples_b: The same of what is judged.
+
+    Returns:
+        The ratio with its 95 % interval, and with its 90 % interval.
+    """
+    medians = []
+    for seed, samples in ((_SEED, samples_a), (_SEED + 1, samples_b)):
+        values = np.asarray(samples, np.float64)
+        places = resample_blocks(len(values), _DRAWS, _block_length(len(values)), seed)
+        medians.append((float(np.median(values)), np.median(values[places], axis=1)))
+    (middle_a, drawn_a), (middle_b, drawn_b) = medians
+    middle, drawn = middle_b / middle_a, drawn_b / drawn_a
+    return _interval(middle, drawn, 0.95), _interval(middle, drawn, 0.90)
+
+
+def widening(count: int, confidence: float) -> float:
+    """Return the factor by which a percentile interval of few independent values has to be widened.
+
+    Student's quantile over the normal one, and n over n - 1 in the variance (Hesterberg, 2015).
+
+    Args:
+        count: Independent values that the bootstrap drew from, at least 2.
+        confidence: Of the interval, 0 to 1.
+    """
+    normal = _normal_quantile(0.5 + confidence / 2)
+    return _student_quantile(normal, count - 1) / normal * math.sqrt(count / (count - 1))
 
 
 def _widened(middle: float, interval: Interval, rounds: int, confidence: float) -> Interval:
     """Widen an interval of logarithms for few rounds, and return it as one of ratios."""
-    normal = _normal_quantile(0.5 + confidence / 2)
-    factor = _student_quantile(normal, rounds - 1) / normal * math.sqrt(rounds / (rounds - 1))
+    factor = widening(rounds, confidence)
     low, high = (middle + factor * (end - middle) for end in (interval.low, interval.high))
     return Interval(math.exp(middle), math.exp(low), math.exp(high), confidence)
 

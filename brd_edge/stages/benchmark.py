@@ -6,17 +6,20 @@ import json
 import logging
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from brd_edge.data.dataset import Dataset, read_frame
 from brd_edge.environment import describe_environment
 from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor, model_predictor
+from brd_edge.evaluate.benchmark_file import SCHEMA_VERSION, check_benchmark
 from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
+from brd_edge.evaluate.image_counts import FILE_NAME, write_image_counts
 from brd_edge.evaluate.intervals import score_intervals, score_losses
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
@@ -40,8 +43,6 @@ __all__ = ["STAGE"]
 
 log = logging.getLogger("brd_edge")
 
-SCHEMA_VERSION = 1
-
 _SCORES = ("miou", "boundary_iou", "class_iou", "argmax_agreement", "intervals", "lost")
 _MEASURED = (*_SCORES, "latency_ms", "engine_latency_ms", "throughput")
 """What an engine that was not measured has none of."""
@@ -58,6 +59,8 @@ class _Validation:
     """Class maps for the report: index of the sample to title to class map."""
     student: SegmentationMetrics
     """What the PyTorch student scores, which engines' losses are counted from."""
+    counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """What was counted in each image, by `teacher`, `student` and the names of engines."""
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -136,7 +139,7 @@ def _work(context: Context) -> Outcome:
     measured = sum(entry["status"] == "measured" for entry in engines)
     held = {"gates_broken": [f"{entry['name']}: {line}" for entry in engines for line in entry["gates_broken"]]}
     # the report is not among the recorded files: what is shipped later adds the devices' figures to it
-    return Outcome(paths[:1], held, f"{measured} of {len(engines)} engines measured; see {paths[1]}")
+    return Outcome(paths[:-1], held, f"{measured} of {len(engines)} engines measured; see {paths[-1]}")
 
 
 def _measure_all(context: Context, validation: _Validation) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -186,9 +189,17 @@ def _evaluate_model(context: Context, validation: _Validation, title: str) -> di
 
 
 def _scores(
-    validation: _Validation, predict: Predictor, title: str, *, keep: list[ByteArray] | None = None
+    validation: _Validation,
+    predict: Predictor,
+    title: str,
+    *,
+    name: str | None = None,
+    keep: list[ByteArray] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a predictor; `keep` gets its class maps, or else the agreement with the reference is counted."""
+    """Evaluate a predictor; `keep` gets its class maps, or else the agreement with the reference is counted.
+
+    What was counted in each image is kept under `name`, or else under the title.
+    """
     dataset = validation.dataset
     agreement: list[float] = []
     with progress_bar(len(dataset.val), f"benchmark {title}", unit="image") as bar:
@@ -209,6 +220,7 @@ def _scores(
             metrics=SegmentationMetrics(len(dataset.classes), keep_images=True) if keep is None else validation.student,
             on_class_map=look,
         )
+    validation.counts[name or title] = np.stack(metrics.per_image)
     intervals = _known(score_intervals(metrics))
     scores: dict[str, Any] = {**metrics.to_json(), "intervals": _ends(intervals)}
     if not agreement:
@@ -247,7 +259,7 @@ def _measure(context: Context, validation: _Validation, entry: dict[str, Any]) -
     try:
         directory = context.run.path("engines", entry["name"])
         with open_engine(directory, contract=validation.contract, threads=settings.threads) as runner:
-            scores = _scores(validation, runner.infer, title)
+            scores = _scores(validation, runner.infer, title, name=entry["name"])
             context.say(f"benchmark: timing {title} (at most {settings.budget_s:.0f} s unless it is slow)")
             timing = time_engine(directory, runner, frame, settings)
     except RuntimeMissingError as error:
@@ -269,15 +281,20 @@ def _measure(context: Context, validation: _Validation, entry: dict[str, Any]) -
 def _write(context: Context, benchmark: dict[str, Any], validation: _Validation) -> list[Path]:
     from brd_edge.evaluate.report import write_report
 
-    json_path, report_path = context.run.path("benchmark.json"), context.run.path("report.html")
+    names = ("benchmark.json", FILE_NAME, "report.html")
+    json_path, counts_path, report_path = (context.run.path(name) for name in names)
+    check_benchmark(benchmark)
     write_json_atomic(json_path, benchmark)
+    measured = [entry["name"] for entry in benchmark["engines"] if entry["status"] == "measured"]
+    counts = {name: validation.counts[name] for name in ("teacher", "student", *measured)}
+    write_image_counts(counts_path, [sample.id for sample in validation.dataset.val], counts)
     write_report(
         report_path,
         benchmark=json.loads(json_path.read_text(encoding="utf-8")),
         samples=report_samples(validation.dataset, validation.shown, validation.contract),
         curves=report_curves(context.run),
     )
-    return [json_path, report_path]
+    return [json_path, counts_path, report_path]
 
 
 def _compared_run(recipe: Recipe) -> Path | None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from brd_edge.data.dataset import Dataset, Sample, count_class_pixels, find_class_pixels, read_frame, read_label
-from brd_edge.data.index import load_dataset, save_index
+from brd_edge.data.index import load_contents, load_dataset, save_index
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import DataError
 
@@ -54,6 +55,33 @@ def test_index_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "prepared", tmp_path / "source")
     save_index(tmp_path / "prepared", dataset)
     assert load_dataset(tmp_path / "prepared") == dataset
+
+
+def test_contents_tell_samples_apart_by_picture_and_label(prepared: Path, tmp_path: Path) -> None:
+    before = load_contents(prepared)
+    assert list(before) == ["bb"]
+    # the same pixels in other bytes, as another version of the PNG writer may write them
+    label = prepared / "labels" / "bb.png"
+    with Image.open(label) as picture:
+        ids = np.asarray(picture)
+        picture.save(label, compress_level=0)
+    save_index(prepared, load_dataset(prepared))
+    assert load_contents(prepared) == before
+    # another label; then another picture
+    sample = load_dataset(prepared).val[0]
+    other = ids.copy()
+    other[0, 0] = 1 if ids[0, 0] == 0 else 0
+    relabelled = replace(sample, classes=find_class_pixels(other))
+    save_index(prepared, replace(load_dataset(prepared), val=(relabelled,)))
+    assert load_contents(prepared) != before
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(sample.image)
+    save_index(prepared, replace(load_dataset(prepared), val=(sample,)))
+    assert load_contents(prepared) != before
+    # the index is enough
+    shutil.rmtree(prepared / "images")
+    assert list(load_contents(prepared)) == ["bb"]
+    with pytest.raises(DataError, match="no index here"):
+        load_contents(tmp_path)
 
 
 def test_paths_inside_are_relative_and_others_absolute(prepared: Path, tmp_path: Path) -> None:

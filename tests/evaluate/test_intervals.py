@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from brd_edge.evaluate.intervals import score_intervals, score_losses
+from brd_edge.evaluate.intervals import score_changes, score_intervals, score_losses
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.metrics import SegmentationMetrics
 
@@ -99,3 +99,95 @@ def test_counts_must_be_there_and_of_the_same_images() -> None:
     more.merge(make_metrics(0.1))
     with pytest.raises(DataError, match="the same images and classes"):
         score_losses(make_metrics(0.1), more)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("miou", (0, 1)), ("boundary_iou", (2, 3))])
+def test_changes_are_those_of_scipy_widened_for_few_images(name: str, rows: tuple[int, int]) -> None:
+    before, after = (make_metrics(noise) for noise in (0.05, 0.1))
+    found = score_changes(*(np.stack(metrics.per_image) for metrics in (before, after)), margin=0.005)[name]
+    assert (found.before, found.after) == (
+        pytest.approx(getattr(before, name)(), abs=1e-12),
+        pytest.approx(getattr(after, name)(), abs=1e-12),
+    )
+
+    def statistic(images: np.ndarray, axis: int) -> np.ndarray:
+        assert axis == -1
+        return _drawn(after, images, rows) - _drawn(before, images, rows)
+
+    places, theirs = (np.arange(IMAGES),), None
+    for interval, confidence in ((found.difference, 0.95), (found.equivalence, 0.90)):
+        theirs = stats.bootstrap(
+            places,
+            statistic,
+            n_resamples=0 if theirs else 4000,
+            confidence_level=confidence,
+            method="percentile",
+            vectorized=True,
+            bootstrap_result=theirs,
+            rng=np.random.default_rng(0),
+        )
+        level = 0.5 + confidence / 2
+        factor = stats.t(IMAGES - 1).ppf(level) / stats.norm.ppf(level) * np.sqrt(IMAGES / (IMAGES - 1))
+        ends = np.array(theirs.confidence_interval)
+        low, high = interval.value + factor * (ends - interval.value)
+        assert interval.value == pytest.approx(found.after - found.before, abs=1e-12)
+        assert interval.low == pytest.approx(low, abs=0.15 * (high - low))
+        assert interval.high == pytest.approx(high, abs=0.15 * (high - low))
+        assert interval.confidence == confidence
+
+
+def _drawn(metrics: SegmentationMetrics, images: np.ndarray, rows: tuple[int, int]) -> np.ndarray:
+    """The score of many draws, (draws, images); every class is in every draw."""
+    counts = np.stack(metrics.per_image)[images].sum(-3)
+    ratios: np.ndarray = counts[..., rows[0], :] / counts[..., rows[1], :]
+    return ratios.mean(-1)
+
+
+def test_verdicts_on_scores() -> None:
+    worse, better, same = (np.stack(make_metrics(noise).per_image) for noise in (0.1, 0.05, 0.1))
+    for before, after, margin, verdict in (
+        (better, worse, 0.005, "worse"),
+        (worse, better, 0.005, "better"),
+        (worse, same, 1e-9, "equivalent"),
+        # what lies wholly within the margin is equivalent, however certain it is
+        (better, worse, 0.5, "equivalent"),
+    ):
+        assert score_changes(before, after, margin=margin)["miou"].verdict == verdict
+    mixed = worse.copy()
+    mixed[::2] = better[::2]
+    mixed[1::2] = (worse - (better - worse))[1::2].clip(0)
+    found = score_changes(worse, mixed, margin=0.001)["boundary_iou"]
+    assert found.verdict == "undecided", found
+
+
+def test_two_one_sided_tests_are_those_of_scipy() -> None:
+    """On the edge of the margin, the verdict changes where Student's one-sided test says so, up to the bootstrap."""
+    before, after = (np.stack(make_metrics(noise).per_image) for noise in (0.1, 0.09))
+    found = score_changes(before, after, margin=0.005)["miou"]
+    for share, equivalent in ((1.1, True), (0.9, False)):
+        margin = share * max(abs(found.equivalence.low), abs(found.equivalence.high))
+        assert (score_changes(before, after, margin=margin)["miou"].verdict == "equivalent") == equivalent
+    # Student's interval of the mean of pseudo-values (jackknife) is another estimate of the same
+    whole = found.difference.value
+    left_out = []
+    for image in range(IMAGES):
+        kept = np.delete(np.arange(IMAGES), image)
+        parts = [counts[kept].sum(0) for counts in (after, before)]
+        left_out.append(np.subtract(*(np.mean(part[0] / part[1]) for part in parts)))
+    pseudo = IMAGES * whole - (IMAGES - 1) * np.array(left_out)
+    low, high = stats.t.interval(0.90, IMAGES - 1, pseudo.mean(), stats.sem(pseudo))
+    assert found.equivalence.low == pytest.approx(low, abs=0.15 * (high - low))
+    assert found.equivalence.high == pytest.approx(high, abs=0.15 * (high - low))
+
+
+def test_one_image_decides_nothing() -> None:
+    before, after = (np.stack(make_metrics(noise).per_image)[:1] for noise in (0.05, 0.2))
+    assert score_changes(before, after, margin=0.005)["miou"].verdict == "undecided"
+    assert score_changes(before, before, margin=0.005)["miou"].verdict == "equivalent"
+
+
+def test_changes_of_what_is_not_there_are_left_out() -> None:
+    nothing = np.zeros((5, 10, CLASSES), np.int64)
+    assert score_changes(nothing, nothing, margin=0.005) == {}
+    with pytest.raises(DataError, match="the same images and classes"):
+        score_changes(nothing, nothing[1:], margin=0.005)

@@ -9,7 +9,16 @@ import pytest
 from scipy import stats
 
 from brd_edge.runtime import statistics
-from brd_edge.runtime.statistics import bootstrap_percentiles, compare_ratios, drift_ratio, resample_blocks
+from brd_edge.runtime.statistics import (
+    Interval,
+    bootstrap_percentiles,
+    compare_ratios,
+    drift_ratio,
+    judge_ratio,
+    ratio_of_medians,
+    resample_blocks,
+    widening,
+)
 
 
 def make_series(seed: int, count: int, correlation: float = 0.0) -> np.ndarray:
@@ -114,3 +123,57 @@ def test_student_quantiles_are_those_of_scipy(freedom: int, probability: float) 
 def test_drift_is_last_third_over_first() -> None:
     assert drift_ratio([1.0] * 30 + [2.0] * 30 + [1.5] * 30) == 1.5
     assert drift_ratio([1.0, 5.0]) == 1.0
+
+
+def test_the_ratio_of_two_medians_is_that_of_scipy() -> None:
+    a, b = make_series(1, 400), 1.1 * make_series(2, 300)
+
+    def statistic(mine: np.ndarray, theirs: np.ndarray, axis: int) -> np.ndarray:
+        return np.median(theirs, axis=axis) / np.median(mine, axis=axis)
+
+    for found, confidence in zip(ratio_of_medians(a, b), (0.95, 0.90), strict=True):
+        theirs = stats.bootstrap(
+            (a, b),
+            statistic,
+            n_resamples=4000,
+            confidence_level=confidence,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        ).confidence_interval
+        width = theirs.high - theirs.low
+        assert found.value == np.median(b) / np.median(a)
+        assert found.confidence == confidence
+        # neighbours are drawn together, which these samples do not need
+        assert found.low == pytest.approx(theirs.low, abs=0.25 * width)
+        assert found.high == pytest.approx(theirs.high, abs=0.25 * width)
+
+
+def test_the_two_series_are_drawn_apart() -> None:
+    series = make_series(1, 200)
+    found, _ = ratio_of_medians(series, series)
+    assert found.value == 1
+    assert found.low < 1 < found.high
+    (alone,) = bootstrap_percentiles(series, (50.0,))
+    assert found.relative_width > 1.2 * alone.relative_width
+
+
+@pytest.mark.parametrize(
+    ("ends", "inner", "verdict"),
+    [
+        ((0.98, 1.02), (0.985, 1.015), "equivalent"),
+        ((1.01, 1.025), (1.012, 1.024), "equivalent"),
+        ((1.01, 1.05), (1.012, 1.045), "slower"),
+        ((0.90, 0.98), (0.91, 0.975), "faster"),
+        ((0.99, 1.05), (0.995, 1.045), "undecided"),
+    ],
+)
+def test_verdicts_on_ratios(ends: tuple[float, float], inner: tuple[float, float], verdict: str) -> None:
+    assert judge_ratio(Interval(1.0, *ends), Interval(1.0, *inner, 0.9), margin=0.03) == verdict
+
+
+@pytest.mark.parametrize("count", [4, 24, 200])
+@pytest.mark.parametrize("confidence", [0.90, 0.95])
+def test_widening_is_students_against_the_normal_distribution(count: int, confidence: float) -> None:
+    level = 0.5 + confidence / 2
+    expected = stats.t(count - 1).ppf(level) / stats.norm.ppf(level) * math.sqrt(count / (count - 1))
+    assert widening(count, confidence) == pytest.approx(expected, rel=0.01)
