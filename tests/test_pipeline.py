@@ -109,6 +109,12 @@ def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
         assert latency["n"] == len(entry["samples_ms"]) >= 5
         assert latency["p50"] == pytest.approx(np.percentile(entry["samples_ms"], 50))
         assert 0 < latency["min"] <= latency["p50"] <= latency["p95"] <= latency["p99"]
+        assert entry["engine_latency_ms"]["n"] >= 5
+        assert (entry["throughput"], entry["gates"]["miou_drop_max"]) == (None, 0.5)
+        for name in ("miou", "boundary_iou", "pixel_accuracy", "boundary_f", "connectivity_error", "argmax_agreement"):
+            low, high = entry["intervals"][name]
+            assert low <= entry[name] + 1e-9, name
+            assert entry[name] - 1e-9 <= high, name
         files = list((finished / "engines" / entry["name"]).iterdir())
         assert entry["size_bytes"] == sum(path.stat().st_size for path in files if path.name != "engine.json")
     assert engines["tensorrt"]["status"] in {"built", "measured", "skipped"}
@@ -138,7 +144,7 @@ def test_counts_of_images_sum_up_to_the_scores(finished: Path) -> None:
     assert found.ids == tuple(sample.id for sample in load_dataset(finished / "data").val)
     assert set(found.counts) == {"teacher", "student", *measured}
     for name, scores in {"teacher": benchmark.teacher, "student": benchmark.student, **measured}.items():
-        hit, either, _, _ = found.counts[name].sum(0)
+        hit, either, *_ = found.counts[name].sum(0)
         assert np.mean(hit[either > 0] / either[either > 0]) == pytest.approx(scores.miou)
     outputs = json.loads((finished / "stages" / "benchmark.json").read_text(encoding="utf-8"))["outputs"]
     assert set(outputs) == {"benchmark.json", "images.npz"}
