@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -317,24 +318,27 @@ def _training(stage: str, run: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(request: pytest.FixtureRequest, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory, named by its stage, whose training nobody disturbed."""
-    run = tmp_path_factory.mktemp("whole") / str(request.param)
-    # the same prepared data; and for distill the same teacher
-    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
-    subprocess.run(_training(run.name, run), check=True, capture_output=True)
-    return run
+def uninterrupted(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Train one stage in a run directory of its own that nobody disturbs; once for all tests."""
+
+    @cache
+    def train(stage: str) -> Path:
+        run = tmp_path_factory.mktemp("whole") / stage
+        # the same prepared data; and for distill the same teacher
+        subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+        subprocess.run(_training(stage, run), check=True, capture_output=True)
+        return run
+
+    return train
 
 
 @pytest.mark.parametrize(
-    ("uninterrupted", "number"),
-    [("teacher", signal.SIGKILL), ("distill", signal.SIGKILL), ("distill", signal.SIGTERM)],
-    indirect=["uninterrupted"],
+    ("stage", "number"), [("teacher", signal.SIGKILL), ("distill", signal.SIGKILL), ("distill", signal.SIGTERM)]
 )
 def test_an_interrupted_training_ends_with_the_same_weights(
-    finished: Path, uninterrupted: Path, tmp_path: Path, number: signal.Signals
+    finished: Path, uninterrupted: Callable[[str], Path], tmp_path: Path, stage: str, number: signal.Signals
 ) -> None:
-    whole, broken, stage = uninterrupted, tmp_path / "broken", uninterrupted.name
+    whole, broken = uninterrupted(stage), tmp_path / "broken"
     subprocess.run(["cp", "-r", str(finished), str(broken)], check=True)
     command = _training(stage, broken)
 
