@@ -29,7 +29,7 @@ from brd_edge.data.index import load_dataset
 from brd_edge.data.loader import Backend
 from brd_edge.environment import describe_environment
 from brd_edge.evaluate.accuracy import model_predictor, to_label_size
-from brd_edge.evaluate.ways import (
+from brd_edge.evaluate.attribution.ways import (
     ClassMaps,
     graph_normalisation,
     graph_predictor,

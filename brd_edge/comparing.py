@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from brd_edge.data.dataset import read_frame
 from brd_edge.data.index import load_contents, load_dataset
-from brd_edge.evaluate.benchmark_entries import EngineEntry
-from brd_edge.evaluate.benchmark_file import read_benchmark
-from brd_edge.evaluate.changes import Changes, RunRecord, compare_runs, require_comparable
-from brd_edge.evaluate.changes_table import format_changes, verdict_line
-from brd_edge.evaluate.image_counts import FILE_NAME, read_image_counts
-from brd_edge.evaluate.latency_changes import LatencyChange, recorded_change, timed_change
+from brd_edge.evaluate.benchmark.entries import EngineEntry
+from brd_edge.evaluate.benchmark.file import read_benchmark
+from brd_edge.evaluate.benchmark.images import FILE_NAME, read_image_counts
+from brd_edge.evaluate.changes.latency import LatencyChange, recorded_change, timed_change
+from brd_edge.evaluate.changes.runs import Changes, RunRecord, compare_runs, require_comparable
+from brd_edge.evaluate.changes.table import format_changes, verdict_line
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import BrdEdgeError, DataError, RunError
 from brd_edge.runtime.targets import TARGETS

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from brd_edge.data.dataset import Dataset
 from brd_edge.data.index import load_dataset
-from brd_edge.evaluate.attribution import Attribution, Step
+from brd_edge.evaluate.attribution.losses import Attribution, Step
 from brd_edge.evaluate.formats import one_line, percent
 from brd_edge.interrupt import listen_for_stop
 from brd_edge.recipe import Recipe, load_recipe

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from brd_edge.evaluate.benchmark_file import Benchmark
+from brd_edge.evaluate.benchmark.file import Benchmark
 from brd_edge.recipe import Recipe
 from brd_edge.runtime.files import write_text_atomic
 

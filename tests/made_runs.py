@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from brd_edge.evaluate.image_counts import write_image_counts
+from brd_edge.evaluate.benchmark.images import write_image_counts
 from brd_edge.evaluate.intervals import score_intervals, score_losses
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.latency import latency_of

@@ -20,8 +20,8 @@ from PIL import Image
 
 from brd_edge.comparing import compare
 from brd_edge.data.index import load_dataset
-from brd_edge.evaluate.benchmark_file import read_benchmark
-from brd_edge.evaluate.image_counts import read_image_counts
+from brd_edge.evaluate.benchmark.file import read_benchmark
+from brd_edge.evaluate.benchmark.images import read_image_counts
 from brd_edge.pipeline import main
 from brd_edge.runtime.archive import verify_archive
 from brd_edge.runtime.segmenter import keys_for

@@ -7,8 +7,8 @@ from typing import Any
 
 from brd_edge.data.dataset import Dataset, Sample
 from brd_edge.evaluate.accuracy import ByteArray
-from brd_edge.evaluate.attribution import Attribution, attribute_losses
-from brd_edge.evaluate.chain import SHARED_WAYS, Reading, Student
+from brd_edge.evaluate.attribution.chain import SHARED_WAYS, Reading, Student
+from brd_edge.evaluate.attribution.losses import Attribution, attribute_losses
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
 from brd_edge.run import Run

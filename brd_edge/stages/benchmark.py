@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from brd_edge.data.dataset import Dataset, read_frame
 from brd_edge.environment import describe_environment
 from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor, model_predictor
-from brd_edge.evaluate.benchmark_file import SCHEMA_VERSION, check_benchmark
+from brd_edge.evaluate.benchmark.file import SCHEMA_VERSION, check_benchmark
+from brd_edge.evaluate.benchmark.images import FILE_NAME, write_image_counts
 from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
-from brd_edge.evaluate.image_counts import FILE_NAME, write_image_counts
 from brd_edge.evaluate.intervals import score_intervals, score_losses
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
@@ -279,7 +279,7 @@ def _measure(context: Context, validation: _Validation, entry: dict[str, Any]) -
 
 
 def _write(context: Context, benchmark: dict[str, Any], validation: _Validation) -> list[Path]:
-    from brd_edge.evaluate.report import write_report
+    from brd_edge.evaluate.report.page import write_report
 
     names = ("benchmark.json", FILE_NAME, "report.html")
     json_path, counts_path, report_path = (context.run.path(name) for name in names)

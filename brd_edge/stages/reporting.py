@@ -14,7 +14,7 @@ from brd_edge.run import Run
 from brd_edge.runtime.contract import InputContract
 
 if TYPE_CHECKING:
-    from brd_edge.evaluate.report import Curve, ReportSample
+    from brd_edge.evaluate.report.page import Curve, ReportSample
 
 __all__ = ["report_curves", "report_samples", "sample_indices"]
 
@@ -30,7 +30,7 @@ def report_samples(
     dataset: Dataset, shown: Mapping[int, Mapping[str, ByteArray]], contract: InputContract
 ) -> list[ReportSample]:
     """Return validation images with their labels and class maps, all of the size that was segmented."""
-    from brd_edge.evaluate.report import ReportSample
+    from brd_edge.evaluate.report.page import ReportSample
 
     samples = []
     for index, found in sorted(shown.items()):
@@ -45,7 +45,7 @@ def report_samples(
 
 def report_curves(run: Run) -> dict[str, list[Curve]]:
     """Return loss terms and validation mIoU of both trainings."""
-    from brd_edge.evaluate.report import Curve
+    from brd_edge.evaluate.report.page import Curve
 
     groups: dict[str, list[Curve]] = {}
     for stage in ("teacher", "distill"):

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from brd_edge.evaluate.plots import (
+from brd_edge.evaluate.report.plots import (
     Curve,
     EnginePoint,
     curves_svg,
@@ -18,7 +18,7 @@ from brd_edge.evaluate.plots import (
     ratios_svg,
     tradeoff_svg,
 )
-from brd_edge.evaluate.waterfall import WaterfallStep, waterfall_svg
+from brd_edge.evaluate.report.waterfall import WaterfallStep, waterfall_svg
 
 
 def parsed(svg: str) -> ElementTree.Element:

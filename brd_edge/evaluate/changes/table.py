@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from brd_edge.evaluate.changes import SCORE_NAMES, Changes, CommonImages, Difference, EngineChange
+from brd_edge.evaluate.changes.runs import SCORE_NAMES, Changes, CommonImages, Difference, EngineChange
 from brd_edge.evaluate.formats import latency_digits, megabytes, milliseconds, one_line, percent
 from brd_edge.evaluate.intervals import ScoreChange
 from brd_edge.runtime.statistics import Interval

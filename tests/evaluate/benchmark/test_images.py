@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from made_runs import made_metrics
 
-from brd_edge.evaluate.image_counts import read_image_counts, write_image_counts
+from brd_edge.evaluate.benchmark.images import read_image_counts, write_image_counts
 from brd_edge.runtime.errors import DataError, RunError
 
 IDS = ("a", "straße/ü", "日本", "x" * 90)

@@ -1,4 +1,4 @@
-"""The report's charts of latency, accuracy and training, as inline SVG; see `brd_edge.evaluate.svg`."""
+"""The report's charts of latency, accuracy and training, as inline SVG; see `brd_edge.evaluate.report.svg`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from brd_edge.evaluate.svg import (
+from brd_edge.evaluate.report.svg import (
     INK,
     MUTED,
     SERIES,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from brd_edge.evaluate.benchmark_entries import EngineEntry
+from brd_edge.evaluate.benchmark.entries import EngineEntry
 from brd_edge.runtime.compare import Open, compare_latency
 from brd_edge.runtime.engine import open_engine
 from brd_edge.runtime.statistics import Interval, Verdict, judge_ratio, ratio_of_medians

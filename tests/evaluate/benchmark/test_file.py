@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from made_runs import ENGINE, made_benchmark
 
-from brd_edge.evaluate.benchmark_file import check_benchmark, read_benchmark
+from brd_edge.evaluate.benchmark.file import check_benchmark, read_benchmark
 from brd_edge.runtime.errors import RunError
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "benchmark.schema.json"
+SCHEMA = Path(__file__).parents[3] / "docs" / "benchmark.schema.json"
 MADE = made_benchmark()
 Change = Callable[[dict[str, Any]], object]
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from made_runs import ENGINE, IMAGES, RECIPE, UNMEASURED, made_benchmark, made_metrics, made_samples
 
-from brd_edge.evaluate.benchmark_file import Benchmark
-from brd_edge.evaluate.changes import Changes, Difference, RunRecord, compare_runs, require_comparable
-from brd_edge.evaluate.changes_table import format_changes, verdict_line
-from brd_edge.evaluate.image_counts import ImageCounts
-from brd_edge.evaluate.latency_changes import LatencyChange, recorded_change
+from brd_edge.evaluate.benchmark.file import Benchmark
+from brd_edge.evaluate.benchmark.images import ImageCounts
+from brd_edge.evaluate.changes.latency import LatencyChange, recorded_change
+from brd_edge.evaluate.changes.runs import Changes, Difference, RunRecord, compare_runs, require_comparable
+from brd_edge.evaluate.changes.table import format_changes, verdict_line
 from brd_edge.runtime.errors import RunError
 
 Change = Callable[[dict[str, Any]], object]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from brd_edge.data.dataset import Sample, read_label
 from brd_edge.evaluate.accuracy import ByteArray, to_label_size
-from brd_edge.evaluate.chain import Reading, Student, Way, chain_ways
+from brd_edge.evaluate.attribution.chain import Reading, Student, Way, chain_ways
 from brd_edge.evaluate.intervals import score_intervals, score_losses
 from brd_edge.runtime.errors import BrdEdgeError, DataError, RuntimeMissingError
 from brd_edge.runtime.metrics import SegmentationMetrics

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from brd_edge.data.dataset import Sample
 from brd_edge.data.loader import Backend, choose_backend
 from brd_edge.evaluate.accuracy import ByteArray, model_predictor
-from brd_edge.evaluate.ways import (
+from brd_edge.evaluate.attribution.ways import (
     ClassMaps,
     graph_logits_predictor,
     graph_normalisation_predictor,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from brd_edge.evaluate.gallery import Picture, ReportSample, draw_sample, worst_region
+from brd_edge.evaluate.report.gallery import Picture, ReportSample, draw_sample, worst_region
 
 PALETTE = [[128, 64, 128], [70, 130, 180], [220, 220, 0]]
 

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from brd_edge.evaluate.benchmark_entries import ComparedEntry, Count, EngineEntry, Entry, ModelEntry, StudentEntry
-from brd_edge.evaluate.benchmark_evidence import AttributionEntry, ZeroCostEntry
+from brd_edge.evaluate.benchmark.entries import ComparedEntry, Count, EngineEntry, Entry, ModelEntry, StudentEntry
+from brd_edge.evaluate.benchmark.evidence import AttributionEntry, ZeroCostEntry
 from brd_edge.runtime.errors import RunError
 
 __all__ = ["SCHEMA_VERSION", "Benchmark", "check_benchmark", "read_benchmark"]

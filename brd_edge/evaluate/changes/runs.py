@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from brd_edge.evaluate.benchmark_entries import EngineEntry
-from brd_edge.evaluate.benchmark_file import Benchmark
-from brd_edge.evaluate.image_counts import ImageCounts
+from brd_edge.evaluate.benchmark.entries import EngineEntry
+from brd_edge.evaluate.benchmark.file import Benchmark
+from brd_edge.evaluate.benchmark.images import ImageCounts
+from brd_edge.evaluate.changes.latency import LatencyChange
 from brd_edge.evaluate.intervals import ScoreChange, score_changes
-from brd_edge.evaluate.latency_changes import LatencyChange
 from brd_edge.evaluate.proof import judge_proof
 from brd_edge.runtime.errors import RunError
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from brd_edge.data.dataset import Sample, find_class_pixels, read_frame, read_label
 from brd_edge.evaluate.accuracy import model_predictor, to_label_size
-from brd_edge.evaluate.attribution import Attribution, attribute_losses
-from brd_edge.evaluate.chain import Reading, Student
+from brd_edge.evaluate.attribution.chain import Reading, Student
+from brd_edge.evaluate.attribution.losses import Attribution, attribute_losses
 from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import SLIDING_WINDOW, InputContract
 from brd_edge.runtime.engine import open_engine

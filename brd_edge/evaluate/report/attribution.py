@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brd_edge.evaluate.formats import percent, points
-from brd_edge.evaluate.report_engines import chart
-from brd_edge.evaluate.waterfall import WaterfallStep, waterfall_svg
+from brd_edge.evaluate.report.engines import chart
+from brd_edge.evaluate.report.waterfall import WaterfallStep, waterfall_svg
 
 __all__ = ["attribution_section"]
 

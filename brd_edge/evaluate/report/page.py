@@ -20,11 +20,9 @@ from brd_edge.evaluate.formats import (
     points,
     quantity,
 )
-from brd_edge.evaluate.gallery import IGNORED, IGNORED_COLOR, ReportSample, draw_sample
-from brd_edge.evaluate.plots import Curve, curves_svg
 from brd_edge.evaluate.proof import judge_proof
-from brd_edge.evaluate.report_attribution import attribution_section
-from brd_edge.evaluate.report_engines import (
+from brd_edge.evaluate.report.attribution import attribution_section
+from brd_edge.evaluate.report.engines import (
     added_cost_chart,
     chart,
     engine_charts,
@@ -33,8 +31,10 @@ from brd_edge.evaluate.report_engines import (
     latency_rows,
     throughput_lines,
 )
-from brd_edge.evaluate.svg import SERIES
-from brd_edge.evaluate.verdict import gap, p50_ms, verdict
+from brd_edge.evaluate.report.gallery import IGNORED, IGNORED_COLOR, ReportSample, draw_sample
+from brd_edge.evaluate.report.plots import Curve, curves_svg
+from brd_edge.evaluate.report.svg import SERIES
+from brd_edge.evaluate.report.verdict import gap, p50_ms, verdict
 from brd_edge.runtime.contract import SLIDING_WINDOW
 from brd_edge.runtime.files import write_text_atomic
 
@@ -71,7 +71,7 @@ def write_report(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("brd_edge.evaluate", "."),
+        loader=PackageLoader("brd_edge.evaluate.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -80,10 +80,10 @@ def write_report(
     environment.filters.update(
         duration=duration, mb=megabytes, ms=milliseconds, percent=percent, points=points, quantity=quantity
     )
-    script = (resources.files("brd_edge.evaluate") / "report.js").read_text(encoding="utf-8").strip()
+    script = (resources.files("brd_edge.evaluate.report") / "sort.js").read_text(encoding="utf-8").strip()
     # the page's policy lets this one script run, and no other
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = environment.get_template("report.html.jinja")
+    template = environment.get_template("page.html.jinja")
     page = template.render(_page(benchmark, samples, curves), script=script, script_sha256=allowed)
     write_text_atomic(path, page)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from brd_edge.evaluate.proof import judge_proof
-from brd_edge.evaluate.verdict import best_engine, verdict
+from brd_edge.evaluate.report.verdict import best_engine, verdict
 
 
 def an_engine(name: str, p50: float | None, miou: float | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from brd_edge.evaluate.formats import MISSING
-from brd_edge.evaluate.report import Curve, ReportSample, write_report
+from brd_edge.evaluate.report.page import Curve, ReportSample, write_report
 from brd_edge.runtime.errors import DataError
 
 CLASSES = ["road", "sky", "<script>alert('class')</script>", "thin & tall $pole"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from brd_edge.evaluate.svg import BAD, GOOD, INK, MUTED, new_figure, series_color, style_axes, to_svg
+from brd_edge.evaluate.report.svg import BAD, GOOD, INK, MUTED, new_figure, series_color, style_axes, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from brd_edge.evaluate.benchmark_entries import Count, Entry, IntervalEntry, Losses, NotNegative, Stopped, Unit
+from brd_edge.evaluate.benchmark.entries import Count, Entry, IntervalEntry, Losses, NotNegative, Stopped, Unit
 
 __all__ = ["AttributionEntry", "EngineCostEntry", "ZeroCostEntry"]
 

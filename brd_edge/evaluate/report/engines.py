@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brd_edge.evaluate.formats import MISSING, milliseconds, percent
-from brd_edge.evaluate.plots import EnginePoint, latency_distribution_svg, pareto_front, ratios_svg, tradeoff_svg
 from brd_edge.evaluate.proof import Proof
-from brd_edge.evaluate.verdict import best_engine, p50_ms
+from brd_edge.evaluate.report.plots import EnginePoint, latency_distribution_svg, pareto_front, ratios_svg, tradeoff_svg
+from brd_edge.evaluate.report.verdict import best_engine, p50_ms
 
 __all__ = [
     "added_cost_chart",

@@ -1,0 +1,1 @@
+"""Where accuracy went between the trained student and each engine."""

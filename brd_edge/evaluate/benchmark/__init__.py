@@ -1,0 +1,1 @@
+"""The files that a benchmark leaves: `benchmark.json` with its schema, and the counts of every image."""
