@@ -45,7 +45,7 @@ def read_graph(source: Path) -> onnx.ModelProto:
         EngineError: It is not there, is no ONNX graph, or is no float32 graph from `image` to `class_map`.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # its stubs are not needed else
 
     try:
         model = onnx.shape_inference.infer_shapes(onnx.load_from_string(source.read_bytes()), strict_mode=True)

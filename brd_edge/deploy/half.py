@@ -6,7 +6,6 @@ behind it is half, up to the logits that ArgMax compares.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,9 @@ _BF16_OPSET = 22
 
 # Inputs that are float32 in every precision: regions and scales
 _ALWAYS_FLOAT = {"Resize": (1, 2)}
+
+# TensorRT takes these in float32 and float16 only
+_NOT_IN_BF16 = ("HardSigmoid", "HardSwish")
 
 _LARGEST_FP16 = 65504.0
 
@@ -91,7 +93,7 @@ def halve(model: onnx.ModelProto, source: Path, kind: int) -> None:
     graph = model.graph
     parts = parts_of(model, source)
     floats = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
-    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {item.name for item in graph.input}
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
     image = unused_name(f"{parts.image}_half", taken)
     cast = onnx.helper.make_node("Cast", [parts.image], [image], name="node_to_half", to=kind)
     halved: dict[str, str] = {}
@@ -107,8 +109,29 @@ def halve(model: onnx.ModelProto, source: Path, kind: int) -> None:
                     graph.initializer.append(_half_tensor(floats[name], halved[name], kind, f"{source}: {node.name}"))
                 node.input[slot] = halved[name]
         _halve_attributes(node, kind, f"{source}: {node.name}")
-    position = list(graph.node).index(parts.input[-1]) + 1
-    graph.node.insert(position, cast)
+    refused = _NOT_IN_BF16 if kind == onnx.TensorProto.BFLOAT16 else ()
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes += _in_float(node, kind, taken) if node.op_type in refused else [node]
+        if node.name == parts.input[-1].name:
+            nodes.append(cast)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _in_float(node: onnx.NodeProto, kind: int, taken: set[str]) -> list[onnx.NodeProto]:
+    """Put casts around a node of one input; runtimes fuse the three into one kernel."""
+    import onnx
+
+    source, target = node.input[0], node.output[0]
+    before, behind = unused_name(f"{source}_{node.name}_float", taken), unused_name(f"{target}_float", taken)
+    taken |= {before, behind}
+    node.input[0], node.output[0] = before, behind
+    return [
+        onnx.helper.make_node("Cast", [source], [before], name=f"{node.name}_to_float", to=onnx.TensorProto.FLOAT),
+        node,
+        onnx.helper.make_node("Cast", [behind], [target], name=f"{node.name}_to_half", to=kind),
+    ]
 
 
 def _half_tensor(tensor: onnx.TensorProto, name: str, kind: int, where: str) -> onnx.TensorProto:
@@ -137,11 +160,8 @@ def _halve_attributes(node: onnx.NodeProto, kind: int, where: str) -> None:
     """Constants and casts inside the body say their type in an attribute."""
     import onnx
 
-    replace: Callable[[onnx.TensorProto], onnx.TensorProto] = lambda tensor: _half_tensor(  # noqa: E731
-        tensor, tensor.name, kind, where
-    )
     for attribute in node.attribute:
         if attribute.name == "value" and attribute.t.data_type == onnx.TensorProto.FLOAT:
-            attribute.t.CopyFrom(replace(attribute.t))
+            attribute.t.CopyFrom(_half_tensor(attribute.t, attribute.t.name, kind, where))
         elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
             attribute.i = kind

@@ -22,13 +22,23 @@ from brd_edge.runtime.errors import EngineError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["quantise_model_for_cpu", "quantise_model_for_tensorrt", "quantise_onnxruntime", "quantise_tensorrt"]
+__all__ = [
+    "NothingToQuantiseError",
+    "quantise_model_for_cpu",
+    "quantise_model_for_tensorrt",
+    "quantise_onnxruntime",
+    "quantise_tensorrt",
+]
 
 _FULL = 127
 # two products of uint8 and int8 are added in int16 on x86 without VNNI: 2 * 255 * 64 is below 2 ** 15
 _REDUCED = 64
 
 _LOWEST_THAT_COUNTS = {"HardSwish": -3.0}
+
+
+class NothingToQuantiseError(EngineError):
+    """All that could be quantised is excluded."""
 
 
 def quantise_onnxruntime(
@@ -170,7 +180,9 @@ def _plan(model: onnx.ModelProto, parts: Parts, exclude: Iterable[str], source: 
 
 def _require_some(plan: _Plan, source: Path) -> tuple[str, ...]:
     if not plan.chosen:
-        raise EngineError(f"{source}: nothing is left to quantise: exclude fewer groups, or build fp32 or fp16 instead")
+        raise NothingToQuantiseError(
+            f"{source}: nothing is left to quantise: exclude fewer groups, or build fp32 or fp16 instead"
+        )
     return tuple(node.name for node in plan.chosen)
 
 
