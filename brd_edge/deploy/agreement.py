@@ -6,9 +6,9 @@ on some processors. The second way is always plain floating-point arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.runners.checks import import_runtime
 from brd_edge.runtime.runners.onnxruntime import INSTALL as INSTALL_ONNXRUNTIME
 from brd_edge.runtime.runners.openvino import INSTALL as INSTALL_OPENVINO
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["THRESHOLDS", "check_artefact"]
 
@@ -93,9 +96,8 @@ def _onnxruntime_plain(path: Path) -> Predict:
     import onnx
 
     model = onnx.load_from_string(path.read_bytes())
-    kinds = {tensor.data_type for tensor in model.graph.initializer}
-    if onnx.TensorProto.BFLOAT16 in kinds:
-        _round_in_float(model)
+    if onnx.TensorProto.BFLOAT16 in {tensor.data_type for tensor in model.graph.initializer}:
+        _widen(model, onnx.TensorProto.BFLOAT16, rounded=True)
     return _session(model.SerializeToString(), path, optimised=False)
 
 
@@ -120,18 +122,29 @@ def _session(content: bytes, path: Path, *, optimised: bool) -> Predict:
 
 def _openvino(path: Path) -> Predict:
     """As on the device."""
-    return _compiled(path, {})
+    return _compiled(str(path), path, {})
 
 
 def _openvino_plain(path: Path) -> Predict:
     """With quantisation computed in float32: the passes that choose int8 kernels are off."""
-    return _compiled(path, {"LP_TRANSFORMS_MODE": "NO"})
+    import onnx
+
+    content: str | bytes = str(path)
+    if path.suffix == ".onnx":
+        model = onnx.load_from_string(path.read_bytes())
+        if {"QuantizeLinear"} & {node.op_type for node in model.graph.node}:
+            # OpenVINO computes in float32 here anyway, but stumbles over scales in float16 behind a Transpose
+            _widen(model, onnx.TensorProto.FLOAT16, rounded=False)
+            content = model.SerializeToString()
+    return _compiled(content, path, {"LP_TRANSFORMS_MODE": "NO"})
 
 
-def _compiled(path: Path, settings: dict[str, Any]) -> Predict:
+def _compiled(content: str | bytes, path: Path, settings: dict[str, Any]) -> Predict:
     openvino = import_runtime("openvino", INSTALL_OPENVINO)
+    core = openvino.Core()
     try:
-        compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", **settings})
+        model = core.read_model(content) if isinstance(content, str) else core.read_model(content, b"")
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **settings})
     except Exception as error:
         raise EngineError(f"{path}: OpenVINO {openvino.__version__} does not take the graph: {error}") from error
 
@@ -149,28 +162,33 @@ _WAYS: dict[str, dict[str, _Way]] = {
 }
 
 
-def _round_in_float(model: Any) -> None:
-    """Turn a bfloat16 graph into a float32 one whose tensors are rounded to bfloat16, behind every node."""
+def _widen(model: onnx.ModelProto, half: int, *, rounded: bool) -> None:
+    """Turn a graph of half precision into a float32 one, with the weights and scales that it has.
+
+    Args:
+        model: The graph; it is changed.
+        half: The type that becomes float32.
+        rounded: Whether what was half is rounded to half behind every node.
+    """
     import onnx
 
-    graph, half, whole = model.graph, onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    graph, whole = model.graph, onnx.TensorProto.FLOAT
     inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
-    rounded = {value.name for value in inferred if value.type.tensor_type.elem_type == half}
-    for index, tensor in enumerate(graph.initializer):
+    halves = {value.name for value in inferred if value.type.tensor_type.elem_type == half} if rounded else set()
+    for tensor in graph.initializer:
         if tensor.data_type == half:
             values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
-            graph.initializer[index].CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    nodes: list[Any] = []
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         nodes.append(node)
-        outputs: Sequence[str] = [name for name in node.output if name in rounded]
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == half:
                 attribute.i = whole
         for slot, name in enumerate(node.output):
-            if name in outputs:
+            if name in halves:
                 node.output[slot] = f"{name}_exact"
-                nodes.append(onnx.helper.make_node("Cast", [f"{name}_exact"], [f"{name}_bf16"], to=half))
-                nodes.append(onnx.helper.make_node("Cast", [f"{name}_bf16"], [name], to=whole))
+                nodes.append(onnx.helper.make_node("Cast", [f"{name}_exact"], [f"{name}_rounded"], to=half))
+                nodes.append(onnx.helper.make_node("Cast", [f"{name}_rounded"], [name], to=whole))
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)

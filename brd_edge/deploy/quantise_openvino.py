@@ -65,6 +65,11 @@ def quantise_openvino(
     parts = parts_of(model, source)
     outer = {node.name for node in (*parts.input, *parts.output)}
     kept = outer | excluded_nodes(model, parts.body, exclude, source)
+    nothing = NothingToQuantiseError(
+        f"{source}: nothing is left to quantise: exclude fewer groups, or build fp32 instead"
+    )
+    if all(node.name in kept for node in parts.body if node.op_type == "Conv"):
+        raise nothing
     _, height, width, _ = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)
     images = list(calibration_frames(frames, height, width))
     try:
@@ -77,9 +82,7 @@ def quantise_openvino(
     except Exception as error:
         raise EngineError(f"{source}: NNCF cannot quantise the graph: {type(error).__name__}: {error}") from error
     if not any(operation.get_type_name() == "FakeQuantize" for operation in quantised.get_ops()):
-        raise NothingToQuantiseError(
-            f"{source}: nothing is left to quantise: exclude fewer groups, or build fp32 instead"
-        )
+        raise nothing
     _save(openvino, quantised, path)
     return path.name, path.with_suffix(".bin").name
 
