@@ -64,7 +64,7 @@ def calibration_frames(frames: Iterable[NDArray[np.uint8]], height: int, width: 
         raise EngineError("calibration frames: there are none; give some that look like those of the device")
 
 
-def calibrate(source: Path, frames: Iterable[NDArray[np.uint8]], *, method: Method = "minmax") -> Ranges:
+def calibrate(source: Path, frames: Iterable[NDArray[np.uint8]], *, method: Method = "percentile") -> Ranges:
     """Run frames through an exported fp32 graph and return the range of each tensor of its body.
 
     Frame by frame, so that memory holds the tensors of one frame only.
@@ -83,7 +83,7 @@ def calibrate(source: Path, frames: Iterable[NDArray[np.uint8]], *, method: Meth
             such method.
 
     Example:
-        >>> ranges = calibrate(Path("export/student.onnx"), frames, method="percentile")
+        >>> ranges = calibrate(Path("export/student.onnx"), frames)
         >>> ranges["relu"]
         (0.0, 5.73)
     """

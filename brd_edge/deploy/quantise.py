@@ -108,7 +108,7 @@ def quantise_model_for_cpu(
     # its output would have to be quantised too, and classes would tie
     plan.chosen = [node for node in plan.chosen if node.name not in _logit_nodes(model, parts)]
     names = _require_some(plan, source)
-    tensors = _cpu_tensors(model, plan)
+    tensors = _cpu_tensors(plan)
     grids: dict[str, Grid] = {}
     for tensor, alike in tensors.items():
         low, high = _range_of(ranges, alike, source)
@@ -211,13 +211,12 @@ def _logit_nodes(model: onnx.ModelProto, parts: Parts) -> set[str]:
     return {node.name}
 
 
-def _cpu_tensors(model: onnx.ModelProto, plan: _Plan) -> dict[str, str]:
+def _cpu_tensors(plan: _Plan) -> dict[str, str]:
     """Say which tensors are quantised, and by which tensor's range: their own, or that of what they are copied from.
 
     ONNX Runtime computes in int8 where every input and the output of a node is quantised, so the
     tensors that lie between convolutions are quantised too, where it has kernels for what is done to them.
     """
-    del model
     chosen = {node.name for node in plan.chosen}
     tensors = {name: name for node in plan.chosen for name in (node.input[0], node.output[0])}
     computed = {node.output[0] for node in plan.chosen}

@@ -45,7 +45,7 @@ def make(spec: ModelSpec, directory: Path) -> Exported:
     path = directory / "student.onnx"
     palette = [(10 * index, 20, 30) for index in range(5)]
     export_onnx(model, path, contract=contract, classes=CLASSES, palette=palette, metadata={"recipe": "test"})
-    return Exported(model, path, contract, list(frames), calibrate(path, frames[:4]))
+    return Exported(model, path, contract, list(frames), calibrate(path, frames[:4], method="minmax"))
 
 
 def _balance(model: torch.nn.Module, images: np.ndarray) -> None:
