@@ -1,0 +1,194 @@
+"""Whether a graph of lower precision still says what the fp32 graph says, as two runtimes execute it.
+
+One runtime alone proves little: a runtime may fuse a graph into something else, and integer kernels saturate
+on some processors. The second way is always plain floating-point arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brd_edge.deploy.calibration import calibration_frames
+from brd_edge.deploy.graphs import read_graph
+from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.runners.checks import import_runtime
+from brd_edge.runtime.runners.onnxruntime import INSTALL as INSTALL_ONNXRUNTIME
+from brd_edge.runtime.runners.openvino import INSTALL as INSTALL_OPENVINO
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["THRESHOLDS", "check_artefact"]
+
+THRESHOLDS = {"fp16": 0.995, "bf16": 0.97, "int8": 0.95}
+"""Agreement below which a graph of a trained student counts as broken, by precision; accuracy is measured elsewhere."""
+
+Predict = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+_Way = Callable[[Path], Predict]
+
+
+def check_artefact(
+    artefact: Path,
+    reference: Path,
+    frames: Iterable[NDArray[np.uint8]],
+    *,
+    runtime: Literal["onnxruntime", "openvino", "tensorrt"],
+    threshold: float,
+) -> dict[str, float]:
+    """Run a graph of lower precision in two ways and compare its class maps with those of the fp32 graph.
+
+    For ONNX Runtime: by ONNX Runtime as on the device, and by OpenVINO in floating point. For OpenVINO: by OpenVINO
+    as on the device, and in floating point. For TensorRT: by ONNX Runtime without optimisations (with them it runs
+    int8 graphs with a float16 rest wrongly), and by OpenVINO in floating point (its int8 kernels run such graphs
+    wrongly). ONNX Runtime has no bfloat16 convolutions: such a graph is run in float32, every tensor rounded to
+    bfloat16.
+
+    Args:
+        artefact: What is checked: an ONNX graph, or for OpenVINO the `.xml` of its model or an ONNX graph.
+        reference: The exported fp32 graph that it was made from.
+        frames: What `brd_edge.deploy.calibration.calibration_frames` takes.
+        runtime: What the artefact is for.
+        threshold: Smallest share of pixels with equal classes, 0 to 1; see `THRESHOLDS`.
+
+    Returns:
+        The share of equal pixels by way of execution.
+
+    Raises:
+        RuntimeMissingError: ONNX Runtime or OpenVINO is not installed.
+        EngineError: A way agrees less than `threshold`; the message names both figures. Or a runtime does not take
+            the graph, or a frame is wrong.
+    """
+    if runtime not in _WAYS:
+        raise EngineError(f"{artefact}: there is no runtime {runtime!r} to check for; there are {', '.join(_WAYS)}")
+    model = read_graph(reference)
+    _, height, width, _ = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)
+    ways = {name: way(artefact) for name, way in _WAYS[runtime].items()}
+    expect = _onnxruntime(reference)
+    equal, pixels = dict.fromkeys(ways, 0), 0
+    for frame in calibration_frames(frames, height, width):
+        expected = expect(frame)
+        pixels += expected.size
+        for name, predict in ways.items():
+            equal[name] += int((predict(frame) == expected).sum())
+    shares = {name: count / pixels for name, count in equal.items()}
+    if min(shares.values()) < threshold:
+        figures = ", ".join(f"{100 * share:.2f} % by {name}" for name, share in shares.items())
+        raise EngineError(
+            f"{artefact}: expected at least {100 * threshold:.2f} % of the pixels as in {reference.name}, "
+            f"got {figures}; "
+            "keep sensitive groups in floating point, calibrate on more frames, or use another precision"
+        )
+    return shares
+
+
+def _onnxruntime(path: Path) -> Predict:
+    """As on the device."""
+    return _session(path.read_bytes(), path, optimised=True)
+
+
+def _onnxruntime_plain(path: Path) -> Predict:
+    """Node by node as the graph says."""
+    import onnx
+
+    model = onnx.load_from_string(path.read_bytes())
+    if onnx.TensorProto.BFLOAT16 in {tensor.data_type for tensor in model.graph.initializer}:
+        _widen(model, onnx.TensorProto.BFLOAT16, rounded=True)
+    return _session(model.SerializeToString(), path, optimised=False)
+
+
+def _session(content: bytes, path: Path, *, optimised: bool) -> Predict:
+    ort = import_runtime("onnxruntime", INSTALL_ONNXRUNTIME)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(content, sess_options=options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise EngineError(f"{path}: ONNX Runtime {ort.__version__} does not take the graph: {error}") from error
+    name = session.get_inputs()[0].name
+
+    def predict(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        class_map: NDArray[np.uint8] = session.run(None, {name: frame})[0]
+        return class_map
+
+    return predict
+
+
+def _openvino(path: Path) -> Predict:
+    """As on the device."""
+    return _compiled(str(path), path, {})
+
+
+def _openvino_plain(path: Path) -> Predict:
+    """With quantisation computed in float32: the passes that choose int8 kernels are off."""
+    import onnx
+
+    content: str | bytes = str(path)
+    if path.suffix == ".onnx":
+        model = onnx.load_from_string(path.read_bytes())
+        if {"QuantizeLinear"} & {node.op_type for node in model.graph.node}:
+            # OpenVINO computes in float32 here anyway, but stumbles over scales in float16 behind a Transpose
+            _widen(model, onnx.TensorProto.FLOAT16, rounded=False)
+            content = model.SerializeToString()
+    return _compiled(content, path, {"LP_TRANSFORMS_MODE": "NO"})
+
+
+def _compiled(content: str | bytes, path: Path, settings: dict[str, Any]) -> Predict:
+    openvino = import_runtime("openvino", INSTALL_OPENVINO)
+    core = openvino.Core()
+    try:
+        model = core.read_model(content) if isinstance(content, str) else core.read_model(content, b"")
+        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **settings})
+    except Exception as error:
+        raise EngineError(f"{path}: OpenVINO {openvino.__version__} does not take the graph: {error}") from error
+
+    def predict(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        class_map: NDArray[np.uint8] = compiled([frame])[0]
+        return class_map
+
+    return predict
+
+
+_WAYS: dict[str, dict[str, _Way]] = {
+    "onnxruntime": {"ONNX Runtime": _onnxruntime, "OpenVINO in floating point": _openvino_plain},
+    "openvino": {"OpenVINO": _openvino, "OpenVINO in floating point": _openvino_plain},
+    "tensorrt": {"ONNX Runtime node by node": _onnxruntime_plain, "OpenVINO in floating point": _openvino_plain},
+}
+
+
+def _widen(model: onnx.ModelProto, half: int, *, rounded: bool) -> None:
+    """Turn a graph of half precision into a float32 one, with the weights and scales that it has.
+
+    Args:
+        model: The graph; it is changed.
+        half: The type that becomes float32.
+        rounded: Whether what was half is rounded to half behind every node.
+    """
+    import onnx
+
+    graph, whole = model.graph, onnx.TensorProto.FLOAT
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    halves = {value.name for value in inferred if value.type.tensor_type.elem_type == half} if rounded else set()
+    for tensor in graph.initializer:
+        if tensor.data_type == half:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        nodes.append(node)
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == half:
+                attribute.i = whole
+        for slot, name in enumerate(node.output):
+            if name in halves:
+                node.output[slot] = f"{name}_exact"
+                nodes.append(onnx.helper.make_node("Cast", [f"{name}_exact"], [f"{name}_rounded"], to=half))
+                nodes.append(onnx.helper.make_node("Cast", [f"{name}_rounded"], [name], to=whole))
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
