@@ -41,7 +41,8 @@ class Proof:
     """The zero-cost proof.
 
     Attributes:
-        held: False as soon as one comparison found a difference; None where one of the graphs' is missing.
+        held: False as soon as one comparison found a difference; else None where one of the graphs' is missing, or
+            where an engine's latency was compared and is undecided.
         checks: The comparisons of the graphs, with what came of each.
         engines: The comparisons of the engines.
         nodes: Number of nodes of the graph, or None.
@@ -58,7 +59,8 @@ class Proof:
 def judge_proof(found: Mapping[str, Any] | None) -> Proof:
     """Judge the `zero_cost` entry of `benchmark.json`: held only where the graphs were compared and nothing differs.
 
-    An engine whose comparison is undecided or could not be made does not break the proof; it is told.
+    An engine that could not be compared, such as one that does not run here, does not break the proof; it is told.
+    One whose latency is undecided leaves it open.
     """
     found = found or {}
     checks = (
@@ -70,7 +72,8 @@ def judge_proof(found: Mapping[str, Any] | None) -> Proof:
     results = [result for _, result in checks] + [
         item for engine in engines for item in (engine.structure, engine.latency)
     ]
-    held = False if "different" in results else None if "not checked" in results[: len(checks)] else True
+    open_ = "not checked" in results[: len(checks)] or "undecided" in results
+    held = False if "different" in results else None if open_ else True
     return Proof(held, checks, engines, found.get("nodes"), tuple(found.get("differences") or ()))
 
 

@@ -265,7 +265,13 @@ def _latency_axis(axes: Axes, latencies_ms: Sequence[float] | np.ndarray, *, fro
 
 def _label_levels(axes: Axes, references: Sequence[tuple[str, float]], taken: list[Bbox]) -> None:
     """Draw the dashed levels; a name that would cover another goes under its line or to the right."""
+    from matplotlib.transforms import Bbox
+
+    frame = axes.get_window_extent()
+    lines = []
     for name, level in references:
+        height = axes.transData.transform((0, 100 * level))[1]
+        lines.append(Bbox.from_extents(frame.x0, height - 1, frame.x1, height + 1))
         axes.axhline(100 * level, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         label = axes.annotate(
             f"{name} {100 * level:.1f}",
@@ -277,6 +283,8 @@ def _label_levels(axes: Axes, references: Sequence[tuple[str, float]], taken: li
             fontsize=10.5,
         )
         place_label(axes, label, taken, [(4, 3, "left", "bottom"), (4, -3, "left", "top"), (110, 3, "left", "bottom")])
+    # the names of the points keep off the lines too
+    taken += lines
 
 
 def _marker_boxes(axes: Axes, point: EnginePoint) -> list[Bbox]:

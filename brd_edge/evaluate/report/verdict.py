@@ -94,6 +94,14 @@ def _proof_tile(proof: Proof) -> VerdictTile:
             named = f"{', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''}"
         detail = f"{named} from the same student trained plainly, listed under Zero-cost proof."
         return VerdictTile("bad", title, "Not held", detail, "The zero-cost proof did not hold.")
+    undecided = [engine.name for engine in proof.engines if engine.latency == "undecided"]
+    if undecided and all(result == "equal" for _, result in proof.checks):
+        detail = (
+            f"Graph, parameters, MACs, sizes and layers are equal; the latency of {', '.join(undecided)} is undecided."
+        )
+        detail += " A quiet machine or a larger benchmark.cost_budget_s decides it."
+        sentence = "Distillation added nothing to graph, size and layers; whether it added latency is undecided."
+        return VerdictTile("open", title, "Latency undecided", detail, sentence)
     detail = "The student was not, or not fully, compared with the same student trained plainly."
     return VerdictTile("open", title, "Not proven", detail, "Zero added inference cost is not proven.")
 

@@ -52,6 +52,24 @@ def test_proof_is_held_only_where_everything_was_compared(
     assert verdict({"zero_cost": found})[0].tone == tone
 
 
+def test_a_latency_that_is_undecided_leaves_the_proof_open() -> None:
+    ratio = {"value": 1.0, "low": 0.97, "high": 1.03, "confidence": 0.95}
+    engine = {"name": "a", "reason": "", "size_bytes": [1, 1], "layers": [7, 7], "differences": []}
+    elsewhere = {**engine, "name": "b", "reason": "not timed: it does not run here", "latency": None}
+    graph = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 97, "differences": []}
+    for found, held, value in (
+        ("undecided", None, "Latency undecided"),
+        ("equivalent", True, "Held"),
+        ("slower", False, "Not held"),
+        ("faster", False, "Not held"),
+    ):
+        comparison = {"verdict": found, "ratio": ratio, "margin": 0.01, "pairs": 80}
+        timed = {**engine, "latency": {"comparison": comparison, "warnings": []}}
+        proof = {**graph, "engines": [timed, elsewhere]}
+        assert judge_proof(proof).held is held
+        assert verdict({"zero_cost": proof})[0].value == value
+
+
 def test_gap_has_its_sign_and_an_equal_model_is_level() -> None:
     student = {"miou": 0.6, "boundary_iou": 0.4, "params": 1e6, "macs": 1e9}
     teacher = {"miou": 0.7, "boundary_iou": 0.5, "params": 4e6, "macs": 8e9}
