@@ -84,9 +84,9 @@ def smooth_logits(classes: int, rows: int, columns: int, share: float, seed: int
 
 def spread_images(camvid: Path, count: int) -> list[Path]:
     """Return so many images of CamVid's validation split, spread over it."""
-    images = sorted((camvid / "val").glob("*.png"))
+    images = sorted(file for file in (camvid / "val").glob("*") if file.suffix in {".jpg", ".png"})
     if not images:
-        raise DataError(f"{camvid / 'val'}: no PNG; expected CamVid's validation images: give --camvid DIR")
+        raise DataError(f"{camvid / 'val'}: no PNG or JPEG; expected CamVid's validation images: give --camvid DIR")
     return images[:: max(1, len(images) // count)][:count]
 
 

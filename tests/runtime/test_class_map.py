@@ -194,6 +194,23 @@ def test_the_margin_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not np.array_equal(class_map_from_logits(logits, 96, 96, align_corners=True), expected)
 
 
+def test_a_class_that_is_deep_somewhere_leaves_no_other_out() -> None:
+    """Between a place of class 1 and one of class 2, where 0 and 1 are so deep that rounding is beyond the margin."""
+    rng = np.random.default_rng(0)
+    steps = rng.integers(1, 1 << 22, (9, 6)).astype(np.float32)
+    logits = np.empty((1, 3, 9, 12), np.float32)
+    logits[0, :, :, ::2] = np.array([1, 1.001, -1e12], np.float32)[:, None, None]
+    # neighbours in float32
+    logits[0, 0, :, 1::2], logits[0, 1, :, 1::2] = -(2.0**30) + 64 * steps, -(2.0**30) + 64 * (steps + 1)
+    logits[0, 2, :, 1::2] = 1
+    expected = dense_class_map(logits, 9, 96, align_corners=False)
+
+    assert set(np.unique(expected)) == {0, 1, 2}
+    assert (logits.argmax(1) != 0).all()
+    _exact(logits, 9, 96)
+    _exact(logits, 72, 96)
+
+
 def test_ties_go_to_the_lowest_class() -> None:
     logits = np.zeros((1, 5, 4, 4), np.float32)
     logits[0, 2:4] = 1
@@ -323,7 +340,7 @@ def _network_logits() -> Iterator[tuple[np.ndarray, np.ndarray]]:
     from brd_edge.models.segmentation import ModelSpec, build_model, load_model
     from brd_edge.runtime.frames import read_image
 
-    files = sorted((CAMVID / "val").glob("*.png"))[::51]
+    files = sorted(file for file in (CAMVID / "val").glob("*") if file.suffix in (".jpg", ".png"))[::51]
     if files and (RUN / "distill/model").is_dir():
         model: Any = load_model(RUN / "distill/model")[0]
         frames = [read_image(file)[:352:2, ::2] for file in files]
