@@ -26,8 +26,9 @@ right:
   1.01 * 2^-24 C: less than half of the margin, so value(m) > value(k), and k wins nowhere in the cell. (How deep k
   lies does not matter: classes may be masked with -1e9 or -inf.)
 
-A corner whose two best logits are within the margin (exact ties too) has its cells computed. Where C is above 2^100
-everything is computed densely. Infinite logits count as +-2^126; NaN is refused. Any sizes will do.
+A corner whose two best logits are within the margin (exact ties too) has its cells computed. Everything is computed
+densely where C is above 2^100, and with numpy also where most cells are mixed. Infinite logits count as +-2^126; NaN is
+refused. Sizes need not be multiples.
 
 Other implementations round differently, PyTorch for example the source coordinates: they differ from this one only
 where the two best classes are equal up to such rounding.
@@ -51,6 +52,8 @@ _CLASSES_MAX = 255
 _MARGIN_SHARE = 2.0**-19
 _MARGIN_MIN = 2.0**-118
 _SPARSE_MAX = 2.0**100
+_MIXED_MAX = 0.7
+"""Share of mixed cells from which numpy is faster row by row; what a network returns is far below."""
 
 LogitArray = npt.NDArray[np.floating[Any]]
 
@@ -116,7 +119,7 @@ class ClassMapper:
     Not for several threads at a time: they would share the buffers. Class maps belong to the caller.
 
     Attributes:
-        mixed_share: Share of the cells that the last class map had to interpolate, 0 to 1; 1 where it was dense.
+        mixed_share: Share of the cells that the last class map interpolated, 0 to 1; 1 where it was computed densely.
 
     Example:
         >>> mapper = ClassMapper(19, 64, 128, 512, 1024, align_corners=True)
@@ -194,9 +197,7 @@ class ClassMapper:
         if np.isnan(largest):
             raise _not_a_number(planes)
         if largest > _SPARSE_MAX:
-            self.mixed_share = 1.0
-            map_densely(planes, self._rows, self._columns, result)
-            return result
+            return self._map_densely(planes, result)
         rule = Rule(floor=np.float32(-largest), margin=np.float32(_MARGIN_SHARE * largest + _MARGIN_MIN))
         np.subtract(self._best, rule.margin, out=self._best)
         self._find_first(planes)
@@ -205,6 +206,8 @@ class ClassMapper:
         spread.take(self._row_of_pixel, axis=0, out=result, mode="clip")
         mixed = self._mixed_cells()
         self.mixed_share = len(mixed) / self._cells
+        if self.mixed_share > _MIXED_MAX and self._kernel is None:
+            return self._map_densely(planes, result)
         if len(mixed):
             self._paint(planes, mixed, rule, result)
         return result
@@ -213,6 +216,11 @@ class ClassMapper:
         if out.shape != self._size or out.dtype != np.uint8 or not out.flags.c_contiguous:
             raise EngineError(f"class map: expected out uint8 {self._size}, C-contiguous, came {out.dtype} {out.shape}")
         return out
+
+    def _map_densely(self, planes: FloatArray, result: ByteArray) -> ByteArray:
+        self.mixed_share = 1.0
+        map_densely(planes, self._rows, self._columns, result)
+        return result
 
     def _paint(self, planes: FloatArray, mixed: IndexArray, rule: Rule, result: ByteArray) -> None:
         if self._kernel is None:

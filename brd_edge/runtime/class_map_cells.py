@@ -69,7 +69,7 @@ class Painter:
             result: uint8 (H, W), C-contiguous, written where the cells are.
         """
         planes = planes.reshape(len(planes), -1)
-        corners = self._corners.take(cells, axis=1)
+        corners = self._corners.take(cells, axis=1, mode="clip")
         best, clear = known[0].ravel(), known[1].ravel()
         first = best.take(corners)
         low, high = first.min(axis=0), first.max(axis=0)
@@ -80,11 +80,12 @@ class Painter:
         large = self._large.take(cells)
         for chosen, whole in ((two & ~large, False), (two & large, True)):
             for part in self._parts(chosen):
-                self._block(planes, cells[part], corners[:, part], [low[part], high[part]], whole, result)
+                at = corners.take(part, axis=1, mode="clip")
+                self._block(planes, cells[part], at, [low[part], high[part]], whole, result)
         for part in self._parts(~two):
-            order, candidates = _candidates(_possible(planes, corners[:, part], (low[part], high[part]), rule))
-            chosen = part[order]
-            self._block(planes, cells[chosen], corners[:, chosen], candidates, True, result)
+            at = corners.take(part, axis=1, mode="clip")
+            order, candidates = _candidates(_possible(planes, at, (low[part], high[part]), rule))
+            self._block(planes, cells[part[order]], at.take(order, axis=1), candidates, True, result)
 
     def _parts(self, chosen: BoolArray) -> list[IndexArray]:
         """Return the places of what is chosen, in parts that fit into the buffers."""
@@ -122,9 +123,8 @@ class Painter:
         ids[:] = candidates[0]
         for number, classes in enumerate(candidates):
             n = len(classes)
-            a, b, c, d = planes.ravel().take(classes.astype(np.intp) * planes.shape[1] + corners[:, :n])
-            for corner in (a, b, c, d):
-                np.maximum(corner, -LOGIT_MAX, out=corner)
+            corner = planes.reshape(-1).take(classes.astype(np.intp) * planes.shape[1] + corners[:, :n], mode="clip")
+            a, b, c, d = np.maximum(corner, -LOGIT_MAX, out=corner)
             left, right = columns.weight_before[:, :n], columns.weight_after[:, :n]
             target = value[..., :n] if number else best
             np.multiply(rows.weight_before[:, None, :n], left * a + right * b, out=target)
@@ -164,8 +164,9 @@ class _Blocks:
     def of(self, cells: IndexArray, whole: bool) -> _Pixels:
         """Return the pixels of some cells, which unless `whole` have no more than most."""
         end = len(self.pixels) if whole else self._usual
-        before, after = (weights[:end].take(cells, axis=1) for weights in self._weights)
-        return _Pixels(self.pixels[:end].take(cells, axis=1), before, after)
+        # numbers are within range: `clip` spares numpy the check of each
+        before, after = (weights[:end].take(cells, axis=1, mode="clip") for weights in self._weights)
+        return _Pixels(self.pixels[:end].take(cells, axis=1, mode="clip"), before, after)
 
 
 def unclear(count: ByteArray) -> ByteArray:
@@ -214,7 +215,7 @@ def _possible(planes: FloatArray, corners: IndexArray, rivals: Sequence[ByteArra
         rivals: Ids, each uint8 (n,), that the classes are compared with.
         rule: When a class cannot win.
     """
-    values = [planes.take(corner, axis=1) for corner in corners]
+    values = [planes.take(corner, axis=1, mode="clip") for corner in corners]
     cells = np.arange(corners.shape[1])
     lost = np.zeros(values[0].shape, np.bool_)
     for rival in rivals:

@@ -45,6 +45,12 @@ SIZES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _never_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small and adversarial logits have mostly mixed cells; they are here to be computed the sparse way."""
+    monkeypatch.setattr(module, "_MIXED_MAX", 1.0)
+
+
 def _exact(logits: np.ndarray, height: int, width: int) -> None:
     for align_corners in (False, True):
         expected = dense_class_map(logits, height, width, align_corners=align_corners)
@@ -235,6 +241,18 @@ def test_only_mixed_cells_are_interpolated() -> None:
 
     # one column of nine, in all nine rows of cells
     assert mapper.mixed_share == pytest.approx(1 / 9)
+
+
+def test_logits_that_are_mixed_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    logits = np.random.default_rng(0).standard_normal((1, 19, 6, 8)).astype(np.float32)
+    mapper = ClassMapper(19, 6, 8, 48, 64, align_corners=True)
+    expected = dense_class_map(logits, 48, 64, align_corners=True)
+    called: list[int] = []
+    monkeypatch.setattr(mapper, "_paint", lambda *_: called.append(1))
+
+    assert np.array_equal(mapper.class_map(logits), expected)
+    assert (mapper.mixed_share, called) == (1, [])
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
