@@ -29,6 +29,7 @@ __all__ = [
     "EngineSection",
     "ExportSection",
     "GatesSection",
+    "Int8Section",
     "Recipe",
     "ShipSection",
     "TrackingSection",
@@ -103,8 +104,8 @@ class EngineSection(Section):
 
     runtime: Literal["onnxruntime", "openvino", "tensorrt"]
     """What runs the engine."""
-    precision: Literal["fp32"] = "fp32"
-    """Number format of the engine."""
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int8-fp16", "int8-bf16"] = "fp32"
+    """Number format of the engine; what stands behind int8 is that of the layers which are not quantised."""
     target: str = "x86-cpu"
     """Device profile."""
 
@@ -116,6 +117,21 @@ class EngineSection(Section):
         if problem is not None:
             raise ValueError(problem)
         return self
+
+
+class Int8Section(Section):
+    """How int8 engines are calibrated, and what they may get back where they miss a gate of accuracy."""
+
+    images: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Train images that ranges are taken from, spread evenly over those of `choice`."""
+    choice: str = "*"
+    """Shell pattern of the names of train images to choose from."""
+    method: Literal["percentile", "minmax", "entropy"] = "percentile"
+    """How a range is found (ONNX Runtime and TensorRT; NNCF, which quantises for OpenVINO, has a way of its own)."""
+    keep: tuple[str, ...] = ()
+    """Groups of layers that stay in floating point from the first, such as `encoder.conv_stem` or `head`."""
+    keep_max: Annotated[int, Field(ge=0, le=64)] = 4
+    """Most groups that go back to floating point, one at a time, while a gate of accuracy is missed."""
 
 
 class BenchmarkSection(Section):
@@ -226,6 +242,7 @@ class Recipe(Section):
     distill: DistillSection
     export: ExportSection = ExportSection()
     engines: Annotated[tuple[EngineSection, ...], Field(min_length=1)]
+    int8: Int8Section = Int8Section()
     benchmark: BenchmarkSection = BenchmarkSection()
     gates: GatesSection = GatesSection()
     bundle: BundleSection = BundleSection()

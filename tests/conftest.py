@@ -158,6 +158,7 @@ def make_bundle(
                 target=targets.get(runtime, "rtx" if runtime == "tensorrt" else "x86-cpu"),
                 runtime_range=version_range(runtime, versions[runtime]),
                 directory=None if runtime in plans else directories[runtime],
+                graph=source,
                 gates={"latency_ms_p95_max": latency_ms_p95_max},
                 metrics={"miou": 0.5},
             )

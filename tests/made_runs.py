@@ -70,7 +70,14 @@ def made_benchmark(
     lost = {key: item.to_json() for key, item in score_losses(models[ENGINE], models["student"]).items()}
     taken = made_samples() if samples is None else list(samples)
     described = {"model": "FPN / small", "params": 400_000, "macs": 56_000_000}
-    kinds = {"precision": "fp32", "size_bytes": 1_600_000, "build_s": 0.2, "plain": True, "gates_broken": []}
+    kinds = {
+        "precision": "fp32",
+        "size_bytes": 1_600_000,
+        "build_s": 0.2,
+        "plain": True,
+        "graph": "export/student.onnx",
+        "gates_broken": [],
+    }
     kinds |= {"gates": {"miou_drop_max": 0.5, "uncertain": "broken"}}
     timed = latency_of(taken, warmup_n=10, stopped="samples").to_json()
     saturated = {"rate_hz": 400.0, "interval": [390.0, 410.0], "streams": 2, "frames": 4000, "duration_s": 10.0}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Limits", "broken_gates", "present_limits"]
+__all__ = ["Limits", "broken_accuracy_gates", "broken_gates", "present_limits"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,18 @@ def broken_gates(limits: Limits, *, engine: Mapping[str, Any], cost: Mapping[str
         found.append(f"size_bytes_max: {engine['size_bytes']:,} bytes, the limit is {limits.size_bytes_max:,}")
     if engine["latency_ms"] is None:
         return found
-    measured = [*_losses(limits, engine), _latency(limits, engine), _added(limits, cost)]
+    measured = [*_losses(limits, engine.get("lost")), _latency(limits, engine), _added(limits, cost)]
     return found + [line for line in (_judge(item, limits.uncertain) for item in measured) if line is not None]
+
+
+def broken_accuracy_gates(limits: Limits, losses: Mapping[str, Any]) -> list[str]:
+    """Return which gates of accuracy do not hold; see `broken_gates`.
+
+    Args:
+        limits: The gates.
+        losses: An engine's `lost` of `benchmark.json`.
+    """
+    return [line for line in (_judge(item, limits.uncertain) for item in _losses(limits, losses)) if line is not None]
 
 
 def _judge(item: _Measured, uncertain: str) -> str | None:
@@ -83,10 +93,10 @@ def _judge(item: _Measured, uncertain: str) -> str | None:
     return None
 
 
-def _losses(limits: Limits, engine: Mapping[str, Any]) -> list[_Measured]:
+def _losses(limits: Limits, losses: Mapping[str, Any] | None) -> list[_Measured]:
     found = []
     for key, limit in (("miou", limits.miou_drop_max), ("boundary_iou", limits.boundary_iou_drop_max)):
-        lost = (engine.get("lost") or {}).get(key)
+        lost = (losses or {}).get(key)
         value, high = (None, None) if lost is None else (100 * lost["value"], 100 * lost["high"])
         found.append(_Measured(f"{key}_drop_max", limit, value, high, "lost {:.2f} points"))
     return found

@@ -21,7 +21,7 @@ from brd_edge.runtime.engine import read_engine
 from brd_edge.runtime.errors import BundleError
 from brd_edge.runtime.files import sha256_file
 from brd_edge.runtime.frames import read_image
-from brd_edge.runtime.manifest import GRAPH_NAME, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest, parse_manifest
+from brd_edge.runtime.manifest import MANIFEST_BYTES_MAX, MANIFEST_NAME, PLAN_GRAPH_NAME, Manifest, parse_manifest
 from brd_edge.runtime.signature import SIGNATURE_BYTES_MAX, SIGNATURE_NAME, Signature, verify_manifest
 
 if TYPE_CHECKING:
@@ -46,10 +46,9 @@ class Bundle:
     signature: Signature
     engines: tuple[str, ...]
 
-    @property
-    def graph(self) -> Path:
-        """The ONNX graph that engines are built from."""
-        return self.directory / GRAPH_NAME
+    def plan_graph(self, name: str) -> Path:
+        """Return the ONNX graph that the device builds an engine from."""
+        return self.directory / "engines" / name / PLAN_GRAPH_NAME
 
     def engine_directory(self, name: str) -> Path:
         """Return the directory of one of the engines."""

@@ -14,13 +14,12 @@ from brd_edge.runtime.builders import runtime_version
 from brd_edge.runtime.errors import RuntimeMissingError
 from brd_edge.runtime.manifest import BundledEngine
 from brd_edge.runtime.runners import RUNNERS
-from brd_edge.runtime.runners.tensorrt import RTX_COMPUTE_CAPABILITIES, require_gpu
-from brd_edge.runtime.targets import TARGETS
+from brd_edge.runtime.runners.checks import import_runtime
+from brd_edge.runtime.runners.tensorrt import require_gpu
+from brd_edge.runtime.targets import TARGETS, compute_capabilities
 from brd_edge.runtime.versions import version_fits
 
 __all__ = ["describe_device", "misfit"]
-
-_GPU_TARGETS = {"rtx": RTX_COMPUTE_CAPABILITIES, "jetson-orin": (87,), "jetson-thor": (110,), "h100": (90,)}
 
 
 def describe_device(root: Path) -> dict[str, Any]:
@@ -31,7 +30,8 @@ def describe_device(root: Path) -> dict[str, Any]:
 
     Returns:
         `machine`, `os`, `python`, `brd_edge`, `cores`, `runtimes` (version by name, None where it is not
-        installed), `gpu_compute_capability` (10 x major + minor, or None), `model`, `power_mode`,
+        installed), `gpu_compute_capability` (10 x major + minor, or None), `openvino_devices` (CPU, GPU, NPU), `model`,
+        `power_mode`,
         `cpu_mhz` (None where the system does not say), `free_bytes`.
     """
     place = root
@@ -46,6 +46,7 @@ def describe_device(root: Path) -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "runtimes": {name: runtime_version(name) for name in RUNNERS},
         "gpu_compute_capability": _gpu(),
+        "openvino_devices": _openvino_devices(),
         "power_mode": _power_mode(),
         "cpu_mhz": _cpu_mhz(),
         "free_bytes": shutil.disk_usage(place).free,
@@ -64,10 +65,9 @@ def misfit(engine: BundledEngine, device: Mapping[str, Any]) -> str | None:
         return f"unknown target {engine.target!r}"
     if device["machine"] not in target.machines:
         return f"it is for {' or '.join(target.machines)}, the device is {device['machine']}"
-    capabilities, capability = _GPU_TARGETS.get(engine.target), device["gpu_compute_capability"]
-    if capabilities is not None and capability not in capabilities:
-        has = "no NVIDIA GPU" if capability is None else f"one of compute capability {capability}"
-        return f"it needs a GPU of compute capability {capabilities}, the device has {has}"
+    missing = _missing_accelerator(engine, device)
+    if missing is not None:
+        return missing
     installed = device["runtimes"].get(engine.runtime)
     if installed is None:
         return f"{engine.runtime} is not installed on the device"
@@ -77,11 +77,34 @@ def misfit(engine: BundledEngine, device: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _missing_accelerator(engine: BundledEngine, device: Mapping[str, Any]) -> str | None:
+    target = TARGETS[engine.target]
+    capabilities, capability = compute_capabilities(engine.precision, engine.target), device["gpu_compute_capability"]
+    if capabilities and capability not in capabilities:
+        has = "no NVIDIA GPU" if capability is None else f"one of compute capability {capability}"
+        return f"it needs a GPU of compute capability {capabilities}, the device has {has}"
+    devices = device["openvino_devices"]
+    if target.device != "CPU" and target.device not in devices:
+        return f"it needs OpenVINO's device {target.device}, the device has {', '.join(devices) or 'none'}"
+    return None
+
+
 def _gpu() -> int | None:
     try:
         return require_gpu()
     except RuntimeMissingError:
         return None
+
+
+def _openvino_devices() -> list[str]:
+    if runtime_version("openvino") is None:
+        return []
+    try:
+        # several of a kind are GPU.0, GPU.1; the first of them is also called GPU
+        devices = import_runtime("openvino", "").Core().available_devices
+        return sorted({name.split(".")[0] for name in devices})
+    except RuntimeMissingError:
+        return []
 
 
 def _processor() -> str:

@@ -24,15 +24,17 @@ __all__ = [
     "MANIFEST_BYTES_MAX",
     "MANIFEST_NAME",
     "MANIFEST_VERSION",
+    "PLAN_GRAPH_NAME",
     "BundledEngine",
     "Manifest",
     "parse_manifest",
 ]
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 3
+MANIFEST_VERSION = 4
 MANIFEST_BYTES_MAX = 4 << 20
 GRAPH_NAME = "student.onnx"
+PLAN_GRAPH_NAME = "graph.onnx"
 
 _FILES_MAX = 10_000
 _SIZE_BYTES_MAX = 16 << 30
@@ -55,7 +57,7 @@ class BundledEngine:
         precision: For example `"fp32"`.
         target: The device profile.
         runtime_range: Versions of the runtime that load it, such as `">=1.20"` or `"==1.7.1"`.
-        build: Whether the device builds it from the bundle's graph; then there are no files yet.
+        build: Whether the device builds it; then the graph for that, in its precision, is its only file.
         gates: Limits that it was held to at home, as JSON types.
         metrics: What was measured at home, as JSON types.
     """
@@ -101,7 +103,7 @@ class Manifest:
     files: Mapping[str, EngineFile]
 
     def engine_files(self, name: str) -> list[str]:
-        """Return the paths of an engine's files; none for one that the device builds."""
+        """Return the paths of an engine's files: of one that the device builds, the graph."""
         return [path for path in self.files if path.startswith(f"engines/{name}/")]
 
     def common_files(self) -> list[str]:
@@ -150,8 +152,9 @@ def _parse(values: Any) -> Manifest:
     _expect(len(engines) == len(values["engines"]), "engines", "names that differ", sorted(engines))
     manifest = Manifest(values["name"], classes, palette, contract, engines, frames, float(agreement_min), files)
     for engine in engines.values():
-        found = bool(manifest.engine_files(engine.name))
-        _expect(found != engine.build, f"engines.{engine.name}", "files, or a plan to build it", manifest.files)
+        found = manifest.engine_files(engine.name)
+        planned = found == [f"engines/{engine.name}/{PLAN_GRAPH_NAME}"]
+        _expect(bool(found) and planned == engine.build, f"engines.{engine.name}", "files, or a graph to build", found)
     return manifest
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["TARGETS", "Target", "check_combination"]
+__all__ = ["RTX_COMPUTE_CAPABILITIES", "TARGETS", "Target", "check_combination", "compute_capabilities"]
 
 
 @dataclass(frozen=True)
@@ -14,47 +15,120 @@ class Target:
 
     Attributes:
         name: The target's name in a recipe.
-        runtimes: Runtimes that have engines for it.
-        precisions: Precisions that can be built for it.
+        precisions: Runtimes that have engines for it, and the precisions that each has.
         machines: Processor names (`platform.machine()`) of such devices.
         built: `"here"` on the machine that runs the recipe, or `"on device"`.
         description: One line for people.
+        device: What OpenVINO calls it.
+        compute_capabilities: NVIDIA GPUs of it, as 10 x major + minor compute capability.
     """
 
     name: str
-    runtimes: tuple[str, ...]
-    precisions: tuple[str, ...]
+    precisions: Mapping[str, tuple[str, ...]]
     machines: tuple[str, ...]
     built: Literal["here", "on device"]
     description: str
+    device: str = "CPU"
+    compute_capabilities: tuple[int, ...] = ()
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Runtimes that have engines for it."""
+        return tuple(self.precisions)
 
 
 _X86 = ("x86_64", "AMD64")
 _ARM64 = ("aarch64", "arm64")
+_TENSORRT = ("fp32", "fp16", "bf16", "int8", "int8-fp16")
+_TURING = ("fp32", "fp16", "int8", "int8-fp16")
+RTX_COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
+"""The GPUs that TensorRT-RTX builds engines for."""
+
+
+def _rtx(capability: int, description: str) -> Target:
+    # Turing has no bfloat16
+    precisions = _TURING if capability < 80 else _TENSORRT
+    return Target(
+        f"rtx-sm{capability}",
+        {"tensorrt": precisions},
+        _X86,
+        "here",
+        f"{description} (SM{capability}), TensorRT-RTX; built without a GPU",
+        compute_capabilities=(capability,),
+    )
+
 
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("x86-cpu", ("onnxruntime", "openvino"), ("fp32",), _X86, "here", "x86-64 processor"),
         Target(
-            "rtx",
-            ("tensorrt",),
-            ("fp32",),
+            "x86-cpu",
+            {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8", "int8-bf16")},
             _X86,
             "here",
-            "RTX-class GPU (SM75, 80, 86, 89, 120, 121); one TensorRT-RTX engine for all, built without a GPU",
+            "x86-64 processor",
         ),
         Target(
             "arm64-cpu",
-            ("onnxruntime", "openvino"),
-            ("fp32",),
+            {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "fp16")},
             _ARM64,
             "here",
             "64-bit ARM processor, from a Raspberry Pi upwards; the graph is the same on every processor",
         ),
-        Target("jetson-orin", ("tensorrt",), ("fp32",), _ARM64, "on device", "Jetson Orin (SM87), JetPack's TensorRT"),
-        Target("jetson-thor", ("tensorrt",), ("fp32",), _ARM64, "on device", "Jetson Thor (SM110), JetPack's TensorRT"),
-        Target("h100", ("tensorrt",), ("fp32",), _X86, "on device", "H100 data-centre GPU (SM90), TensorRT"),
+        Target(
+            "intel-igpu",
+            {"openvino": ("fp32", "fp16", "int8", "int8-fp16")},
+            _X86,
+            "here",
+            "graphics of an Intel processor, or an Arc GPU; OpenVINO compiles for it when the engine is opened",
+            device="GPU",
+        ),
+        Target(
+            "intel-npu",
+            {"openvino": ("fp16", "int8-fp16")},
+            _X86,
+            "here",
+            "NPU of an Intel Core Ultra processor; OpenVINO compiles for it when the engine is opened",
+            device="NPU",
+        ),
+        Target(
+            "rtx",
+            {"tensorrt": _TENSORRT},
+            _X86,
+            "here",
+            "RTX-class GPU (SM75, 80, 86, 89, 120, 121; bf16 from SM80); one TensorRT-RTX engine for all, "
+            "built without a GPU",
+            compute_capabilities=RTX_COMPUTE_CAPABILITIES,
+        ),
+        _rtx(75, "Turing GPU"),
+        _rtx(80, "A100, A30"),
+        _rtx(86, "Ampere GPU"),
+        _rtx(89, "Ada GPU"),
+        _rtx(120, "Blackwell GPU"),
+        Target(
+            "jetson-orin",
+            {"tensorrt": _TENSORRT},
+            _ARM64,
+            "on device",
+            "Jetson Orin (SM87), JetPack's TensorRT",
+            compute_capabilities=(87,),
+        ),
+        Target(
+            "jetson-thor",
+            {"tensorrt": _TENSORRT},
+            _ARM64,
+            "on device",
+            "Jetson Thor (SM110), JetPack's TensorRT",
+            compute_capabilities=(110,),
+        ),
+        Target(
+            "h100",
+            {"tensorrt": _TENSORRT},
+            _X86,
+            "on device",
+            "H100 data-centre GPU (SM90), TensorRT",
+            compute_capabilities=(90,),
+        ),
     )
 }
 """The targets by name."""
@@ -72,8 +146,8 @@ def check_combination(runtime: str, precision: str, target: str) -> str | None:
         The reason, or None when the combination exists.
 
     Example:
-        >>> check_combination("openvino", "fp32", "rtx")
-        "target 'rtx' has no openvino engines: its runtimes are tensorrt; openvino engines are for x86-cpu, arm64-cpu"
+        >>> check_combination("onnxruntime", "bf16", "arm64-cpu")
+        "target 'arm64-cpu' has no bf16 engines of onnxruntime: its precisions are fp32, int8"
     """
     if target not in TARGETS:
         return f"unknown target {target!r}: there are {', '.join(TARGETS)}"
@@ -82,6 +156,12 @@ def check_combination(runtime: str, precision: str, target: str) -> str | None:
         others = [other.name for other in TARGETS.values() if runtime in other.runtimes]
         end = f"{runtime} engines are for {', '.join(others)}" if others else f"there is no runtime {runtime!r}"
         return f"target {target!r} has no {runtime} engines: its runtimes are {', '.join(known.runtimes)}; {end}"
-    if precision not in known.precisions:
-        return f"target {target!r} has no {precision} engines: its precisions are {', '.join(known.precisions)}"
+    precisions = known.precisions[runtime]
+    if precision not in precisions:
+        return f"target {target!r} has no {precision} engines of {runtime}: its precisions are {', '.join(precisions)}"
     return None
+
+
+def compute_capabilities(precision: str, target: str) -> tuple[int, ...]:
+    """Return the NVIDIA GPUs that an engine is built for; Turing, SM75, has no bfloat16."""
+    return tuple(found for found in TARGETS[target].compute_capabilities if found >= 80 or precision != "bf16")

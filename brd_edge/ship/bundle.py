@@ -18,7 +18,7 @@ from PIL import Image
 from brd_edge.runtime.archive import ARCHIVE_SUFFIX, write_archive
 from brd_edge.runtime.errors import BundleError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
-from brd_edge.runtime.manifest import GRAPH_NAME, MANIFEST_NAME, MANIFEST_VERSION, parse_manifest
+from brd_edge.runtime.manifest import GRAPH_NAME, MANIFEST_NAME, MANIFEST_VERSION, PLAN_GRAPH_NAME, parse_manifest
 from brd_edge.runtime.signature import SIGNATURE_NAME
 from brd_edge.ship.wheel import write_runtime_wheel
 
@@ -50,7 +50,8 @@ class PlannedEngine:
         precision: For example `"fp32"`.
         target: The device profile.
         runtime_range: Versions of the runtime that load it; see `brd_edge.runtime.versions`.
-        directory: Its files, or None where the device builds it from the graph.
+        directory: Its files, or None where the device builds it.
+        graph: What it was built from, or what the device builds it from.
         gates: Limits that it was held to, as JSON types; a device holds it to `latency_ms_p95_max`.
         metrics: What was measured, as JSON types.
     """
@@ -61,6 +62,7 @@ class PlannedEngine:
     target: str
     runtime_range: str
     directory: Path | None
+    graph: Path
     gates: Mapping[str, Any]
     metrics: Mapping[str, Any]
 
@@ -92,7 +94,7 @@ def write_bundle(
     Args:
         out: The bundle's directory.
         engines: The engines and build plans.
-        onnx: The student's graph, for engines that are built on a device.
+        onnx: The student's graph.
         golden: Frames with the class maps to expect.
         agreement_min: Share of the pixels (0 to 1) of a golden frame that must agree.
         manifest: The manifest's other keys: `name`, `model`, `classes`, `palette`, `contract`,
@@ -115,6 +117,9 @@ def write_bundle(
         for engine in engines:
             if engine.directory is not None:
                 shutil.copytree(engine.directory, work / "engines" / engine.name)
+            else:
+                (work / "engines" / engine.name).mkdir(parents=True)
+                shutil.copyfile(engine.graph, work / "engines" / engine.name / PLAN_GRAPH_NAME)
         (work / "golden").mkdir()
         for item in golden:
             Image.fromarray(item.frame).save(work / "golden" / f"{item.name}.frame.png")

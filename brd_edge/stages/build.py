@@ -5,13 +5,19 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from brd_edge.deploy.lowering import is_quantised
+from brd_edge.environment import package_version
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import EngineSection, Recipe
+from brd_edge.recipe_gates import limits_of
 from brd_edge.run import tree_files
 from brd_edge.runtime.errors import BrdEdgeError, RuntimeMissingError
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
+from brd_edge.stages.lowering import Bench, lowered_graphs
 from brd_edge.stages.training import load_run_dataset
 
 if TYPE_CHECKING:
@@ -21,6 +27,8 @@ __all__ = ["STAGE", "engine_name"]
 
 log = logging.getLogger("brd_edge")
 
+Made = TypeVar("Made")
+
 
 def engine_name(engine: EngineSection) -> str:
     """Return the name of an engine's directory, such as `openvino-fp32-x86-cpu`."""
@@ -28,7 +36,15 @@ def engine_name(engine: EngineSection) -> str:
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    return {"engines": [engine.model_dump(mode="json") for engine in recipe.engines]}
+    settings: dict[str, Any] = {"engines": [engine.model_dump(mode="json") for engine in recipe.engines]}
+    quantised = [engine for engine in recipe.engines if is_quantised(engine.precision)]
+    if quantised:
+        limits = [limits_of(recipe.gates, **engine.model_dump()) for engine in quantised]
+        # the gates of accuracy decide what goes back to floating point
+        accuracy = ("miou_drop_max", "boundary_iou_drop_max", "uncertain")
+        settings["int8"] = recipe.int8.model_dump(mode="json")
+        settings["gates"] = [{name: found[name] for name in accuracy} for found in limits]
+    return settings
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
@@ -36,7 +52,10 @@ def _files(recipe: Recipe) -> dict[str, str]:
 
     # an engine belongs to the version of its runtime, and one that was skipped is built once it is installed
     runtimes = sorted({engine.runtime for engine in recipe.engines})
-    return {f"runtime {name}": runtime_version(name) or "not installed" for name in runtimes}
+    found = {f"runtime {name}": runtime_version(name) or "not installed" for name in runtimes}
+    if any(engine.runtime == "openvino" and is_quantised(engine.precision) for engine in recipe.engines):
+        found["package nncf"] = package_version("nncf") or "not installed"
+    return found
 
 
 def _plan(recipe: Recipe) -> str:
@@ -44,36 +63,42 @@ def _plan(recipe: Recipe) -> str:
 
 
 def _notes(recipe: Recipe) -> list[str]:
-    return [
-        f"{name.removeprefix('runtime ')} is not installed: its engines will be skipped "
-        f'(pip install "brd-edge[{name.removeprefix("runtime ")}]")'
-        for name, version in _files(recipe).items()
-        if version == "not installed"
-    ]
+    extras = {"package nncf": ("OpenVINO's int8 engines", "quantise")}
+    notes = []
+    for name, version in _files(recipe).items():
+        package = name.split()[1]
+        engines, extra = extras.get(name, ("its engines", package))
+        if version == "not installed":
+            notes.append(f'{package} is not installed: {engines} will be skipped (pip install "brd-edge[{extra}]")')
+    return notes
 
 
 def _work(context: Context) -> Outcome:
     engines = context.recipe.engines
     entries = []
     wanted = {engine_name(engine) for engine in engines}
-    for kind in ("engines", "plain"):
+    for kind in ("engines", "plain", "graphs"):
         for old in context.run.path(kind).glob("*"):
             if old.name not in wanted:
                 shutil.rmtree(old, ignore_errors=True)
+    bench = Bench(context)
     with progress_bar(len(engines), "build", unit="engine") as bar:
         for engine in engines:
             bar.set_postfix_str(engine_name(engine))
-            entries.append(_build(context, engine))
+            entries.append(_build(bench, engine))
             bar.update(1)
     built = [context.run.path("engines", entry["name"]) for entry in entries if entry["status"] == "built"]
     built += [context.run.path("plain", entry["name"]) for entry in entries if entry["plain"]]
     outputs = [path for directory in built for path in tree_files(directory)]
+    exported = context.run.path("export")
+    graphs = {context.run.path(entry["graph"]) for entry in entries if entry["graph"] is not None}
+    outputs += sorted(path for graph in graphs if graph.parent != exported for path in tree_files(graph.parent))
     summary = ", ".join(f"{entry['name']} {entry['status']}" for entry in entries)
     return Outcome(outputs, {"engines": entries}, summary)
 
 
-def _build(context: Context, engine: EngineSection) -> dict[str, Any]:
-    start = time.perf_counter()
+def _build(bench: Bench, engine: EngineSection) -> dict[str, Any]:
+    context, start = bench.context, time.perf_counter()
     entry: dict[str, Any] = {
         "name": engine_name(engine),
         **engine.model_dump(mode="json"),
@@ -83,8 +108,13 @@ def _build(context: Context, engine: EngineSection) -> dict[str, Any]:
         "build_s": None,
         "runtime_version": None,
         "plain": False,
+        "graph": None,
     }
-    info, failure = _attempt(context, engine, "student.onnx", "engines")
+    lowered, failure = _attempt(engine, lambda: lowered_graphs(bench, engine))
+    if lowered is None:
+        return entry | failure
+    entry |= lowered.to_json(context.run.directory)
+    info, failure = _attempt(engine, lambda: _engine(context, engine, lowered.student, "engines"))
     if info is None:
         return entry | failure
     entry |= {
@@ -93,31 +123,33 @@ def _build(context: Context, engine: EngineSection) -> dict[str, Any]:
         "runtime_version": info.runtime_version,
     }
     # what the engine would be without distillation, to compare its cost with; it is never shipped
-    plain, _ = _attempt(context, engine, "plain.onnx", "plain")
+    plain, _ = _attempt(engine, lambda: _engine(context, engine, lowered.plain, "plain"))
     return {**entry, "plain": plain is not None}
 
 
-def _attempt(
-    context: Context, engine: EngineSection, graph: str, kind: str
-) -> tuple[EngineInfo | None, dict[str, str]]:
-    """Build one engine from a graph; return what it is, or else its status and the reason."""
+def _engine(context: Context, engine: EngineSection, graph: Path, kind: str) -> EngineInfo:
     from brd_edge.runtime.builders import build_engine
 
     dataset = load_run_dataset(context)
     directory = context.run.path(kind, engine_name(engine))
     # an engine of an earlier build must not be taken for this one's when the build fails
     shutil.rmtree(directory, ignore_errors=True)
+    return build_engine(
+        runtime=engine.runtime,
+        precision=engine.precision,
+        target=engine.target,
+        onnx=graph,
+        out=directory,
+        contract=input_contract(context.recipe),
+        classes=dataset.classes,
+        palette=dataset.palette,
+    )
+
+
+def _attempt(engine: EngineSection, make: Callable[[], Made]) -> tuple[Made | None, dict[str, str]]:
+    """Return what was made, or else the engine's status and the reason."""
     try:
-        info = build_engine(
-            runtime=engine.runtime,
-            precision=engine.precision,
-            target=engine.target,
-            onnx=context.run.path("export", graph),
-            out=directory,
-            contract=input_contract(context.recipe),
-            classes=dataset.classes,
-            palette=dataset.palette,
-        )
+        return make(), {}
     except RuntimeMissingError as error:
         return None, {"status": "skipped", "reason": str(error)}
     except BrdEdgeError as error:
@@ -126,13 +158,20 @@ def _attempt(
         # a vendor's library may raise anything; the other engines do not depend on it
         log.exception("%s failed", engine_name(engine))
         return None, {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-    return info, {}
 
 
 STAGE = Stage(
     name="build",
     needs=("prepare", "export"),
-    code=("deploy", "runtime", "stages/build.py"),
+    code=(
+        "deploy",
+        "evaluate/accuracy.py",
+        "evaluate/gates.py",
+        "evaluate/intervals.py",
+        "runtime",
+        "stages/build.py",
+        "stages/lowering.py",
+    ),
     settings=_settings,
     work=_work,
     plan=_plan,

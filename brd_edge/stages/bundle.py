@@ -100,7 +100,12 @@ def _planned(context: Context, entry: dict[str, Any]) -> PlannedEngine | None:
         return None
     names = {key: str(entry[key]) for key in ("name", "runtime", "precision", "target")}
     return PlannedEngine(
-        **names, runtime_range=versions, directory=directory, gates=entry["gates"], metrics=_metrics(entry)
+        **names,
+        runtime_range=versions,
+        directory=directory,
+        graph=context.run.path(entry["graph"]),
+        gates=entry["gates"],
+        metrics=_metrics(entry),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,12 @@ def _balance(model: torch.nn.Module, images: np.ndarray) -> None:
         logits = model(torch.from_numpy(images).permute(0, 3, 1, 2).float())
         model.segmentation_head[0].bias -= logits.mean((0, 2, 3))
         assert torch.bincount(model(torch.from_numpy(images).permute(0, 3, 1, 2).float()).argmax(1).flatten()).min() > 0
+
+
+@pytest.fixture(scope="session")
+def export_student() -> Callable[[ModelSpec, Path], Exported]:
+    """Exports an untrained student of a specification into a directory."""
+    return make
 
 
 @pytest.fixture(scope="session")

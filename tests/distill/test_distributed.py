@@ -38,14 +38,23 @@ def _losses(directory: Path) -> dict[int, dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("alone")
-    _run(1, WORKER, str(directory), "0")
-    return directory
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Trainings by the numbers of processes that they ran with, one after the other."""
+    root = tmp_path_factory.mktemp("trainings")
+    one, two = root / "one", root / "two"
+    one_two, two_one = root / "one-two", root / "two-one"
+    assert f"stopped {one_two}" in _run(1, WORKER, f"{one}:0", f"{one_two}:13").stdout
+    assert (one_two / "checkpoint.safetensors").is_file()
+    assert f"stopped {two_one}" in _run(2, WORKER, f"{two}:0", f"{one_two}:0", f"{two_one}:13").stdout
+    assert (two_one / "checkpoint.safetensors").is_file()
+    _run(1, WORKER, f"{two_one}:0")
+    return {path.name: path for path in (one, two, one_two, two_one)}
 
 
-def _assert_same_training(directory: Path, alone: Path) -> None:
+@pytest.mark.parametrize("processes", ["two", "one-two", "two-one"])
+def test_any_number_of_processes_trains_like_one(trainings: dict[str, Path], processes: str) -> None:
     """In float64 what is left is rounding, which 20 steps of training amplify."""
+    alone, directory = trainings["one"], trainings[processes]
     expected, found = _losses(alone), _losses(directory)
     assert list(found) == list(expected) == [10, 20]
     for step, terms in expected.items():
@@ -55,25 +64,6 @@ def _assert_same_training(directory: Path, alone: Path) -> None:
     for name, values in first.items():
         if name != "random/cpu":
             np.testing.assert_allclose(second[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
-
-
-def test_two_processes_train_like_one(alone: Path, tmp_path: Path) -> None:
-    _run(2, WORKER, str(tmp_path), "0")
-
-    _assert_same_training(tmp_path, alone)
-
-
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
-def test_a_training_goes_on_with_another_number_of_processes(
-    alone: Path, tmp_path: Path, first: int, then: int
-) -> None:
-    stopped = _run(first, WORKER, str(tmp_path), "13")
-    assert "stopped" in stopped.stdout
-    assert (tmp_path / "checkpoint.safetensors").is_file()
-
-    _run(then, WORKER, str(tmp_path), "0")
-
-    _assert_same_training(tmp_path, alone)
 
 
 def test_the_pipeline_under_torchrun(tmp_path: Path) -> None:

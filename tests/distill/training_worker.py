@@ -1,8 +1,8 @@
 """One process of a small training in float64; the tests start it alone and under torchrun.
 
-    training_worker.py DIRECTORY STEPS_UNTIL_STOP
+    training_worker.py DIRECTORY:STEPS_UNTIL_STOP…
 
-A STEPS_UNTIL_STOP of 0 trains to the end.
+One training for each argument, one after the other; with 0 steps until its stop a training goes to its end.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Loader:
     def next_batch(self) -> Batch:
         generator = torch.Generator().manual_seed(self._next)
         self._next += 1
-        images = torch.randn(BATCH, 3, 64, 96, generator=generator, dtype=torch.float64)
-        labels = torch.randint(0, 3, (BATCH, 4, 6), generator=generator)
+        images = torch.randn(BATCH, 3, 32, 64, generator=generator, dtype=torch.float64)
+        labels = torch.randint(0, 3, (BATCH, 2, 4), generator=generator)
         labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)
-        labels[0, :48] = 255  # the processes have unlike numbers of known pixels
+        labels[0, :24] = 255  # the processes have unlike numbers of known pixels
         mine = slice(rank(), None, world())
         return Batch(images[mine], labels[mine], tuple(range(BATCH))[mine])
 
@@ -59,9 +59,7 @@ def _model(encoder: str) -> nn.Module:
     return build_model(spec, encoder_weights=None, seed=1).double()
 
 
-def main() -> None:
-    directory, until = Path(sys.argv[1]), int(sys.argv[2])
-    torch.use_deterministic_algorithms(True)
+def _train(directory: Path, until: int) -> None:
     student, teacher = _model("tu-mobilenetv3_small_050"), _model("resnet18")
     section = DistillSection(method="brd", train=TrainSection(epochs=1))
     settings = DistillSettings(**section.model_dump(exclude={"train"}))
@@ -74,37 +72,43 @@ def main() -> None:
         stop.requested = steps == until and rank() == world() - 1
         return cross_entropy(logits, labels, None)
 
+    fit(
+        student,
+        objective=distillation(teacher, student, settings, supervised, classes=3),
+        loader=Loader(),
+        settings=TrainSettings(
+            epochs=5,
+            lr=0.002,
+            encoder_lr_factor=1.0,
+            weight_decay=0.01,
+            schedule="poly",
+            warmup=0.1,
+            grad_clip=1.0,
+            ema=0.9,
+            precision="fp32",
+            accumulate=1,
+            validate_every=5,
+            checkpoint_s=30.0,
+        ),
+        evaluate=lambda _model: 0.5,
+        names=[str(number) for number in range(BATCH)],
+        directory=directory,
+        key="key",
+        seed=0,
+        device=torch.device("cpu"),
+        title="test",
+        stop=stop,
+    )
+
+
+def main() -> None:
     with process_group(torch.device("cpu")):
-        try:
-            fit(
-                student,
-                objective=distillation(teacher, student, settings, supervised, classes=3),
-                loader=Loader(),
-                settings=TrainSettings(
-                    epochs=5,
-                    lr=0.002,
-                    encoder_lr_factor=1.0,
-                    weight_decay=0.01,
-                    schedule="poly",
-                    warmup=0.1,
-                    grad_clip=1.0,
-                    ema=0.9,
-                    precision="fp32",
-                    accumulate=1,
-                    validate_every=5,
-                    checkpoint_s=30.0,
-                ),
-                evaluate=lambda _model: 0.5,
-                names=[str(number) for number in range(BATCH)],
-                directory=directory,
-                key="key",
-                seed=0,
-                device=torch.device("cpu"),
-                title="test",
-                stop=stop,
-            )
-        except InterruptedRunError:
-            print("stopped")
+        for task in sys.argv[1:]:
+            directory, _, until = task.rpartition(":")
+            try:
+                _train(Path(directory), int(until))
+            except InterruptedRunError:
+                print("stopped", directory)
 
 
 main()

@@ -162,7 +162,7 @@ def test_other_peoples_directories_are_left_alone(graph: Path, tmp_path: Path) -
 
 def test_combinations_that_do_not_exist(graph: Path, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="its precisions are fp32"):
-        build(graph, tmp_path / "engine", precision="int8")
+        build(graph, tmp_path / "engine", precision="fp16")
     with pytest.raises(EngineError, match="tensorrt engines are for rtx"):
         build(graph, tmp_path / "engine", runtime="tensorrt")
     with pytest.raises(RuntimeMissingError, match="built on the device itself"):
@@ -211,3 +211,44 @@ def test_a_runtime_that_is_not_installed(graph: Path) -> None:
         assert line.startswith("None ")
         assert f'pip install "brd-edge[{runtime}]"' in line
     assert not (graph.parent / "engine").exists()
+
+
+def test_tensorrt_builds_for_the_gpus_that_the_precision_has(graph: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    found = {}
+    for precision, target in (("fp32", "rtx-sm89"), ("bf16", "rtx")):
+        info = build(graph, tmp_path / "engine", runtime="tensorrt", precision=precision, target=target)
+        content = (tmp_path / "engine" / info.entry).read_bytes()
+        found[target] = {int(number) for number in re.findall(rb"\bsm(\d{2,3})\b", content)}
+    assert found == {"rtx-sm89": {89}, "rtx": {80, 86, 89, 120, 121}}
+
+
+def test_tensorrt_refuses_what_it_would_read_as_other_numbers(tmp_path: Path) -> None:
+    """uint8 around zero: TensorRT takes it for int8, and only warns."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    body = """
+        pixels = Cast<to=1>(image)
+        planes = Transpose<perm=[0,3,1,2]>(pixels)
+        quantised = QuantizeLinear(planes, scale, zero)
+        scores = DequantizeLinear(quantised, scale, zero)
+        ids = ArgMax<axis=1, keepdims=0>(scores)
+        class_map = Cast<to=2>(ids)
+    """
+    model = onnx.parser.parse_model(f"{HEAD} {{ {body} }}")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.5, np.float32), "scale"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0, np.uint8), "zero"))
+    onnx.save(model, tmp_path / "student.onnx")
+    with pytest.raises(EngineError, match="quantised for another runtime"):
+        build(tmp_path / "student.onnx", tmp_path / "engine", runtime="tensorrt", target="rtx-sm89")
+
+
+@pytest.mark.parametrize(("target", "device"), [("intel-igpu", "GPU"), ("intel-npu", "NPU")])
+def test_engines_for_intels_accelerators_are_built_without_them(
+    graph: Path, tmp_path: Path, target: str, device: str
+) -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    if any(name.startswith(device) for name in openvino.Core().available_devices):
+        pytest.skip(f"this machine has a {device}")
+    build(graph, tmp_path / "engine", runtime="openvino", precision="fp16", target=target)
+    with pytest.raises(RuntimeMissingError, match=f"OpenVINO finds no {device} on this machine, only CPU"):
+        open_engine(tmp_path / "engine")

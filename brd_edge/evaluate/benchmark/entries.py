@@ -243,6 +243,17 @@ class GatesEntry(Entry):
     """What a gate is whose limit lies within the interval of what was measured."""
 
 
+class QuantisationEntry(Entry):
+    """An int8 graph that was tried."""
+
+    kept: tuple[str, ...]
+    """Groups of layers that it leaves in floating point."""
+    lost: Losses | None
+    """What it loses against the fp32 graph over the validation split; null where no gate asked."""
+    missed: tuple[str, ...]
+    """Gates of accuracy that it does not hold."""
+
+
 class EngineEntry(Scores):
     """One engine of the recipe. What was not measured is null or not there."""
 
@@ -273,6 +284,14 @@ class EngineEntry(Scores):
     """Version of the runtime that built it."""
     plain: bool
     """Whether the undistilled student's engine was built too."""
+    graph: str | None
+    """The file that it was built from, below the run directory."""
+    agreement: dict[str, Unit] = {}
+    """Share of the pixels on which its graph says what the fp32 graph says, by what executed it to check it."""
+    kept: tuple[str, ...] = ()
+    """Groups of layers that int8 leaves in floating point."""
+    attempts: tuple[QuantisationEntry, ...] = ()
+    """Int8 graphs that were tried, the last of which was built."""
     gates: GatesEntry
     """Gates of the recipe for it."""
     gates_broken: tuple[str, ...]

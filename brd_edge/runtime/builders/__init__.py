@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,12 @@ from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.runtime.files import flush_path, sha256_file
 from brd_edge.runtime.manifest import MANIFEST_NAME
 from brd_edge.runtime.runners.checks import import_runtime
-from brd_edge.runtime.targets import TARGETS, check_combination
+from brd_edge.runtime.targets import TARGETS, check_combination, compute_capabilities
 
 __all__ = ["BUILDERS", "build_engine", "build_planned", "built_directory", "runtime_version"]
 
-BUILDERS: dict[str, Callable[[Path, Path, InputContract], tuple[str, ...]]] = {
+Builder = Callable[[Path, Path, InputContract], tuple[str, ...]]
+BUILDERS: dict[str, Builder] = {
     "onnxruntime": build_onnxruntime,
     "openvino": build_openvino,
     "tensorrt": build_tensorrt,
@@ -45,7 +47,7 @@ PACKAGES = {
     "tensorrt": ("tensorrt_rtx", "tensorrt"),
 }
 
-# Engines that any x86-64 machine runs; a TensorRT engine needs the GPU that it was built for.
+# Engines that run on the processor; a TensorRT engine needs the GPU that it was built for.
 CHECKED_BY_RUNNING = ("onnxruntime", "openvino")
 
 
@@ -63,14 +65,15 @@ def build_engine(
 ) -> EngineInfo:
     """Build one engine from an ONNX graph.
 
-    Engines of ONNX Runtime and OpenVINO are opened and run on one black frame before they count
-    as built.
+    Engines for processors are opened and run on one black frame before they count as built.
 
     Args:
         runtime: One of `BUILDERS`.
         precision: One of the target's precisions.
         target: One of `brd_edge.runtime.targets.TARGETS`.
-        onnx: Graph with the input `image`, uint8 (1, H, W, 3), and the output `class_map`, uint8 (1, H, W).
+        onnx: Graph with the input `image`, uint8 (1, H, W, 3), and the output `class_map`, uint8 (1, H, W), in
+            that precision (`brd_edge.deploy.lowering` makes it of the exported one); for OpenVINO also the `.xml`
+            of a model.
         out: The engine's directory; an engine that is there already is replaced when the new one is complete.
         contract: The frames that the graph takes.
         classes: Names by class id.
@@ -94,8 +97,7 @@ def build_engine(
     if not onnx.is_file():
         raise EngineError(f"{onnx}: not found; export the student first")
     with _replacing(out) as work:
-        here = build_tensorrt_here if runtime == "tensorrt" and target != "rtx" else BUILDERS[runtime]
-        names = here(onnx, work, contract)
+        names = _builder(runtime, precision, target)(onnx, work, contract)
         info = EngineInfo(
             runtime=runtime,
             precision=precision,
@@ -109,10 +111,18 @@ def build_engine(
             created_by=f"brd-edge {__version__}",
         )
         write_engine(work, info)
-        if runtime in CHECKED_BY_RUNNING:
+        if runtime in CHECKED_BY_RUNNING and TARGETS[target].device == "CPU":
             with open_engine(work, contract=contract) as runner:
                 runner.infer(np.zeros((contract.height, contract.width, 3), np.uint8))
     return info
+
+
+def _builder(runtime: str, precision: str, target: str) -> Builder:
+    if runtime != "tensorrt":
+        return BUILDERS[runtime]
+    if TARGETS[target].built == "on device":
+        return build_tensorrt_here
+    return partial(build_tensorrt, capabilities=compute_capabilities(precision, target))
 
 
 def built_directory(bundle: Bundle, name: str) -> Path:
@@ -140,7 +150,7 @@ def build_planned(bundle: Bundle, name: str, out: Path) -> EngineInfo:
         runtime=plan.runtime,
         precision=plan.precision,
         target=plan.target,
-        onnx=bundle.graph,
+        onnx=bundle.plan_graph(name),
         out=out,
         contract=bundle.manifest.contract,
         classes=bundle.manifest.classes,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,20 @@ from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.files import write_bytes_atomic
 from brd_edge.runtime.runners.checks import Port, check_interface, import_runtime
-from brd_edge.runtime.runners.tensorrt import INSTALL, RTX_COMPUTE_CAPABILITIES, collecting_logger, require_gpu
+from brd_edge.runtime.runners.tensorrt import INSTALL, collecting_logger, require_gpu
+from brd_edge.runtime.targets import RTX_COMPUTE_CAPABILITIES
 
 __all__ = ["build_tensorrt", "build_tensorrt_here", "timing_cache_path"]
 
 
-def build_tensorrt(onnx: Path, directory: Path, contract: InputContract) -> tuple[str, ...]:
-    """Write `model.engine` to `directory`: one strongly typed engine for `RTX_COMPUTE_CAPABILITIES`.
+def build_tensorrt(
+    onnx: Path,
+    directory: Path,
+    contract: InputContract,
+    *,
+    capabilities: Sequence[int] = RTX_COMPUTE_CAPABILITIES,
+) -> tuple[str, ...]:
+    """Write `model.engine` to `directory`: one strongly typed engine for several GPUs.
 
     Precision is the graph's own. The engine cannot be opened here without a driver, so what is
     checked is every answer of the builder, and the inputs and outputs of the network.
@@ -28,6 +36,7 @@ def build_tensorrt(onnx: Path, directory: Path, contract: InputContract) -> tupl
         onnx: The graph, with its weights inside.
         directory: Where to write.
         contract: The frames that the graph takes.
+        capabilities: The GPUs: 10 x major + minor compute capability.
 
     Returns:
         The names of the files, the entry first.
@@ -40,7 +49,7 @@ def build_tensorrt(onnx: Path, directory: Path, contract: InputContract) -> tupl
     logger, messages = collecting_logger(trt)
     builder, network, _parser = _network(trt, logger, messages, onnx, contract)
     config = _made(builder.create_builder_config(), "builder config", messages)
-    _set_compute_capabilities(trt, config, messages)
+    _set_compute_capabilities(trt, config, capabilities, messages)
     engine = _made(builder.build_serialized_network(network, config), f"engine of {onnx}", messages)
     (directory / "model.engine").write_bytes(engine)
     return ("model.engine",)
@@ -94,8 +103,19 @@ def _network(trt: Any, logger: Any, messages: list[str], onnx: Path, contract: I
     parser = _made(trt.OnnxParser(network, logger), "parser", messages)
     if not parser.parse(onnx.read_bytes()):
         raise EngineError(f"{onnx}: TensorRT does not take the graph: {'; '.join(_parser_errors(parser, messages))}")
+    _require_exact(onnx, messages)
     check_interface(str(onnx), contract, *_ports(network))
     return builder, network, parser
+
+
+def _require_exact(onnx: Path, messages: list[str]) -> None:
+    """Refuse a graph that TensorRT takes but computes differently, which it only warns of."""
+    found = [message for message in messages if "zero_point" in message.lower() and "uint8" in message.lower()]
+    if found:
+        raise EngineError(
+            f"{onnx}: quantised for another runtime, TensorRT would compute something else ({found[0]}): "
+            "quantise it for tensorrt"
+        )
 
 
 def _made(thing: Any, what: str, messages: list[str]) -> Any:
@@ -105,11 +125,11 @@ def _made(thing: Any, what: str, messages: list[str]) -> Any:
     return thing
 
 
-def _set_compute_capabilities(trt: Any, config: Any, messages: list[str]) -> None:
-    wanted = [getattr(trt.ComputeCapability, f"SM{number}", None) for number in RTX_COMPUTE_CAPABILITIES]
+def _set_compute_capabilities(trt: Any, config: Any, capabilities: Sequence[int], messages: list[str]) -> None:
+    wanted = [getattr(trt.ComputeCapability, f"SM{number}", None) for number in capabilities]
     if None in wanted:
         raise EngineError(
-            f"tensorrt_rtx {trt.__version__} does not know all of the compute capabilities {RTX_COMPUTE_CAPABILITIES}: "
+            f"tensorrt_rtx {trt.__version__} does not know all of the compute capabilities {tuple(capabilities)}: "
             f"update it with  {INSTALL['tensorrt_rtx']}"
         )
     config.num_compute_capabilities = len(wanted)

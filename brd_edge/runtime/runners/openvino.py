@@ -1,7 +1,11 @@
-"""Runs engines with OpenVINO on the CPU."""
+"""Runs engines with OpenVINO on the processor, on Intel's graphics, or on its NPU.
+
+Graphics and NPU have not been run: none was at hand when this was written.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -11,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from brd_edge.runtime.engine import EngineInfo
-from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.runtime.runners.checks import Port, check_class_map, check_frame, check_interface, import_runtime
+from brd_edge.runtime.targets import TARGETS
 
 if TYPE_CHECKING:
     from typing import Self  # novm
@@ -21,28 +26,39 @@ __all__ = ["OpenVinoRunner", "compile_model", "open_openvino"]
 
 INSTALL = 'pip install "brd-edge[openvino]"'
 
-# On a CPU with BF16 OpenVINO's own choice is bf16: what is called fp32 must ask for it.
-PRECISION_HINTS = {"fp32": "f32"}
+# On a CPU with BF16 OpenVINO's own choice is bf16: what is called fp32 must ask for it. Where a model is
+# quantised, the hint is for what is not.
+PRECISION_HINTS = {
+    "fp32": "f32",
+    "fp16": "f16",
+    "bf16": "bf16",
+    "int8": "f32",
+    "int8-fp16": "f16",
+    "int8-bf16": "bf16",
+}
 
 
 def open_openvino(directory: Path, info: EngineInfo, threads: int | None) -> OpenVinoRunner:
-    """Load an OpenVINO engine for the CPU, one frame at a time.
+    """Load an OpenVINO engine for its target's device, one frame at a time.
+
+    What OpenVINO compiled is kept in this account's cache (`XDG_CACHE_HOME`, else `~/.cache`), so that opening
+    the same engine again is faster.
 
     Args:
         directory: The engine's directory; its files are verified already.
         info: Its sidecar.
-        threads: Threads for inference; None leaves the choice to OpenVINO.
+        threads: Threads for inference; None leaves the choice to OpenVINO. Has no meaning but on a processor.
 
     Raises:
-        RuntimeMissingError: OpenVINO is not installed.
+        RuntimeMissingError: OpenVINO is not installed, or the target's device is not here.
         EngineError: The model does not load, or does not keep to the contract.
     """
-    compiled = compile_model(directory, info, threads)
+    compiled = compile_model(directory, info, threads, cache=_cache_directory())
     check_interface(str(directory / info.entry), info.contract, _ports(compiled.inputs), _ports(compiled.outputs))
     return OpenVinoRunner(info, compiled.create_infer_request())
 
 
-def compile_model(directory: Path, info: EngineInfo, threads: int | None) -> Any:
+def compile_model(directory: Path, info: EngineInfo, threads: int | None, *, cache: Path | None = None) -> Any:
     """Return OpenVINO's compiled model of an engine; see `open_openvino`."""
     if info.precision not in PRECISION_HINTS:
         raise EngineError(f"openvino: expected a precision of {sorted(PRECISION_HINTS)}, got {info.precision!r}")
@@ -56,15 +72,32 @@ def compile_model(directory: Path, info: EngineInfo, threads: int | None) -> Any
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
     }
-    if threads is not None:
+    device = TARGETS[info.target].device if info.target in TARGETS else "CPU"
+    if threads is not None and device == "CPU":
         settings["INFERENCE_NUM_THREADS"] = threads
+    if cache is not None:
+        settings["CACHE_DIR"] = str(cache)
     path = directory / info.entry
+    core = openvino.Core()
+    found = sorted({name.split(".")[0] for name in core.available_devices})
+    if device not in found:
+        raise RuntimeMissingError(f"OpenVINO finds no {device} on this machine, only {', '.join(found)}")
     try:
-        core = openvino.Core()
         model = core.read_model(str(path), str(directory / weights))
-        return core.compile_model(model, "CPU", settings)
+        return core.compile_model(model, device, settings)
     except Exception as error:
         raise EngineError(f"{path}: OpenVINO {openvino.__version__} cannot load it: {error}") from error
+
+
+def _cache_directory() -> Path | None:
+    """Return where compiled models are kept, or None where that cannot be written to."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = base / "brd-edge" / "openvino"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return directory if os.access(directory, os.W_OK) else None
 
 
 class OpenVinoRunner:

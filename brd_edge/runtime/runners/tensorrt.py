@@ -21,20 +21,18 @@ import numpy.typing as npt
 from brd_edge.runtime.engine import EngineInfo
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.runtime.runners.checks import Port, check_class_map, check_frame, check_interface, import_runtime
+from brd_edge.runtime.targets import compute_capabilities
 
 if TYPE_CHECKING:
     from typing import Self  # novm
 
-__all__ = ["INSTALL", "RTX_COMPUTE_CAPABILITIES", "TensorRtRunner", "collecting_logger", "open_tensorrt", "require_gpu"]
+__all__ = ["INSTALL", "TensorRtRunner", "collecting_logger", "open_tensorrt", "require_gpu"]
 
 INSTALL = {
     "tensorrt": "the device's own TensorRT (JetPack brings it), or  pip install tensorrt",
     "tensorrt_rtx": 'pip install "brd-edge[tensorrt]"',
 }
 """How to install each of the two packages."""
-
-RTX_COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
-"""The GPUs that one TensorRT-RTX engine serves: 10 x major + minor compute capability."""
 
 
 def open_tensorrt(directory: Path, info: EngineInfo, threads: int | None) -> TensorRtRunner:
@@ -55,9 +53,10 @@ def open_tensorrt(directory: Path, info: EngineInfo, threads: int | None) -> Ten
         raise EngineError(f"{directory}: runtime_version: expected one of {sorted(INSTALL)} first, got {package!r}")
     trt = import_runtime(package, INSTALL[package])
     capability = require_gpu()
-    if package == "tensorrt_rtx" and capability not in RTX_COMPUTE_CAPABILITIES:
+    capabilities = compute_capabilities(info.precision, info.target)
+    if package == "tensorrt_rtx" and capability not in capabilities:
         raise RuntimeMissingError(
-            f"{directory}: the engine is for GPUs of compute capability {RTX_COMPUTE_CAPABILITIES} "
+            f"{directory}: the engine is for GPUs of compute capability {capabilities} "
             f"(10 x major + minor), the GPU here has {capability}: run it on one of those"
         )
     cudart = import_runtime("cuda.bindings.runtime", "pip install cuda-bindings")

@@ -1,0 +1,296 @@
+"""The graphs that engines of lower precision are built from; part of the stage `build`.
+
+An int8 graph that misses a gate of accuracy gets groups of layers back in floating point, the one that loses most
+first, until the gates hold or no more may be given back.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brd_edge.data.dataset import read_frame
+from brd_edge.deploy.agreement import THRESHOLDS, check_artefact, stand_in
+from brd_edge.deploy.lowering import is_exact, is_quantised, lower_graph
+from brd_edge.evaluate.gates import Limits, broken_accuracy_gates
+from brd_edge.progress import progress_bar
+from brd_edge.recipe import EngineSection
+from brd_edge.recipe_gates import limits_of
+from brd_edge.runtime.errors import EngineError, RunError
+from brd_edge.runtime.targets import TARGETS
+from brd_edge.stages.context import Context, input_contract
+from brd_edge.stages.reporting import sample_indices
+from brd_edge.stages.training import load_run_dataset
+
+if TYPE_CHECKING:
+    from brd_edge.deploy.calibration import Ranges
+    from brd_edge.evaluate.accuracy import Predictor
+    from brd_edge.runtime.metrics import SegmentationMetrics
+
+__all__ = ["Bench", "Lowered", "lowered_graphs"]
+
+# the graph of an untrained student is calibrated too, though what it says is of no interest
+_PLAIN_IMAGES = 4
+# two executions of each, node by node, take their time
+_CHECKED_IMAGES = 8
+# two ways of executing a graph round differently, and no more than that
+_SPREAD_MAX = 0.02
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The graphs of an engine.
+
+    Attributes:
+        student: What the engine is built from.
+        plain: The same for the student that was never distilled.
+        agreement: Share of pixels as in fp32, by the way in which the graph was executed to check it.
+        kept: Groups of layers that int8 leaves in floating point.
+        attempts: What was tried: `kept`, `lost` in points by score, and `missed`, as JSON types.
+    """
+
+    student: Path
+    plain: Path
+    agreement: Mapping[str, float] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+    attempts: tuple[dict[str, Any], ...] = ()
+
+    def to_json(self, root: Path) -> dict[str, Any]:
+        """Return what the engine's entry says of it; `graph` is relative to `root`."""
+        return {
+            "graph": self.student.relative_to(root).as_posix(),
+            "agreement": dict(self.agreement),
+            "kept": list(self.kept),
+            "attempts": list(self.attempts),
+        }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the engines of one recipe share while their graphs are made; everything is made when it is first needed.
+
+    Attributes:
+        context: Where the stage works.
+        images: The calibration frames, once they were read.
+        calibrated: The ranges of `student` and `plain`.
+        reference: What the fp32 graph scores, under `fp32`.
+        sensitive: The groups of layers by their loss, for each form of int8.
+        made: Graphs that several engines may share.
+    """
+
+    context: Context
+    images: list[NDArray[np.uint8]] = field(default_factory=list)
+    calibrated: dict[str, Ranges] = field(default_factory=dict)
+    reference: dict[str, SegmentationMetrics] = field(default_factory=dict)
+    sensitive: dict[str, list[str]] = field(default_factory=dict)
+    made: dict[tuple[object, ...], Lowered] = field(default_factory=dict)
+
+    def frames(self) -> list[NDArray[np.uint8]]:
+        """Train images as the engines get them; none of them is in the validation split."""
+        if not self.images:
+            settings, contract = self.context.recipe.int8, input_contract(self.context.recipe)
+            train = load_run_dataset(self.context).train
+            chosen = [sample for sample in train if fnmatchcase(sample.id, settings.choice)]
+            if not chosen:
+                raise RunError(
+                    f"int8.choice: no train image matches {settings.choice!r}; there are {len(train)}, "
+                    f"such as {train[0].id!r}"
+                )
+            indices = sample_indices(len(chosen), settings.images)
+            with progress_bar(len(indices), "calibration", unit="image") as bar:
+                for index in indices:
+                    self.images.append(read_frame(chosen[index], contract))
+                    bar.update(1)
+        return self.images
+
+    def ranges(self, name: str) -> Ranges:
+        """Range of every tensor of `student.onnx` or `plain.onnx` on those images."""
+        from brd_edge.deploy.calibration import calibrate
+
+        if name not in self.calibrated:
+            self.context.say(f"build: calibrating {name}.onnx")
+            frames = self.frames() if name == "student" else self.frames()[:_PLAIN_IMAGES]
+            method = self.context.recipe.int8.method
+            graph = self.context.run.path("export", f"{name}.onnx")
+            self.calibrated[name] = calibrate(graph, frames, method=method)
+        return self.calibrated[name]
+
+    def losses(self, predict: Predictor, title: str) -> dict[str, Any]:
+        """What a predictor loses against the fp32 graph over the validation split, as in `benchmark.json`."""
+        from brd_edge.evaluate.intervals import score_losses
+
+        if "fp32" not in self.reference:
+            exported = stand_in(self.context.run.path("export", "student.onnx"), runtime="onnxruntime")
+            self.reference["fp32"] = _score(self.context, exported, "fp32")
+        found = score_losses(_score(self.context, predict, title), self.reference["fp32"])
+        return {name: item.to_json() for name, item in found.items() if not np.isnan(item.value)}
+
+
+def lowered_graphs(bench: Bench, engine: EngineSection) -> Lowered:
+    """Make the graphs of an engine, or return those of an engine that has the same.
+
+    Raises:
+        EngineError: There is no such graph, or it says something else than the fp32 graph.
+        RuntimeMissingError: What makes or checks it is not installed.
+    """
+    context = bench.context
+    if is_exact(engine.runtime, engine.precision):
+        return Lowered(context.run.path("export", "student.onnx"), context.run.path("export", "plain.onnx"))
+    kind = {"runtime": engine.runtime, "precision": engine.precision, "target": engine.target}
+    limits = Limits(**limits_of(context.recipe.gates, **kind))
+    # OpenVINO is told at run time what the rest is computed in
+    precision = "int8" if engine.runtime == "openvino" else engine.precision
+    key = (engine.runtime, precision, _is_x86(engine), limits)
+    if key not in bench.made:
+        directory = context.run.path("graphs", "-".join(kind.values()))
+        if is_quantised(engine.precision):
+            bench.made[key] = _quantised(bench, engine, directory, limits)
+        else:
+            bench.made[key] = _halved(bench, engine, directory)
+    return bench.made[key]
+
+
+def _halved(bench: Bench, engine: EngineSection, directory: Path) -> Lowered:
+    student, plain = (_lower(bench, engine, directory, name, ()) for name in ("student", "plain"))
+    agreement = _agreement(bench, engine, student)
+    problems = _disagreement(agreement, THRESHOLDS[engine.precision])
+    if problems:
+        raise EngineError(f"{student}: {problems[0]}; use another precision for this model")
+    return Lowered(student, plain, agreement)
+
+
+def _quantised(bench: Bench, engine: EngineSection, directory: Path, limits: Limits) -> Lowered:
+    """Quantise; give groups back until the gates hold, the budget is spent, or nothing is left to quantise."""
+    from brd_edge.deploy.quantise import NothingToQuantiseError
+
+    settings = bench.context.recipe.int8
+    kept, attempts = settings.keep, list[dict[str, Any]]()
+    for place in _places(directory, settings.keep_max + 1):
+        bench.context.say(f"build: {directory.name}" + (f", in floating point: {', '.join(kept)}" if attempts else ""))
+        try:
+            student = _lower(bench, engine, place, "student", kept)
+        except NothingToQuantiseError:
+            if not attempts:
+                raise
+            break
+        agreement = _agreement(bench, engine, student)
+        lost, missed = _missed(bench, engine, student, limits)
+        attempts.append({"kept": list(kept), "lost": lost, "missed": [*missed, *_disagreement(agreement)]})
+        found = Lowered(student, student, agreement, kept, tuple(attempts))
+        # a gate may stay open to the last: that the engine misses it is what the benchmark says
+        sensitive = [name for name in _by_loss(bench, engine) if name not in kept] if attempts[-1]["missed"] else []
+        if not sensitive:
+            break
+        kept = (*kept, sensitive[0])
+    problems = _disagreement(found.agreement)
+    if problems:
+        raise EngineError(f"{found.student}: {problems[0]}; calibrate on more images, or use another precision")
+    return replace(found, plain=_lower(bench, engine, found.student.parent, "plain", found.kept))
+
+
+def _places(directory: Path, count: int) -> Iterator[Path]:
+    """Yield a directory for each attempt, with nothing of an earlier build beside it."""
+    shutil.rmtree(directory, ignore_errors=True)
+    for number in range(count):
+        yield directory / str(number)
+
+
+def _lower(bench: Bench, engine: EngineSection, directory: Path, name: str, kept: Iterable[str]) -> Path:
+    quantised = is_quantised(engine.precision)
+    frames: list[NDArray[np.uint8]] = []
+    if quantised:
+        frames = bench.frames() if name == "student" else bench.frames()[:_PLAIN_IMAGES]
+    return lower_graph(
+        bench.context.run.path("export", f"{name}.onnx"),
+        directory,
+        runtime=engine.runtime,
+        precision=engine.precision,
+        frames=frames,
+        ranges=partial(bench.ranges, name),
+        exclude=kept if quantised else (),
+        reduce_range=_is_x86(engine),
+    )
+
+
+def _is_x86(engine: EngineSection) -> bool:
+    # what has no VNNI saturates, and which processor it will be is not known
+    return "x86_64" in TARGETS[engine.target].machines
+
+
+def _is_here(engine: EngineSection) -> bool:
+    return platform.machine() in TARGETS[engine.target].machines
+
+
+def _agreement(bench: Bench, engine: EngineSection, graph: Path) -> dict[str, float]:
+    """Execute a graph in two ways and return on how many pixels each says what fp32 says."""
+    return check_artefact(
+        graph,
+        bench.context.run.path("export", "student.onnx"),
+        bench.frames()[:_CHECKED_IMAGES],
+        runtime=engine.runtime,
+        here=_is_here(engine),
+        threshold=0.0,
+    )
+
+
+def _disagreement(agreement: Mapping[str, float], threshold: float = THRESHOLDS["int8"]) -> list[str]:
+    low, high = min(agreement.values()), max(agreement.values())
+    figures = ", ".join(f"{100 * share:.2f} % by {way}" for way, share in agreement.items())
+    if low < threshold:
+        return [f"agrees with fp32 on {figures} of the pixels, at least {100 * threshold:.1f} % are expected"]
+    if high - low > _SPREAD_MAX:
+        return [f"agrees with fp32 on {figures} of the pixels: one of the two computes something else"]
+    return []
+
+
+def _missed(
+    bench: Bench, engine: EngineSection, graph: Path, limits: Limits
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return what a graph loses over the validation split and which gates that breaks; nothing without such gates."""
+    if limits.miou_drop_max is None and limits.boundary_iou_drop_max is None:
+        return None, []
+    predict = stand_in(graph, runtime=engine.runtime, here=_is_here(engine))
+    losses = bench.losses(predict, f"{engine.runtime} {engine.precision}")
+    return losses, broken_accuracy_gates(limits, losses)
+
+
+def _by_loss(bench: Bench, engine: EngineSection) -> list[str]:
+    """Return the groups of layers, the one that loses most in int8 first."""
+    from brd_edge.deploy.sensitivity import sensitivity
+
+    form: Literal["onnxruntime", "tensorrt"] = "tensorrt" if engine.runtime == "tensorrt" else "onnxruntime"
+    if form not in bench.sensitive:
+        bench.context.say("build: which groups of layers lose most in int8")
+        found = sensitivity(
+            bench.context.run.path("export", "student.onnx"),
+            bench.frames()[:_CHECKED_IMAGES],
+            bench.ranges("student"),
+            runtime=form,
+            reduce_range=_is_x86(engine),
+        )
+        bench.sensitive[form] = [loss.group for loss in found]
+    return bench.sensitive[form]
+
+
+def _score(context: Context, predict: Predictor, title: str) -> SegmentationMetrics:
+    from brd_edge.evaluate.accuracy import evaluate_predictor
+    from brd_edge.runtime.metrics import SegmentationMetrics
+
+    dataset = load_run_dataset(context)
+    with progress_bar(len(dataset.val), f"build {title}", unit="image") as bar:
+        return evaluate_predictor(
+            predict,
+            dataset.val,
+            contract=input_contract(context.recipe),
+            metrics=SegmentationMetrics(len(dataset.classes), keep_images=True),
+            on_class_map=lambda _index, _class_map: bar.update(1),
+        )

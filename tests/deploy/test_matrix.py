@@ -1,0 +1,104 @@
+"""Every architecture in every precision of every runtime: what an engine has to be, whatever it is made of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from brd_edge.deploy.agreement import stand_in
+from brd_edge.deploy.lowering import is_exact, lower_graph
+from brd_edge.models.segmentation import ModelSpec
+from brd_edge.runtime.builders import build_engine
+from brd_edge.runtime.engine import open_engine, read_engine, verify_files
+from brd_edge.runtime.errors import ContractError, RuntimeMissingError
+from brd_edge.runtime.targets import TARGETS, check_combination
+
+SPECS = {
+    "DeepLabV3Plus": ModelSpec("DeepLabV3Plus", "tu-mobilenetv3_small_050", 5, {"decoder_channels": 32}),
+    "PSPNet": ModelSpec("PSPNet", "tu-resnet10t", 5, {"psp_out_channels": 64}),
+    "FPN": ModelSpec("FPN", "tu-resnet10t", 5, {"decoder_pyramid_channels": 32}),
+    "UPerNet": ModelSpec("UPerNet", "tu-resnet10t", 5, {"decoder_channels": 32}),
+    "Segformer": ModelSpec("Segformer", "tu-resnet10t", 5, {"decoder_segmentation_channels": 32}),
+    "Unet": ModelSpec("Unet", "tu-resnet10t", 5, {"encoder_depth": 3, "decoder_channels": [16, 16, 16]}),
+}
+ENGINES = [
+    *(("onnxruntime", precision, "x86-cpu") for precision in TARGETS["x86-cpu"].precisions["onnxruntime"]),
+    *(("openvino", precision, "x86-cpu") for precision in TARGETS["x86-cpu"].precisions["openvino"]),
+    *(("tensorrt", precision, "rtx-sm89") for precision in TARGETS["rtx-sm89"].precisions["tensorrt"]),
+]
+# share of pixels as in PyTorch; untrained weights leave classes closer to each other than trained ones do
+AGREEMENT_MIN = {"fp32": 0.9999, "fp16": 0.995, "bf16": 0.96, "int8": 0.8, "int8-fp16": 0.8, "int8-bf16": 0.8}
+PALETTE = tuple((10 * index, 20, 30) for index in range(5))
+
+
+@pytest.fixture(scope="module", params=list(SPECS))
+def exported(request, export_student, tmp_path_factory):
+    return export_student(SPECS[request.param], tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def expected(exported):
+    """What PyTorch says, in float64."""
+    contract = exported.contract
+    images = (np.stack(exported.frames) / 255 - contract.mean) / contract.std
+    model = exported.model.double()
+    with torch.inference_mode():
+        found = model(torch.from_numpy(images).permute(0, 3, 1, 2)).argmax(1).numpy()
+    exported.model.float()
+    return found
+
+
+@pytest.fixture(scope="module")
+def lowered(exported, tmp_path_factory):
+    """The graphs of an architecture by runtime and precision; what OpenVINO computes the rest in is said later."""
+
+    @cache
+    def graph(runtime, precision):
+        return lower_graph(
+            exported.path,
+            tmp_path_factory.mktemp("graphs"),
+            runtime=runtime,
+            precision=precision,
+            frames=exported.frames,
+            ranges=lambda: exported.ranges,
+        )
+
+    return lambda runtime, precision: graph(runtime, "int8" if precision == "int8-bf16" else precision)
+
+
+@pytest.mark.parametrize(("runtime", "precision", "target"), ENGINES)
+def test_an_engine_keeps_its_contract(exported, expected, lowered, tmp_path: Path, runtime, precision, target) -> None:
+    if runtime == "tensorrt":
+        pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    if runtime == "openvino" and precision.startswith("int8"):
+        pytest.importorskip("nncf", reason="nncf is not installed")
+    assert check_combination(runtime, precision, target) is None
+    graph = lowered(runtime, precision)
+    assert (graph == exported.path) == is_exact(runtime, precision)
+    settings = {"runtime": runtime, "precision": precision, "target": target, "onnx": graph, "out": tmp_path / "engine"}
+    classes = tuple("abcde")
+    info = build_engine(**settings, contract=exported.contract, classes=classes, palette=PALETTE)
+
+    assert info == read_engine(tmp_path / "engine")
+    verify_files(tmp_path / "engine", info)
+    sidecar = json.loads((tmp_path / "engine" / "engine.json").read_text(encoding="utf-8"))
+    assert (sidecar["runtime"], sidecar["precision"], sidecar["target"]) == (runtime, precision, target)
+    assert (tuple(sidecar["classes"]), sidecar["contract"]) == (classes, exported.contract.to_json())
+    with pytest.raises(ContractError, match="height"):
+        open_engine(tmp_path / "engine", contract=replace(exported.contract, height=128))
+    if runtime == "tensorrt":
+        with pytest.raises(RuntimeMissingError, match="NVIDIA"):
+            open_engine(tmp_path / "engine")
+        predict = stand_in(graph, runtime="tensorrt")
+        found = np.stack([predict(frame) for frame in exported.frames])
+    else:
+        with open_engine(tmp_path / "engine", contract=exported.contract, threads=1) as runner:
+            found = np.stack([runner.infer(frame) for frame in exported.frames])
+    assert (found.dtype, found.shape) == (np.uint8, expected.shape)
+    assert (found == expected).mean() >= AGREEMENT_MIN[precision]
