@@ -159,6 +159,7 @@ def make_bundle(
                 runtime_range=version_range(runtime, versions[runtime]),
                 directory=None if runtime in plans else directories[runtime],
                 graph=source,
+                agreement_min=0.999,
                 gates={"latency_ms_p95_max": latency_ms_p95_max},
                 metrics={"miou": 0.5},
             )
@@ -176,7 +177,7 @@ def make_bundle(
             "provenance": {},
             "licence": "CC0-1.0",
         }
-        write_bundle(out, engines=planned, onnx=source, golden=golden, agreement_min=0.999, manifest=manifest)
+        write_bundle(out, engines=planned, onnx=source, golden=golden, manifest=manifest)
         if sign:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("SOURCE_DATE_EPOCH", str(signed_at))

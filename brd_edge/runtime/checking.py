@@ -104,11 +104,12 @@ def check_engine(
         with open_engine(directory, contract=bundle.manifest.contract, threads=threads) as runner:
             shares = [float(np.mean(runner.infer(frame) == expected)) for frame, expected in golden]
             agreement = min(shares)
-            if agreement < bundle.manifest.agreement_min:
+            required = bundle.manifest.engines[name].agreement_min
+            if agreement < required:
                 worst = bundle.manifest.golden_frames[int(np.argmin(shares))]
                 problem = (
                     f"golden frame {worst}: {100 * agreement:.3f} % of the pixels agree, "
-                    f"{100 * bundle.manifest.agreement_min:g} % are required"
+                    f"{100 * required:g} % are required"
                 )
                 return Checked(name, agreement, None, (), None, problem)
             if bench is None:

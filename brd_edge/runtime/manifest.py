@@ -44,7 +44,10 @@ _KEYS = {
     *("schema_version", "name", "model", "classes", "palette", "contract", "contract_hash", "engines"),
     *("golden", "files", "provenance", "licence"),
 }
-_ENGINE_KEYS = {"name", "runtime", "precision", "target", "runtime_range", "build", "gates", "metrics"}
+_ENGINE_KEYS = {
+    *("name", "runtime", "precision", "target", "runtime_range"),
+    *("build", "agreement_min", "gates", "metrics"),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class BundledEngine:
         target: The device profile.
         runtime_range: Versions of the runtime that load it, such as `">=1.20"` or `"==1.7.1"`.
         build: Whether the device builds it; then the graph for that, in its precision, is its only file.
+        agreement_min: Share of the pixels (0 to 1) of a golden frame that must be as in PyTorch.
         gates: Limits that it was held to at home, as JSON types.
         metrics: What was measured at home, as JSON types.
     """
@@ -68,6 +72,7 @@ class BundledEngine:
     target: str
     runtime_range: str
     build: bool
+    agreement_min: float
     gates: Mapping[str, Any]
     metrics: Mapping[str, Any]
 
@@ -89,7 +94,6 @@ class Manifest:
         contract: The frames that all engines take.
         engines: The engines and build plans by name.
         golden_frames: Names of the golden frames.
-        agreement_min: Share of the pixels (0 to 1) of a golden frame that must agree.
         files: Every file of the bundle but the manifest and its signature, by path.
     """
 
@@ -99,7 +103,6 @@ class Manifest:
     contract: InputContract
     engines: Mapping[str, BundledEngine]
     golden_frames: tuple[str, ...]
-    agreement_min: float
     files: Mapping[str, EngineFile]
 
     def engine_files(self, name: str) -> list[str]:
@@ -139,18 +142,13 @@ def _parse(values: Any) -> Manifest:
     classes = tuple(str(name) for name in values["classes"])
     palette = tuple((int(red), int(green), int(blue)) for red, green, blue in values["palette"])
     _expect(1 <= len(classes) == len(palette) <= 255, "classes", "1 to 255, with a colour each", len(classes))
-    golden = values["golden"]
-    agreement_min = golden["agreement_min"]
-    _expect(
-        type(agreement_min) in (int, float) and 0 < agreement_min <= 1, "golden.agreement_min", "0 to 1", agreement_min
-    )
-    files, frames = _parse_files(values["files"]), tuple(golden["frames"])
+    files, frames = _parse_files(values["files"]), tuple(values["golden"]["frames"])
     needed = [f"golden/{name}.{kind}.png" for name in frames for kind in ("frame", "class_map")]
     missing = [path for path in (*needed, GRAPH_NAME) if path not in files]
     _expect(not missing, "files", "the graph, and both files of every golden frame", f"none for {missing}")
     engines = {entry["name"]: _parse_engine(entry) for entry in values["engines"]}
     _expect(len(engines) == len(values["engines"]), "engines", "names that differ", sorted(engines))
-    manifest = Manifest(values["name"], classes, palette, contract, engines, frames, float(agreement_min), files)
+    manifest = Manifest(values["name"], classes, palette, contract, engines, frames, files)
     for engine in engines.values():
         found = manifest.engine_files(engine.name)
         planned = found == [f"engines/{engine.name}/{PLAN_GRAPH_NAME}"]
@@ -164,6 +162,8 @@ def _parse_engine(values: Any) -> BundledEngine:
         _expect(_is_name(values[key]), f"engines.{key}", "letters, digits, '.', '_' and '-'", values[key])
     _expect(is_specifier(values["runtime_range"]), "engines.runtime_range", "such as '>=1.20'", values["runtime_range"])
     _expect(type(values["build"]) is bool, "engines.build", "true or false", values["build"])
+    share = values["agreement_min"]
+    _expect(type(share) in (int, float) and 0 < share <= 1, "engines.agreement_min", "above 0, up to 1", share)
     _expect(isinstance(values["gates"], dict), "engines.gates", "an object", values["gates"])
     limit = values["gates"].get("latency_ms_p95_max")
     _expect(limit is None or type(limit) in (int, float), "engines.gates.latency_ms_p95_max", "a number or null", limit)

@@ -52,6 +52,7 @@ class PlannedEngine:
         runtime_range: Versions of the runtime that load it; see `brd_edge.runtime.versions`.
         directory: Its files, or None where the device builds it.
         graph: What it was built from, or what the device builds it from.
+        agreement_min: Share of the pixels (0 to 1) of a golden frame that must be as in PyTorch.
         gates: Limits that it was held to, as JSON types; a device holds it to `latency_ms_p95_max`.
         metrics: What was measured, as JSON types.
     """
@@ -63,6 +64,7 @@ class PlannedEngine:
     runtime_range: str
     directory: Path | None
     graph: Path
+    agreement_min: float
     gates: Mapping[str, Any]
     metrics: Mapping[str, Any]
 
@@ -75,6 +77,7 @@ class PlannedEngine:
             "target": self.target,
             "runtime_range": self.runtime_range,
             "build": self.directory is None,
+            "agreement_min": self.agreement_min,
             "gates": dict(self.gates),
             "metrics": dict(self.metrics),
         }
@@ -86,7 +89,6 @@ def write_bundle(
     engines: Sequence[PlannedEngine],
     onnx: Path,
     golden: Sequence[GoldenFrame],
-    agreement_min: float,
     manifest: Mapping[str, Any],
 ) -> list[Path]:
     """Write an unsigned bundle, replacing an earlier one only when it is complete.
@@ -96,7 +98,6 @@ def write_bundle(
         engines: The engines and build plans.
         onnx: The student's graph.
         golden: Frames with the class maps to expect.
-        agreement_min: Share of the pixels (0 to 1) of a golden frame that must agree.
         manifest: The manifest's other keys: `name`, `model`, `classes`, `palette`, `contract`,
             `contract_hash`, `provenance` and `licence`, as JSON types.
 
@@ -130,7 +131,7 @@ def write_bundle(
             "schema_version": MANIFEST_VERSION,
             **manifest,
             "engines": [engine.to_json() for engine in sorted(engines, key=lambda engine: engine.name)],
-            "golden": {"frames": [item.name for item in golden], "agreement_min": agreement_min},
+            "golden": {"frames": [item.name for item in golden]},
             "files": {
                 path.relative_to(work).as_posix(): {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
                 for path in files
