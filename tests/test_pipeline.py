@@ -175,8 +175,8 @@ def test_int8_gets_layers_back_while_it_misses_a_gate(finished: Path, tmp_path: 
     settings = (engines, gates, "int8={images: 4, keep: [head], keep_max: 2}")
     code = main(_arguments(run, "--until", "bundle", settings=settings))
 
-    entries = {entry["name"]: entry for entry in read_benchmark(run / "benchmark.json")["engines"]}
-    entry = entries["onnxruntime-int8-x86-cpu"]
+    read_benchmark(run / "benchmark.json")
+    entry = json.loads((run / "benchmark.json").read_text(encoding="utf-8"))["engines"][0]
     *before, last = entry["attempts"]
     assert [attempt["kept"] for attempt in entry["attempts"]] == [
         entry["kept"][: 1 + n] for n in range(1 + len(before))
