@@ -19,6 +19,7 @@ from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.runners.checks import import_runtime
 from brd_edge.runtime.runners.onnxruntime import INSTALL as INSTALL_ONNXRUNTIME
 from brd_edge.runtime.runners.openvino import INSTALL as INSTALL_OPENVINO
+from brd_edge.runtime.runners.openvino import openvino_core
 
 if TYPE_CHECKING:
     import onnx
@@ -167,7 +168,7 @@ def _openvino_plain(path: Path) -> Predict:
 
 def _compiled(content: str | bytes, path: Path, settings: dict[str, Any]) -> Predict:
     openvino = import_runtime("openvino", INSTALL_OPENVINO)
-    core = openvino.Core()
+    core = openvino_core()
     try:
         model = core.read_model(content) if isinstance(content, str) else core.read_model(content, b"")
         compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **settings})

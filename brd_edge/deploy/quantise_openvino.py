@@ -21,7 +21,7 @@ from brd_edge.deploy.quantise import NothingToQuantiseError
 from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.files import flush_path
 from brd_edge.runtime.runners.checks import import_runtime
-from brd_edge.runtime.runners.openvino import INSTALL
+from brd_edge.runtime.runners.openvino import INSTALL, openvino_core
 
 __all__ = ["INSTALL_NNCF", "quantise_openvino"]
 
@@ -75,7 +75,7 @@ def quantise_openvino(
     try:
         with _quiet():
             nncf = import_runtime("nncf", INSTALL_NNCF)
-            found = openvino.Core().read_model(str(source))
+            found = openvino_core().read_model(str(source))
             quantised = _quantise(nncf, found, images, kept, reduce_range)
     except EngineError:
         raise

@@ -14,7 +14,7 @@ from brd_edge.runtime.builders import runtime_version
 from brd_edge.runtime.errors import RuntimeMissingError
 from brd_edge.runtime.manifest import BundledEngine
 from brd_edge.runtime.runners import RUNNERS
-from brd_edge.runtime.runners.checks import import_runtime
+from brd_edge.runtime.runners.openvino import openvino_core
 from brd_edge.runtime.runners.tensorrt import require_gpu
 from brd_edge.runtime.targets import TARGETS, compute_capabilities
 from brd_edge.runtime.versions import version_fits
@@ -101,7 +101,7 @@ def _openvino_devices() -> list[str]:
         return []
     try:
         # several of a kind are GPU.0, GPU.1; the first of them is also called GPU
-        devices = import_runtime("openvino", "").Core().available_devices
+        devices = openvino_core().available_devices
         return sorted({name.split(".")[0] for name in devices})
     except RuntimeMissingError:
         return []

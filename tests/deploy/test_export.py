@@ -15,6 +15,7 @@ from brd_edge.deploy.frame_model import BinnedMean
 from brd_edge.models.segmentation import ModelSpec, build_model
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import EngineError, ModelError
+from brd_edge.runtime.runners.openvino import openvino_core
 
 CONTRACT = InputContract(64, 96, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 CLASSES = ["road", "sky", "tree", "car", "pole"]
@@ -83,10 +84,9 @@ def test_onnxruntime_agrees_with_pytorch(which, request):
 
 
 def test_openvino_agrees_with_pytorch(student):
-    import openvino
 
     model, path = student
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = np.concatenate([compiled([frame])[0] for frame in frames()])
     assert found.dtype == np.uint8
     assert (found == torch_class_maps(model)).mean() >= 0.9999

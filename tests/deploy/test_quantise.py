@@ -15,6 +15,7 @@ from brd_edge.deploy.qdq import activation_grid, quantise_weight
 from brd_edge.deploy.quantise import NothingToQuantiseError, quantise_onnxruntime, quantise_tensorrt
 from brd_edge.deploy.sensitivity import sensitivity
 from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.runners.openvino import openvino_core
 
 # less than of trained students: these are undecided in many places, and quantising decides them anew
 AGREEMENT = 0.9
@@ -273,7 +274,6 @@ def test_tensorrt_builds_ahead_of_time_without_a_word_about_zero_points(artefact
 
 def test_the_model_for_openvino(residual, tmp_path, capfd):
     pytest.importorskip("nncf", reason="nncf is not installed")
-    import openvino
 
     from brd_edge.deploy.quantise_openvino import quantise_openvino
 
@@ -283,7 +283,7 @@ def test_the_model_for_openvino(residual, tmp_path, capfd):
     check_artefact(path, residual.path, residual.frames, runtime="openvino", threshold=AGREEMENT)
 
     def quantised():
-        found = openvino.Core().read_model(path).get_ops()
+        found = openvino_core().read_model(path).get_ops()
         return sum(operation.get_type_name() == "FakeQuantize" for operation in found)
 
     everything = quantised()

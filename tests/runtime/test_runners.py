@@ -17,7 +17,8 @@ from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import SIDECAR, open_engine, read_engine, verify_files, write_engine
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.runtime.runners import RUNNERS
-from brd_edge.runtime.runners.tensorrt import RTX_COMPUTE_CAPABILITIES, TensorRtRunner, require_gpu
+from brd_edge.runtime.runners.tensorrt import TensorRtRunner, require_gpu
+from brd_edge.runtime.targets import RTX_COMPUTE_CAPABILITIES
 
 CPU_RUNTIMES = ["onnxruntime", "openvino"]
 
@@ -347,3 +348,27 @@ def test_every_module_of_the_runtime_imports_in_a_bare_environment() -> None:
 def test_written_sidecars_are_stable(engines: dict[str, Path], tmp_path: Path) -> None:
     write_engine(tmp_path, read_engine(engines["onnxruntime"]))
     assert (tmp_path / SIDECAR).read_bytes() == (engines["onnxruntime"] / SIDECAR).read_bytes()
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from pathlib import Path
+from brd_edge.runtime.engine import open_engine
+
+runners = [open_engine(Path(path)) for path in sys.argv[1:]]
+for runner in runners:
+    runner.close()
+del runner, runners
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_still_works_after_several_engines(engines: dict[str, Path]) -> None:
+    """OpenVINO's plugin leaves the signal stack in freed memory where two of its cores overlap."""
+    paths = [str(engines["openvino"]), str(engines["onnxruntime"]), str(engines["openvino"])]
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, *paths], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr

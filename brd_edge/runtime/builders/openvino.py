@@ -7,7 +7,7 @@ from pathlib import Path
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.runners.checks import import_runtime
-from brd_edge.runtime.runners.openvino import INSTALL
+from brd_edge.runtime.runners.openvino import INSTALL, openvino_core
 
 __all__ = ["build_openvino"]
 
@@ -30,7 +30,7 @@ def build_openvino(onnx: Path, directory: Path, contract: InputContract) -> tupl
     del contract
     openvino = import_runtime("openvino", INSTALL)
     try:
-        model = openvino.Core().read_model(str(onnx))
+        model = openvino_core().read_model(str(onnx))
         # unasked, save_model rounds weights to fp16
         openvino.save_model(model, str(directory / "model.xml"), compress_to_fp16=False)
     except Exception as error:

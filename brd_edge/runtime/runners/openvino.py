@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from brd_edge.runtime.targets import TARGETS
 if TYPE_CHECKING:
     from typing import Self  # novm
 
-__all__ = ["OpenVinoRunner", "compile_model", "open_openvino"]
+__all__ = ["INSTALL", "OpenVinoRunner", "compile_model", "open_openvino", "openvino_core"]
 
 INSTALL = 'pip install "brd-edge[openvino]"'
 
@@ -36,6 +37,20 @@ PRECISION_HINTS = {
     "int8-fp16": "f16",
     "int8-bf16": "bf16",
 }
+
+
+@cache
+def openvino_core() -> Any:
+    """Return OpenVINO's `Core`: one for the process, which lives as long as it does.
+
+    Its CPU plugin moves the thread's alternate signal stack to memory of its own and puts it back when the core
+    goes. Of two that do not end in the order in which they began, the later one puts back what the earlier one has
+    freed, and the next signal that Python handles there, such as Ctrl-C, ends the process (seen with 2026.4).
+
+    Raises:
+        RuntimeMissingError: OpenVINO is not installed.
+    """
+    return import_runtime("openvino", INSTALL).Core()
 
 
 def open_openvino(directory: Path, info: EngineInfo, threads: int | None) -> OpenVinoRunner:
@@ -78,7 +93,7 @@ def compile_model(directory: Path, info: EngineInfo, threads: int | None, *, cac
     if cache is not None:
         settings["CACHE_DIR"] = str(cache)
     path = directory / info.entry
-    core = openvino.Core()
+    core = openvino_core()
     found = sorted({name.split(".")[0] for name in core.available_devices})
     if device not in found:
         raise RuntimeMissingError(f"OpenVINO finds no {device} on this machine, only {', '.join(found)}")
