@@ -108,6 +108,9 @@ class EngineSection(Section):
     """Number format of the engine; what stands behind int8 is that of the layers which are not quantised."""
     target: str = "x86-cpu"
     """Device profile."""
+    output: Literal["auto", "dense", "sparse"] = "auto"
+    """Where the class map is computed: `dense` in the graph; `sparse` from coarse logits, only where classes meet;
+    `auto` times both and takes sparse where it is clearly faster. TensorRT, and what does not run here, is dense."""
 
     @model_validator(mode="after")
     def _can_work(self) -> EngineSection:
@@ -116,6 +119,8 @@ class EngineSection(Section):
         problem = check_combination(self.runtime, self.precision, self.target)
         if problem is not None:
             raise ValueError(problem)
+        if self.output == "sparse" and self.runtime == "tensorrt":
+            raise ValueError("output: tensorrt keeps the class map on the GPU, in the graph; leave it out or say dense")
         return self
 
 

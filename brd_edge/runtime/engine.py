@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA_VERSION",
     "SIDECAR",
+    "CoarseLogits",
     "EngineFile",
     "EngineInfo",
     "Runner",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 SIDECAR = "engine.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,17 @@ class EngineFile:
 
     sha256: str
     size_bytes: int
+
+
+@dataclass(frozen=True)
+class CoarseLogits:
+    """What an engine returns in place of a class map: logits to be upsampled bilinearly; see `ClassMapper`.
+
+    Attributes:
+        align_corners: Whether the corners of both grids lie on each other, or their half pixels.
+    """
+
+    align_corners: bool
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ class EngineInfo:
         files: The engine's files by name.
         entry: Name of the file that the runtime is given.
         created_by: Program and version that wrote it.
+        logits: None where the engine returns the class map; else what it returns, which the runner finishes.
         schema_version: Version of the sidecar's format.
     """
 
@@ -78,6 +91,7 @@ class EngineInfo:
     files: Mapping[str, EngineFile]
     entry: str
     created_by: str
+    logits: CoarseLogits | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -99,6 +113,7 @@ class EngineInfo:
             "files": {name: asdict(file) for name, file in self.files.items()},
             "entry": self.entry,
             "created_by": self.created_by,
+            "logits": None if self.logits is None else asdict(self.logits),
         }
 
 
@@ -261,7 +276,7 @@ def _parse(values: Any, path: Path) -> EngineInfo:
         version,
     )
     texts = ("runtime", "precision", "target", "runtime_version", "entry", "created_by")
-    keys = {"schema_version", "contract", "classes", "palette", "files", *texts}
+    keys = {"schema_version", "contract", "classes", "palette", "files", "logits", *texts}
     _expect(set(values) == keys, path, "keys", f"{sorted(keys)}", sorted(values))
     for key in texts:
         _expect(isinstance(values[key], str) and values[key] != "", path, key, "a text", values[key])
@@ -274,7 +289,16 @@ def _parse(values: Any, path: Path) -> EngineInfo:
         classes=classes,
         palette=_parse_palette(values["palette"], len(classes), path),
         files=files,
+        logits=_parse_logits(values["logits"], path),
     )
+
+
+def _parse_logits(values: Any, path: Path) -> CoarseLogits | None:
+    if values is None:
+        return None
+    valid = isinstance(values, dict) and set(values) == {"align_corners"} and type(values["align_corners"]) is bool
+    _expect(valid, path, "logits", "null, or an object with align_corners true or false", values)
+    return CoarseLogits(values["align_corners"])
 
 
 def _parse_files(values: Any, path: Path) -> dict[str, EngineFile]:

@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,10 +19,11 @@ from brd_edge.run import tree_files
 from brd_edge.runtime.errors import BrdEdgeError, RuntimeMissingError
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.lowering import Bench, lowered_graphs
+from brd_edge.stages.outputs import build_output
 from brd_edge.stages.training import load_run_dataset
 
 if TYPE_CHECKING:
-    from brd_edge.runtime.engine import EngineInfo
+    from brd_edge.runtime.engine import CoarseLogits, EngineInfo
 
 __all__ = ["STAGE", "engine_name"]
 
@@ -39,7 +41,10 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     settings: dict[str, Any] = {"engines": [engine.model_dump(mode="json") for engine in recipe.engines]}
     quantised = [engine for engine in recipe.engines if is_quantised(engine.precision)]
     if quantised:
-        limits = [limits_of(recipe.gates, **engine.model_dump()) for engine in quantised]
+        limits = [
+            limits_of(recipe.gates, **engine.model_dump(include={"runtime", "precision", "target"}))
+            for engine in quantised
+        ]
         # the gates of accuracy decide what goes back to floating point
         accuracy = ("miou_drop_max", "boundary_iou_drop_max", "uncertain")
         settings["int8"] = recipe.int8.model_dump(mode="json")
@@ -109,29 +114,38 @@ def _build(bench: Bench, engine: EngineSection) -> dict[str, Any]:
         "runtime_version": None,
         "plain": False,
         "graph": None,
+        "output": "dense",
     }
     lowered, failure = _attempt(engine, lambda: lowered_graphs(bench, engine))
     if lowered is None:
         return entry | failure
     entry |= lowered.to_json(context.run.directory)
-    info, failure = _attempt(engine, lambda: _engine(context, engine, lowered.student, "engines"))
-    if info is None:
+    build = partial(_engine, context, engine)
+    directory = context.run.path("engines", entry["name"])
+    built, failure = _attempt(engine, lambda: build_output(context, engine, lowered.student, directory, build))
+    if built is None:
         return entry | failure
     entry |= {
-        "size_bytes": info.size_bytes,
+        "size_bytes": built.info.size_bytes,
         "build_s": round(time.perf_counter() - start, 3),
-        "runtime_version": info.runtime_version,
+        "runtime_version": built.info.runtime_version,
+        "graph": built.graph.relative_to(context.run.directory).as_posix(),
+        "output": built.output,
+        "output_ratio": None if built.ratio is None else built.ratio.to_json(),
     }
     # what the engine would be without distillation, to compare its cost with; it is never shipped
-    plain, _ = _attempt(engine, lambda: _engine(context, engine, lowered.plain, "plain"))
+    alike = engine.model_copy(update={"output": built.output})
+    place = context.run.path("plain", entry["name"])
+    plain, _ = _attempt(engine, lambda: build_output(context, alike, lowered.plain, place, build))
     return {**entry, "plain": plain is not None}
 
 
-def _engine(context: Context, engine: EngineSection, graph: Path, kind: str) -> EngineInfo:
+def _engine(
+    context: Context, engine: EngineSection, graph: Path, directory: Path, logits: CoarseLogits | None
+) -> EngineInfo:
     from brd_edge.runtime.builders import build_engine
 
     dataset = load_run_dataset(context)
-    directory = context.run.path(kind, engine_name(engine))
     # an engine of an earlier build must not be taken for this one's when the build fails
     shutil.rmtree(directory, ignore_errors=True)
     return build_engine(
@@ -143,6 +157,7 @@ def _engine(context: Context, engine: EngineSection, graph: Path, kind: str) -> 
         contract=input_contract(context.recipe),
         classes=dataset.classes,
         palette=dataset.palette,
+        logits=logits,
     )
 
 
@@ -171,6 +186,7 @@ STAGE = Stage(
         "runtime",
         "stages/build.py",
         "stages/lowering.py",
+        "stages/outputs.py",
     ),
     settings=_settings,
     work=_work,

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from brd_edge.deploy.agreement import stand_in
+from brd_edge.deploy.logits import cut_at_logits
 from brd_edge.deploy.lowering import is_exact, lower_graph
 from brd_edge.models.segmentation import ModelSpec
 from brd_edge.runtime.builders import build_engine
-from brd_edge.runtime.engine import open_engine, read_engine, verify_files
-from brd_edge.runtime.errors import ContractError, RuntimeMissingError
+from brd_edge.runtime.engine import CoarseLogits, open_engine, read_engine, verify_files
+from brd_edge.runtime.errors import ContractError, EngineError, RuntimeMissingError
 from brd_edge.runtime.targets import TARGETS, check_combination
 
 SPECS = {
@@ -102,3 +103,44 @@ def test_an_engine_keeps_its_contract(exported, expected, lowered, tmp_path: Pat
             found = np.stack([runner.infer(frame) for frame in exported.frames])
     assert (found.dtype, found.shape) == (np.uint8, expected.shape)
     assert (found == expected).mean() >= AGREEMENT_MIN[precision]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [(runtime, precision) for runtime, precision, target in ENGINES if target == "x86-cpu"]
+)
+def test_coarse_logits_give_the_same_class_map(exported, lowered, tmp_path: Path, runtime, precision) -> None:
+    if runtime == "openvino" and precision.startswith("int8"):
+        pytest.importorskip("nncf", reason="nncf is not installed")
+    graph = lowered(runtime, precision)
+    cut = tmp_path / f"logits{graph.suffix}"
+    logits = cut_at_logits(graph, cut)
+    if type(exported.model).__name__ == "Unet":
+        # its head has the size of the frame
+        assert logits is None
+        assert not cut.exists()
+        return
+    assert logits is not None
+    assert logits.align_corners
+    settings = {"runtime": runtime, "precision": precision, "target": "x86-cpu", "contract": exported.contract}
+    common = {**settings, "classes": tuple("abcde"), "palette": PALETTE}
+    build_engine(**common, onnx=graph, out=tmp_path / "dense")
+    info = build_engine(**common, onnx=cut, out=tmp_path / "sparse", logits=logits)
+    assert read_engine(tmp_path / "sparse") == info
+    with open_engine(tmp_path / "dense", threads=1) as dense, open_engine(tmp_path / "sparse", threads=1) as sparse:
+        expected = np.stack([dense.infer(frame) for frame in exported.frames])
+        found = np.stack([sparse.infer(frame) for frame in exported.frames])
+        # the class map is the caller's own, whatever is inferred next
+        first = sparse.infer(exported.frames[0])
+        sparse.infer(exported.frames[1])
+        np.testing.assert_array_equal(first, found[0])
+    # in bf16 the graph upsamples in bf16, the runtime in float32
+    assert (found == expected).mean() >= (0.97 if precision.endswith("bf16") else 0.9998)
+
+
+def test_an_engine_whose_sidecar_says_something_else_is_refused(exported, lowered, tmp_path: Path) -> None:
+    common = {
+        **{"runtime": "onnxruntime", "precision": "fp32", "target": "x86-cpu", "contract": exported.contract},
+        **{"classes": tuple("abcde"), "palette": PALETTE, "onnx": lowered("onnxruntime", "fp32")},
+    }
+    with pytest.raises(EngineError, match=r"expected image uint8 .* -> logits float32 .* got .* -> class_map uint8"):
+        build_engine(**common, out=tmp_path / "engine", logits=CoarseLogits(align_corners=True))

@@ -81,11 +81,11 @@ def test_a_drift_that_all_share_does_not_matter(clock: Clock) -> None:
 def test_what_lasts_as_long_as_an_engine_is_open_is_part_of_the_interval(clock: Clock) -> None:
     """Places in memory that differ by a percent are not taken for a difference between the engines."""
     sessions = [
-        compare_latency(*(clock.opener(name, 10, noise=0.01, layout=0.01) for name in "ab"), budget_s=1000)
-        for _ in range(20)
+        compare_latency(*(clock.opener(name, 10, noise=0.01, layout=0.01) for name in "ab"), budget_s=300)
+        for _ in range(10)
     ]
     verdicts = [session.comparison.verdict for session in sessions]
-    assert sum(verdict in ("faster", "slower") for verdict in verdicts) <= 2
+    assert sum(verdict in ("faster", "slower") for verdict in verdicts) <= 1
     assert max(len(session.samples_ms["a"]) for session in sessions) > 4
 
 

@@ -286,6 +286,10 @@ class EngineEntry(Scores):
     """Whether the undistilled student's engine was built too."""
     graph: str | None
     """The file that it was built from, below the run directory."""
+    output: Literal["dense", "sparse"] = "dense"
+    """Where the class map is computed: in the graph, or by the runtime from coarse logits."""
+    output_ratio: IntervalEntry | None = None
+    """Latency of sparse over that of dense, where both were timed to choose."""
     agreement: dict[str, Unit] = {}
     """Share of the pixels on which its graph says what the fp32 graph says, by what executed it to check it."""
     kept: tuple[str, ...] = ()

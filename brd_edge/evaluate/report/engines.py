@@ -42,6 +42,18 @@ def interval_text(entry: Mapping[str, Any], key: str) -> str:
     return f"{percent(ends[0])} to {percent(ends[1])}"
 
 
+def _how_made(engine: Mapping[str, Any]) -> list[str]:
+    """Say what is special about how an engine was made."""
+    found = []
+    if engine.get("output") == "sparse":
+        ratio = engine.get("output_ratio")
+        faster = "" if ratio is None else f", {ratio['value']:.2f} times the latency of one in the graph"
+        found.append(f"class map from coarse logits{faster}")
+    if engine.get("kept"):
+        found.append(f"in floating point: {', '.join(engine['kept'])}")
+    return found
+
+
 def engine_rows(engines: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> list[dict[str, Any]]:
     """Return the rows of the engine table, in the order of the recipe."""
     rows, best = [], best_engine(engines)
@@ -59,6 +71,7 @@ def engine_rows(engines: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> 
                 "status": status,
                 "tone": status if status in _STATUS_MARKS else "skipped",
                 "mark": _STATUS_MARKS.get(status, "○"),
+                "how": _how_made(engine),
                 "reason": engine.get("reason") or ("" if status == "measured" else "No reason was given."),
                 "gates_broken": list(engine.get("gates_broken") or ()),
                 "measured": any(number is not None for number in (latency.get("p50"), *scores.values())),

@@ -23,7 +23,7 @@ from brd_edge.runtime.builders.openvino import build_openvino
 from brd_edge.runtime.builders.tensorrt import build_tensorrt, build_tensorrt_here
 from brd_edge.runtime.bundle import Bundle
 from brd_edge.runtime.contract import InputContract
-from brd_edge.runtime.engine import SIDECAR, EngineInfo, describe_files, open_engine, write_engine
+from brd_edge.runtime.engine import SIDECAR, CoarseLogits, EngineInfo, describe_files, open_engine, write_engine
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.runtime.files import flush_path, sha256_file
 from brd_edge.runtime.manifest import MANIFEST_NAME
@@ -61,6 +61,7 @@ def build_engine(
     contract: InputContract,
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
+    logits: CoarseLogits | None = None,
     on_device: bool = False,
 ) -> EngineInfo:
     """Build one engine from an ONNX graph.
@@ -78,6 +79,7 @@ def build_engine(
         contract: The frames that the graph takes.
         classes: Names by class id.
         palette: RGB colours by class id, 0 to 255.
+        logits: How the graph's output, `logits` in place of `class_map`, is upsampled; not for TensorRT.
         on_device: Whether this machine is the target itself; then engines that must be built there are built too.
 
     Returns:
@@ -109,6 +111,7 @@ def build_engine(
             files=describe_files(work, names),
             entry=names[0],
             created_by=f"brd-edge {__version__}",
+            logits=logits,
         )
         write_engine(work, info)
         if runtime in CHECKED_BY_RUNNING and TARGETS[target].device == "CPU":

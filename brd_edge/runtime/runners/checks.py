@@ -12,10 +12,14 @@ import numpy.typing as npt
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 
-__all__ = ["Port", "check_class_map", "check_frame", "check_interface", "import_runtime"]
+__all__ = ["LOGITS_NAME", "Port", "check_class_map", "check_frame", "check_interface", "import_runtime"]
 
 Port = tuple[str, str, tuple[object, ...]]
 """Name, dtype and shape of one input or output of a graph, for example `("image", "uint8", (1, 360, 480, 3))`."""
+
+
+LOGITS_NAME = "logits"
+"""The output of an engine that returns coarse logits."""
 
 
 def import_runtime(module: str, install: str) -> Any:
@@ -34,14 +38,22 @@ def import_runtime(module: str, install: str) -> Any:
         raise RuntimeMissingError(f"{module} cannot be imported here ({error}): install it with  {install}") from error
 
 
-def check_interface(what: str, contract: InputContract, inputs: Sequence[Port], outputs: Sequence[Port]) -> None:
+def check_interface(
+    what: str,
+    contract: InputContract,
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    *,
+    classes: int | None = None,
+) -> None:
     """Compare a loaded graph's inputs and outputs with the contract.
 
     Args:
         what: The engine or graph, for the message.
         contract: The frames that will be fed.
         inputs: All inputs of the graph; expected is `image`, uint8 (1, H, W, 3).
-        outputs: All outputs of the graph; expected is `class_map`, uint8 (1, H, W).
+        outputs: All outputs of the graph; expected is `class_map`, uint8 (1, H, W), or else `logits`.
+        classes: Number of classes where `logits` are expected, float32 or float16 (1, classes, h, w).
 
     Raises:
         EngineError: Something differs.
@@ -49,9 +61,24 @@ def check_interface(what: str, contract: InputContract, inputs: Sequence[Port], 
     height, width = contract.height, contract.width
     expected = ([("image", "uint8", (1, height, width, 3))], [("class_map", "uint8", (1, height, width))])
     got = (list(inputs), list(outputs))
-    if got != expected:
+    if classes is not None:
+        _check_logits(what, expected[0], got, classes)
+    elif got != expected:
         raise EngineError(
             f"{what}: expected {_describe(*expected)}, got {_describe(*got)}; export the student with this contract"
+        )
+
+
+def _check_logits(what: str, inputs: Sequence[Port], got: tuple[list[Port], list[Port]], classes: int) -> None:
+    _, outputs = got
+    name, dtype, shape = outputs[0] if len(outputs) == 1 else ("", "", ())
+    # runtimes name their types differently: float is ONNX's name of float32
+    floats = dtype in ("float", "float32", "float16")
+    sizes = len(shape) == 4 and shape[:2] == (1, classes) and all(isinstance(side, int) for side in shape)
+    if got[0] != inputs or name != LOGITS_NAME or not floats or not sizes:
+        wanted: list[Port] = [(LOGITS_NAME, "float32", (1, classes, "h", "w"))]
+        raise EngineError(
+            f"{what}: expected {_describe(inputs, wanted)}, got {_describe(*got)}; build the engine again"
         )
 
 

@@ -12,12 +12,16 @@ import numpy.typing as npt
 
 from brd_edge.runtime.engine import EngineInfo
 from brd_edge.runtime.errors import EngineError
-from brd_edge.runtime.runners.checks import Port, check_class_map, check_frame, check_interface, import_runtime
+from brd_edge.runtime.runners.checks import Port, check_frame, import_runtime
+from brd_edge.runtime.runners.outputs import Finish, checked_output
 
 if TYPE_CHECKING:
     from typing import Self  # novm
 
 __all__ = ["OnnxRuntimeRunner", "open_onnxruntime"]
+
+# ONNX's name of it
+_DTYPES = {"float": "float32"}
 
 INSTALL = 'pip install "brd-edge[onnxruntime]"'
 
@@ -44,16 +48,17 @@ def open_onnxruntime(directory: Path, info: EngineInfo, threads: int | None) -> 
         session = ort.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {error}") from error
-    check_interface(str(path), info.contract, _ports(session.get_inputs()), _ports(session.get_outputs()))
-    return OnnxRuntimeRunner(info, session)
+    finish = checked_output(str(path), info, _ports(session.get_inputs()), _ports(session.get_outputs()))
+    return OnnxRuntimeRunner(info, session, finish)
 
 
 class OnnxRuntimeRunner:
     """A loaded ONNX Runtime engine; see `brd_edge.runtime.engine.Runner`. Not thread-safe."""
 
-    def __init__(self, info: EngineInfo, session: Any) -> None:
+    def __init__(self, info: EngineInfo, session: Any, finish: Finish) -> None:
         """Take a session over; `open_onnxruntime` makes one."""
         self.info = info
+        self._finish = finish
         self._session = session
 
     def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -67,10 +72,10 @@ class OnnxRuntimeRunner:
             raise EngineError("the runner is closed: open the engine again")
         try:
             # ONNX Runtime makes a new output for every run, so the result is not shared with the session
-            (class_map,) = self._session.run(["class_map"], {"image": np.ascontiguousarray(frame[None])})
+            (output,) = self._session.run(None, {"image": np.ascontiguousarray(frame[None])})
         except Exception as error:
             raise EngineError(f"ONNX Runtime failed on a frame: {error}") from error
-        return check_class_map(class_map, self.info.contract)
+        return self._finish(output)
 
     def bind(self, frame: npt.NDArray[np.uint8]) -> Callable[[], object]:
         """Return a call that runs the session alone, with input and output bound; see `Runner.bind`.
@@ -78,19 +83,20 @@ class OnnxRuntimeRunner:
         Raises:
             EngineError: The frame has another shape or dtype, or the runner is closed.
         """
-        contract, session = self.info.contract, self._session
-        check_frame(frame, contract)
+        session = self._session
+        check_frame(frame, self.info.contract)
         if session is None:
             raise EngineError("the runner is closed: open the engine again")
         binding = session.io_binding()
         binding.bind_cpu_input("image", np.ascontiguousarray(frame[None]))
-        class_map = np.empty((1, contract.height, contract.width), np.uint8)
-        binding.bind_output("class_map", "cpu", 0, np.uint8, class_map.shape, class_map.ctypes.data)
+        ((name, kind, shape),) = _ports(session.get_outputs())
+        output = np.empty([int(str(side)) for side in shape], np.dtype(_DTYPES.get(kind, kind)))
+        binding.bind_output(name, "cpu", 0, output.dtype.type, output.shape, output.ctypes.data)
 
-        def call() -> npt.NDArray[np.uint8]:
+        def call() -> npt.NDArray[Any]:
             session.run_with_iobinding(binding)
             # named here, so that the buffer lives as long as the call does
-            return class_map
+            return output
 
         return call
 

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from brd_edge.runtime.engine import EngineInfo
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
-from brd_edge.runtime.runners.checks import Port, check_class_map, check_frame, check_interface, import_runtime
+from brd_edge.runtime.runners.checks import Port, check_frame, import_runtime
+from brd_edge.runtime.runners.outputs import Finish, checked_output
 from brd_edge.runtime.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def open_openvino(directory: Path, info: EngineInfo, threads: int | None) -> Ope
         EngineError: The model does not load, or does not keep to the contract.
     """
     compiled = compile_model(directory, info, threads, cache=_cache_directory())
-    check_interface(str(directory / info.entry), info.contract, _ports(compiled.inputs), _ports(compiled.outputs))
-    return OpenVinoRunner(info, compiled.create_infer_request())
+    finish = checked_output(str(directory / info.entry), info, _ports(compiled.inputs), _ports(compiled.outputs))
+    return OpenVinoRunner(info, compiled.create_infer_request(), finish)
 
 
 def compile_model(directory: Path, info: EngineInfo, threads: int | None, *, cache: Path | None = None) -> Any:
@@ -118,9 +119,10 @@ def _cache_directory() -> Path | None:
 class OpenVinoRunner:
     """A loaded OpenVINO engine; see `brd_edge.runtime.engine.Runner`. Not thread-safe."""
 
-    def __init__(self, info: EngineInfo, request: Any) -> None:
+    def __init__(self, info: EngineInfo, request: Any, finish: Finish) -> None:
         """Take an inference request over; `open_openvino` makes one."""
         self.info = info
+        self._finish = finish
         self._request = request
 
     def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -133,11 +135,12 @@ class OpenVinoRunner:
         if self._request is None:
             raise EngineError("the runner is closed: open the engine again")
         try:
-            # the frame is read in place; the output is copied, since the request writes into the same buffer again
-            results = self._request.infer([np.ascontiguousarray(frame[None])], share_inputs=True, share_outputs=False)
+            # the frame is read in place; a class map is copied, since the request writes into the same buffer again
+            share = self.info.logits is not None
+            results = self._request.infer([np.ascontiguousarray(frame[None])], share_inputs=True, share_outputs=share)
         except Exception as error:
             raise EngineError(f"OpenVINO failed on a frame: {error}") from error
-        return check_class_map(results[0], self.info.contract)
+        return self._finish(results[0])
 
     def bind(self, frame: npt.NDArray[np.uint8]) -> Callable[[], object]:
         """Return a call that runs the request alone, with its input tensor set; see `Runner.bind`.
@@ -152,12 +155,12 @@ class OpenVinoRunner:
         openvino = import_runtime("openvino", INSTALL)
         request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(frame[None]), shared_memory=False))
 
-        def call() -> npt.NDArray[np.uint8]:
+        def call() -> npt.NDArray[Any]:
             request.start_async()
             request.wait()
             # the runtime's own buffer: nothing is copied
-            class_map: npt.NDArray[np.uint8] = request.get_output_tensor().data
-            return class_map
+            output: npt.NDArray[Any] = request.get_output_tensor().data
+            return output
 
         return call
 
