@@ -12,7 +12,7 @@ quickstart: install
 	$(PY) -m brd_edge.pipeline pipelines/quickstart.yaml
 
 test: install
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile
 
 check: install
 	.venv/bin/ruff check .

@@ -18,7 +18,9 @@ QUICKSTART = ROOT / "pipelines" / "quickstart.yaml"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_is_valid_and_can_be_planned(path: Path, tmp_path: Path) -> None:
+def test_every_recipe_is_valid_and_can_be_planned(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for layout in LAYOUTS.values():
+        monkeypatch.delenv(layout.variable, raising=False)
     recipe = load_recipe(path, environment={})
 
     assert recipe.name == path.stem, "the run directory is named after the recipe"

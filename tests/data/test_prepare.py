@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import json
@@ -519,6 +520,8 @@ def test_a_pipe_is_not_waited_for(root: Path, tmp_path: Path) -> None:
 def test_an_unreadable_directory_is_named(root: Path, tmp_path: Path, mode: int) -> None:
     """Without any right nothing of it is known; with that of listing alone its files are, and cannot be opened."""
     user, closed = os.geteuid(), root / "images/train"
+    # Python imports a codec when it is first used, from where another user may not read
+    codecs.lookup("utf-8-sig")
     (tmp_path / "out").mkdir(mode=0o777)
     for directory in (*tmp_path.parents, tmp_path):
         if directory.stat().st_uid == user and directory.is_relative_to(tmp_path.parent.parent):

@@ -75,7 +75,7 @@ def test_weights_that_the_sidecar_does_not_list_are_not_loaded(engine: Callable[
 
 ZEROS = {"sha256": "0" * 64, "size_bytes": 1}
 SPOILED: list[tuple[dict[str, Any], str]] = [
-    ({"schema_version": 2}, "schema_version"),
+    ({"schema_version": 1}, "schema_version"),
     ({"schema_version": True}, "schema_version"),
     ({"runtime": ""}, "runtime"),
     ({"runtime": "tflite"}, r"runtime: expected one of .*onnxruntime"),
@@ -97,6 +97,8 @@ SPOILED: list[tuple[dict[str, Any], str]] = [
     ({"palette": [[0, 0, 0]]}, "palette"),
     ({"palette": [[0, 0, 256]] * 5}, r"palette\[0\]"),
     ({"contract": None}, "contract"),
+    ({"logits": {}}, "logits"),
+    ({"logits": {"align_corners": 1}}, "logits"),
 ]
 
 
