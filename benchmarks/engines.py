@@ -3,11 +3,12 @@
     python -m benchmarks.engines RUN [--size 512x1024] [--images 20] [--rounds 30] [--output FILE]
 
 RUN is a finished run, whose student is exported anew at the given size. The baseline is ONNX Runtime in fp32 with
-normalisation in numpy before it, float logits at full size, and numpy's argmax behind it. Each engine is built with its class map in the graph and, where the model upsamples its logits, from coarse logits. In
-every round each contender segments one frame, in an order that rotates; what is compared are the ratios of a round.
-Accuracy is that over validation images brought to the size, against the exported fp32 graph. Where OpenVINO's
-`benchmark_app` is installed, it times the fp32 engine in turns with the runner. Nothing else may run on the machine
-meanwhile. The last line is one JSON object.
+normalisation in numpy before it, float logits at full size, and numpy's argmax behind it. Each engine is built with
+its class map in the graph and, where the model upsamples its logits, from coarse logits. In every round each contender
+segments one frame, in an order that rotates; what is compared are the ratios of a round. Accuracy is that over
+validation images brought to the size, against the exported fp32 graph. Where OpenVINO's `benchmark_app` is installed,
+it times the fp32 engine in turns with the runner. Nothing else may run on the machine meanwhile. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
