@@ -12,7 +12,7 @@ quickstart: install
 	$(PY) -m brd_edge.pipeline pipelines/quickstart.yaml
 
 test: install
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: install
 	.venv/bin/ruff check .

@@ -23,6 +23,22 @@ student (uint8[1,24,40,3] image) => (uint8[1,24,40] class_map) {
 }"""
 
 
+# a file runs in one process: what takes longest begins first, or the others wait for it at the end
+_LONGEST_FIRST = (
+    "test_pipeline.py",
+    "test_matrix.py",
+    "test_faults.py",
+    "test_distillation.py",
+    "test_distributed.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort test files by how long they take; within a file the order stays."""
+    order = {name: place for place, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(scope="session")
 def contract() -> InputContract:
     return InputContract(height=24, width=40, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
