@@ -11,8 +11,9 @@ LOCK_COMMAND := $(UV) pip compile --quiet --universal --python-version 3.11 --ge
 quickstart: install
 	$(PY) -m brd_edge.pipeline pipelines/quickstart.yaml
 
+# the processes share the cores: threads of their own would wait for each other
 test: install
-	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: install
 	.venv/bin/ruff check .
