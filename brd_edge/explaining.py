@@ -42,7 +42,7 @@ def explain_losses(arguments: Sequence[str]) -> int:
         arguments: The command line after `brd-edge explain`.
 
     Returns:
-        The exit code: 1 where a step failed.
+        The exit code: 1 where a step failed, or an engine that was asked for could not be measured.
 
     Raises:
         BrdEdgeError: The run is not far enough or damaged, or the command line names an engine that is not there.
@@ -59,14 +59,15 @@ def explain_losses(arguments: Sequence[str]) -> int:
         print("brd-edge: interrupted", file=sys.stderr)
         return InterruptedRunError.exit_code
     print(json.dumps(found.to_json(), indent=2) if options.json else f"{_format(found)}\n\nas data: {path}")
-    return 1 if any(step.failed for step in found.steps) else 0
+    unmeasured = {step.engine for step in found.steps if step.reason}
+    return 1 if any(step.failed for step in found.steps) or unmeasured & set(options.engine or ()) else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="brd-edge explain",
         description="Say where accuracy went between a run's trained student and each of its engines.",
-        epilog="exit codes: 0 done, 1 the run is not far enough or a step failed, 2 the command line is wrong",
+        epilog="exit codes: 0 done, 1 not far enough, a step failed or --engine cannot run, 2 wrong command line",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory, such as runs/quickstart")
     parser.add_argument("--images", type=_count, metavar="N", help="only N validation images, evenly spread (all)")
@@ -221,7 +222,9 @@ def _in_words(found: Attribution) -> str:
     if not measured:
         return "No step could be measured."
     if all(step.agreement == 1 for step in measured):
-        return "Nothing was lost: all ways that were measured give the same class maps."
+        missing = len(found.steps) - len(measured)
+        rest = f"; {missing} {'was' if missing == 1 else 'were'} not measured" if missing else ""
+        return f"Nothing was lost: all ways that were measured give the same class maps{rest}."
     losses = [(lost, name, step) for step in measured for name, lost in step.lost.items() if lost is not None]
     if all(lost.value < _SHOWN for lost, _, _ in losses):
         return "Class maps differ, but no step lost 0.01 points of mIoU or Boundary IoU."

@@ -264,8 +264,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _gates_of_engines(self) -> Recipe:
+        names = ("runtime", "precision", "target")
         for number, override in enumerate(self.gates.overrides):
-            for name in ("runtime", "precision", "target"):
+            for name in names:
                 wanted = getattr(override, name)
                 there = sorted({getattr(engine, name) for engine in self.engines})
                 if wanted is not None and wanted not in there:
@@ -273,6 +274,12 @@ class Recipe(Section):
                         f"gates.overrides.{number}.{name}: no engine of this recipe has {wanted!r}; "
                         f"they have {', '.join(there)}"
                     )
+            given = {name: value for name in names if (value := getattr(override, name)) is not None}
+            if not any(all(getattr(engine, name) == value for name, value in given.items()) for engine in self.engines):
+                raise ValueError(
+                    f"gates.overrides.{number}: no engine of this recipe has {' and '.join(given.values())}; they are "
+                    + ", ".join(" ".join(getattr(engine, name) for name in names) for engine in self.engines)
+                )
         return self
 
 

@@ -17,9 +17,9 @@ class LimitsSection(Section):
     """Limits that a measured engine must hold before it is bundled."""
 
     miou_drop_max: NotNegative | None = None
-    """Largest loss of mIoU against PyTorch, in points (0.5 is half a percent)."""
+    """Largest loss of mIoU against PyTorch, in percentage points."""
     boundary_iou_drop_max: NotNegative | None = None
-    """Largest loss of Boundary IoU against PyTorch, in points."""
+    """Largest loss of Boundary IoU against PyTorch, in percentage points."""
     latency_ms_p95_max: Annotated[float, Field(gt=0)] | None = None
     """Largest p95 latency in milliseconds."""
     size_bytes_max: Positive | None = None

@@ -88,7 +88,11 @@ def benchmark_figures(benchmark: Mapping[str, Any]) -> dict[str, float]:
     for engine in benchmark["engines"]:
         prefix, latency = f"engine/{engine['name']}", engine.get("latency_ms") or {}
         figures |= {f"{prefix}/{name}": engine.get(name) for name in _ENGINE_FIGURES}
+        alone, saturated = engine.get("engine_latency_ms") or {}, engine.get("throughput") or {}
         figures |= {f"{prefix}/latency_ms_{name}": latency.get(name) for name in _LATENCIES}
+        figures |= {f"{prefix}/engine_latency_ms_{name}": alone.get(name) for name in _LATENCIES}
+        figures |= {f"{prefix}/throughput_hz": latency.get("throughput_hz")}
+        figures |= {f"{prefix}/saturated_rate_hz": saturated.get("rate_hz")}
     for engine in (benchmark.get("zero_cost") or {}).get("engines") or ():
         compared = (engine.get("latency") or {}).get("comparison")
         if compared is not None:
@@ -101,7 +105,7 @@ def benchmark_tags(benchmark: Mapping[str, Any]) -> dict[str, str]:
     held = judge_proof(benchmark.get("zero_cost")).held
     broken = any(engine.get("gates_broken") for engine in benchmark["engines"])
     tags = {
-        "zero_cost": "not proven" if held is None else "held" if held else "not held",
+        "zero_cost": "undecided" if held is None else "held" if held else "not held",
         "gates": "not held" if broken else "held",
     }
     for engine in benchmark["engines"]:

@@ -58,6 +58,7 @@ def test_a_resolved_recipe_has_the_same_gates(recipe: Path, tmp_path: Path) -> N
         ("{runtime: openvino}", "has no limit.*miou_drop_max"),
         ("{runtime: openvnio, miou_drop_max: 1.0}", "no engine of this recipe has 'openvnio'.*openvino"),
         ("{target: jetson-orin, size_bytes_max: 1}", "overrides.0.target.*'jetson-orin'"),
+        ("{runtime: openvino, target: rtx, size_bytes_max: 1}", "overrides.0: no engine .*openvino and rtx; they are "),
         ("{runtime: openvino, miou_drop: 1.0}", "gates.overrides.0.miou_drop"),
     ],
 )

@@ -65,7 +65,8 @@ def _benchmark() -> dict[str, Any]:
         "status": "measured",
         "reason": "",
         "size_bytes": 1234,
-        "latency_ms": {"p50": 3.5, "p95": 4.25, "p99": 5.0},
+        "latency_ms": {"p50": 3.5, "p95": 4.25, "p99": 5.0, "throughput_hz": 285.5},
+        "engine_latency_ms": {"p50": 3.25, "p95": 4.0, "p99": 4.5},
         "miou": 0.39,
         "boundary_iou": 0.29,
         "argmax_agreement": 0.9995,
@@ -184,6 +185,8 @@ def test_everything_is_there_and_equal(made: _Made) -> None:
         f"distill/loss/{name}" for name in ("ce", "kd", "boundary")
     }
     assert found.data.metrics["engine/onnxruntime-fp32-x86-cpu/latency_ms_p95"] == 4.25
+    assert found.data.metrics["engine/onnxruntime-fp32-x86-cpu/engine_latency_ms_p50"] == 3.25
+    assert found.data.metrics["engine/onnxruntime-fp32-x86-cpu/throughput_hz"] == 285.5
     assert found.data.metrics["engine/onnxruntime-fp32-x86-cpu/boundary_iou"] == 0.29
     assert found.data.metrics["engine/tensorrt-fp32-rtx/size_bytes"] == 1234
     assert "engine/tensorrt-fp32-rtx/miou" not in found.data.metrics

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brd_edge.evaluate.formats import latency_digits, megabytes, milliseconds, one_line, percent, quantity
+from brd_edge.evaluate.report.verdict import verdict
 
 __all__ = ["format_table"]
 
@@ -28,6 +29,7 @@ def format_table(benchmark: Mapping[str, Any]) -> str:
     models = _models(benchmark)
     if models:
         parts += ["", *models]
+    parts += _verdict(benchmark)
     return "\n".join(parts)
 
 
@@ -68,6 +70,18 @@ def _reasons(engines: Sequence[Mapping[str, Any]]) -> list[str]:
         if engine.get("status") != "measured"
     ]
     return ["", *lines] if lines else []
+
+
+def _verdict(benchmark: Mapping[str, Any]) -> list[str]:
+    if not benchmark.get("engines") or "zero_cost" not in benchmark:
+        return []
+    texts = [f"{tile.title}: {tile.value}. {tile.detail}" for tile in verdict(benchmark) if tile.tone != "plain"]
+    texts += [
+        f"{_name(engine)}: latency: {warning}"
+        for engine in benchmark["engines"]
+        for warning in (engine.get("latency_ms") or {}).get("warnings") or ()
+    ]
+    return ["", *(textwrap.fill(one_line(text), width=_WIDTH, subsequent_indent="  ") for text in texts)]
 
 
 def _name(engine: Mapping[str, Any]) -> str:

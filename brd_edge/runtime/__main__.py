@@ -25,7 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 refused or failed, 2 the command line is wrong, 130 interrupted.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if getattr(options, "samples_min", 0) > getattr(options, "samples_max", 0):
+        parser.error(f"--samples-min {options.samples_min} is more than --samples-max {options.samples_max}")
     try:
         return int(options.run(options))
     except BrdEdgeError as error:
@@ -62,18 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("bench", commands.bench, "Time every engine that fits this machine.")
     takes_bundle(sub)
     sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="write everything, with all samples, as JSON")
-    sub.add_argument("--samples-min", type=int, default=50, metavar="N", help="fewest samples (50)")
-    sub.add_argument("--samples-max", type=int, default=300, metavar="N", help="most samples (300)")
-    sub.add_argument("--budget-s", type=float, default=10.0, metavar="S", help="seconds per engine and figure (10)")
-    sub.add_argument("--streams", type=int, default=0, metavar="N", help="measure throughput of N streams at once too")
+    sub.add_argument("--samples-min", type=_count, default=50, metavar="N", help="fewest samples (50)")
+    sub.add_argument("--samples-max", type=_count, default=300, metavar="N", help="most samples (300)")
+    sub.add_argument("--budget-s", type=_positive, default=10.0, metavar="S", help="seconds per engine and figure (10)")
+    sub.add_argument("--streams", type=_count, default=0, metavar="N", help="throughput of N streams at once too")
     _takes_threads(sub)
     sub = command("infer", commands.infer_source, "Segment an image, a folder, a video or a camera.")
     takes_bundle(sub)
     sub.add_argument("source", metavar="SOURCE", help="image, folder, video file, or camera[:N]")
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for what was found")
     sub.add_argument("--engine", metavar="NAME", help="which engine; the one that serves, or the first that fits")
-    sub.add_argument("--rate", type=float, metavar="HZ", help="steady rate of a video; what is late is dropped")
-    sub.add_argument("--frames", type=int, metavar="N", help="stop a video or camera after N frames")
+    sub.add_argument("--rate", type=_positive, metavar="HZ", help="steady rate of a video; what is late is dropped")
+    sub.add_argument("--frames", type=_count, metavar="N", help="stop a video or camera after N frames")
     _takes_threads(sub)
     sub = command("unpack", commands.unpack, "Verify an archive and unpack it.")
     takes_bundle(sub)
@@ -90,7 +93,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _takes_threads(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--threads", type=int, metavar="N", help="threads of the runtime (its own choice)")
+    sub.add_argument(
+        "--threads", type=_count, metavar="N", help="threads of the runtime (its own choice; recipes set theirs)"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ Linux only, and only what it shows to an ordinary user; elsewhere nothing is kno
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +25,14 @@ class ClockState:
         throttled: How often the processor slowed down because of heat, over all cores; None where it is not shown.
         ticks: Time of all cores together that the host gave to other machines, and all time, in ticks of the
             kernel; None where it is not shown.
+        busy_s: Seconds in which all cores together were busy, and those of them for this process; None where it is
+            not shown.
     """
 
     frequency_mhz: float | None = None
     throttled: int | None = None
     ticks: tuple[int, int] | None = None
+    busy_s: tuple[float, float] | None = None
 
 
 def read_clocks(*, system: Path = Path("/sys/devices/system/cpu"), process: Path = Path("/proc")) -> ClockState:
@@ -44,6 +49,8 @@ def read_clocks(*, system: Path = Path("/sys/devices/system/cpu"), process: Path
         frequency_mhz=sum(frequencies) / len(frequencies) / 1000 if frequencies else None,
         throttled=round(sum(throttles)) if throttles else None,
         ticks=(ticks[7], sum(ticks[:8])) if len(ticks) > 7 else None,
+        # user, nice, system, irq and softirq
+        busy_s=(sum(ticks[:3] + ticks[5:7]) / _ticks_hz(), time.process_time()) if len(ticks) > 7 else None,
     )
 
 
@@ -64,7 +71,16 @@ def clock_warnings(before: ClockState, after: ClockState) -> list[str]:
             found.append(
                 f"the host took {100 * stolen / span:.0f} % of the processor's time for other machines meanwhile"
             )
+        if before.busy_s is not None and after.busy_s is not None:
+            busy_s, own_s = (late - early for early, late in zip(before.busy_s, after.busy_s, strict=True))
+            others = (busy_s - own_s) * _ticks_hz() / span if span > 0 else 0.0
+            if others > _BUSY_SHARE:
+                found.append(f"other programs took {100 * others:.0f} % of the processor's time meanwhile")
     return found
+
+
+def _ticks_hz() -> int:
+    return os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 def _ticks(path: Path) -> list[int]:

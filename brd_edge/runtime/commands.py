@@ -59,6 +59,7 @@ def bench(options: Namespace) -> int:
         result = {
             "schema_version": 1,
             "bundle": bundle.manifest.name,
+            "threads": options.threads,
             "device": before,
             "cpu_mhz_after": describe_device(bundle.directory)["cpu_mhz"],
             "engines": [_measured(bundle, check) for check in checks],

@@ -28,6 +28,7 @@ _WARM_WINDOW = 5
 _WARM_TOLERANCE = 0.02
 _WARM_SHARE = 0.2
 _CHECK_EVERY = 25
+_SLOW_MEDIAN = 1.5
 _DRIFT = 0.05
 
 
@@ -129,6 +130,10 @@ def latency_of(
     if abs(drift - 1) > _DRIFT:
         direction = "slower" if drift > 1 else "faster"
         found.append(f"the last third of the samples was {100 * abs(drift - 1):.0f} % {direction} than the first")
+    if p50.value > _SLOW_MEDIAN * min(samples_ms) > 0:
+        found.append(
+            f"the median is {p50.value / min(samples_ms):.1f} times the fastest call: something else may have run"
+        )
     return Latency(
         p50=p50,
         p90=p90,

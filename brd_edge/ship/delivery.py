@@ -177,7 +177,9 @@ async def _deliver(
     chosen = tuple(name for name, reason in reasons.items() if reason is None)
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
     if not chosen:
-        lines = "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "the bundle has no engine"
+        lines = (
+            "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it has none (none held its gates)"
+        )
         raise DeliveryError(f"no engine of the bundle fits it: {lines}")
     result = Delivered(device.address, "would serve", engines=chosen, left_out=left_out, profile=profile)
     if options.dry_run:

@@ -134,6 +134,7 @@ def _work(context: Context) -> Outcome:
             "engines": costs,
         },
         "environment": describe_environment(),
+        "threads": recipe.benchmark.threads,
     }
     paths = _write(context, benchmark, validation)
     measured = sum(entry["status"] == "measured" for entry in engines)

@@ -86,7 +86,8 @@ def _work(context: Context) -> Outcome:
     built = [engine.name for engine in engines if engine.directory is not None]
     plans = len(engines) - len(built)
     more = f" and {plans} to build on the device" if plans else ""
-    summary = f"{len(built)} engines{more}, {size_bytes / 1e6:.1f} MB, {signed}: {context.run.path('bundle')}"
+    what = f"{len(built)} {'engine' if len(built) == 1 else 'engines'}{more}" if engines else "no engine held its gates"
+    summary = f"{what}, {size_bytes / 1e6:.1f} MB, {signed}: {context.run.path('bundle')}"
     return Outcome(files, {"engines": [engine.name for engine in engines], "signed": settings.key is not None}, summary)
 
 

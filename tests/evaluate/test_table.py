@@ -76,6 +76,17 @@ def test_models_follow_with_their_accuracy() -> None:
     assert " ".join(lines[2].split()) == "compared with plain mIoU 58.0 % Boundary IoU 35.0 %"
 
 
+def test_the_proof_and_what_disturbed_a_measurement_are_told() -> None:
+    latency = {"p50": 2.0, "p95": 3.0, "warnings": ["other programs took 25 % of the processor's time meanwhile"]}
+    proof = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 3, "differences": []}
+    engine = an_engine("onnxruntime", status="measured", latency_ms=latency, miou=0.5)
+    text = " ".join(format_table({"engines": [engine], "zero_cost": proof}).split())
+    assert "onnxruntime fp32 x86-cpu: latency: other programs took 25 %" in text
+    assert "Zero added inference cost: Held." in text
+    text = format_table({"engines": [engine], "zero_cost": {**proof, "equal": False}})
+    assert "Zero added inference cost: Not held." in text
+
+
 def test_small_latencies_keep_three_digits() -> None:
     engines = [an_engine("a", status="measured", latency_ms={"p50": value, "p95": 2 * value}) for value in (0.724, 8.5)]
     rows = [line.split() for line in format_table({"engines": engines}).splitlines()[3:5]]

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from brd_edge.runtime.clocks import ClockState, clock_warnings, read_clocks
 
@@ -22,7 +28,9 @@ def make_system(root: Path, mhz: tuple[int, ...], throttled: int, stat: str) -> 
 
 def test_what_the_kernel_shows_is_read(tmp_path: Path) -> None:
     state = make_system(tmp_path, (1000, 2000), 3, "cpu  10 1 5 70 4 0 0 10 0 0\ncpu0 1 2 3\n")
-    assert state == ClockState(frequency_mhz=1500, throttled=6, ticks=(10, 100))
+    assert (state.frequency_mhz, state.throttled, state.ticks) == (1500, 6, (10, 100))
+    assert state.busy_s is not None
+    assert state.busy_s[0] == 16 / os.sysconf("SC_CLK_TCK")
 
 
 def test_nothing_is_known_where_nothing_is_shown(tmp_path: Path) -> None:
@@ -40,6 +48,28 @@ def test_changes_are_warned_of() -> None:
         "the host took 29 % of the processor's time for other machines meanwhile",
     ]
     assert clock_warnings(ClockState(), ClockState(1, 1, (1, 1))) == []
+    hz = os.sysconf("SC_CLK_TCK")
+    quiet, start = ClockState(ticks=(0, 20 * hz), busy_s=(10.5, 10)), ClockState(ticks=(0, 0), busy_s=(0, 0))
+    assert clock_warnings(start, quiet) == []
+    assert clock_warnings(start, ClockState(ticks=(0, 20 * hz), busy_s=(15, 10))) == [
+        "other programs took 25 % of the processor's time meanwhile"
+    ]
+
+
+def test_another_program_is_noticed() -> None:
+    if not Path("/proc/stat").exists():
+        pytest.skip("this system does not show how busy it is")
+    endless = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(endless) for _ in range(os.cpu_count() or 1)]
+    try:
+        before = read_clocks()
+        time.sleep(1)
+        found = clock_warnings(before, read_clocks())
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert any("other programs took" in line for line in found)
 
 
 def test_this_machine_can_be_asked() -> None:

@@ -172,3 +172,14 @@ def test_resizing_never_mixes_classes() -> None:
 
 def test_a_frame_that_fits_is_taken_as_it_is(bundle, contract) -> None:
     assert np.array_equal(fit_frame(bundle.frame, contract), bundle.frame)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [["--threads", "0"], ["--budget-s", "nan"], ["--streams", "-1"], ["--samples-min", "9", "--samples-max", "5"]],
+)
+def test_wrong_numbers_are_refused_at_once(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", "bundle", *wrong])
+    assert caught.value.code == 2
+    assert wrong[1] in capsys.readouterr().err

@@ -118,6 +118,8 @@ class Benchmark(Entry):
     """Which step lost how much accuracy."""
     environment: EnvironmentEntry
     """What it was measured with."""
+    threads: int | None = None
+    """CPU threads of each engine while it was measured, `benchmark.threads`; null leaves the choice to the runtime."""
 
 
 def read_benchmark(path: Path) -> Benchmark:

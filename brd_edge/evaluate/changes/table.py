@@ -14,6 +14,8 @@ __all__ = ["format_changes", "verdict_line"]
 
 _WIDTH = 100
 _SHOWN = 20
+# more settings than this that only one run has are told together
+_SECTION = 3
 _VALUE_LENGTH_MAX = 36
 _PROOF = {True: "held", False: "not held", None: "undecided"}
 
@@ -61,11 +63,27 @@ def _settings(changes: Changes) -> list[str]:
             lines.append(f"  {title}: nothing")
             continue
         lines.append(f"  {title}:")
-        for item in differences[:_SHOWN]:
-            lines += _wrapped(_difference(item), indent=4)
-        if len(differences) > _SHOWN:
-            lines.append(f"    and {len(differences) - _SHOWN} more (--json lists all)")
+        texts = _grouped(differences) if title == "recipe" else [_difference(item) for item in differences]
+        for text in texts[:_SHOWN]:
+            lines += _wrapped(text, indent=4)
+        if len(texts) > _SHOWN:
+            lines.append(f"    and {len(texts) - _SHOWN} more (--json lists all)")
     return lines + _wrapped(_images(changes.images), indent=2)
+
+
+def _grouped(differences: Sequence[Difference]) -> list[str]:
+    """Return a line for each difference, with one for all of a section that only one of the runs has, at the end."""
+    sections: dict[tuple[str, bool], list[Difference]] = {}
+    for item in differences:
+        if (item.before is None) != (item.after is None) and "." in item.key:
+            sections.setdefault((item.key.rpartition(".")[0], item.before is None), []).append(item)
+    large = {place: items for place, items in sections.items() if len(items) > _SECTION}
+    hidden = {item.key for items in large.values() for item in items}
+    lines = [_difference(item) for item in differences if item.key not in hidden]
+    for (section, new), items in large.items():
+        count = f"{len(items)} settings"
+        lines.append(f"{one_line(section)}: {'nothing' if new else count} → {count if new else 'nothing'}")
+    return lines
 
 
 def _difference(item: Difference) -> str:

@@ -123,7 +123,7 @@ def _page(
         "differences_shown": _DIFFERENCES_SHOWN,
         "durations": benchmark.get("duration_s") or {},
         "contract": _contract(benchmark.get("contract") or {}),
-        "machine": _machine(benchmark.get("environment") or {}),
+        "machine": [*_machine(benchmark.get("environment") or {}), *_threads(benchmark)],
         "packages": (benchmark.get("environment") or {}).get("packages") or {},
         "series": SERIES,
     }
@@ -248,6 +248,12 @@ def _contract(contract: Mapping[str, Any]) -> list[tuple[str, str]]:
         text = ", ".join(f"{number:g}" for number in value) if isinstance(value, list | tuple) else str(value)
         rows.append((key.replace("_", " ").capitalize(), text))
     return rows
+
+
+def _threads(benchmark: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "threads" not in benchmark:
+        return []
+    return [("Threads of an engine", str(benchmark["threads"] or "as many as its runtime takes"))]
 
 
 def _machine(environment: Mapping[str, Any]) -> list[tuple[str, str]]:

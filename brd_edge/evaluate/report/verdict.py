@@ -52,11 +52,10 @@ def verdict(benchmark: Mapping[str, Any]) -> list[VerdictTile]:
 def best_engine(engines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Choose the fastest (p50) of the measured engines whose mIoU is within one point of the highest.
 
-    An engine that misses a gate counts only where all do, one without an mIoU only where no engine has one; one
-    without a latency never does.
+    An engine without an mIoU counts only where no engine has one; one that misses a gate, or without a latency,
+    never does.
     """
-    timed = [engine for engine in engines if p50_ms(engine) is not None]
-    timed = [engine for engine in timed if not engine.get("gates_broken")] or timed
+    timed = [engine for engine in engines if p50_ms(engine) is not None and not engine.get("gates_broken")]
     accurate = [engine for engine in timed if engine.get("miou") is not None]
     if accurate:
         highest = max(float(engine["miou"]) for engine in accurate)
@@ -96,10 +95,10 @@ def _proof_tile(proof: Proof) -> VerdictTile:
         return VerdictTile("bad", title, "Not held", detail, "The zero-cost proof did not hold.")
     undecided = [engine.name for engine in proof.engines if engine.latency == "undecided"]
     if undecided and all(result == "equal" for _, result in proof.checks):
-        detail = (
-            f"Graph, parameters, MACs, sizes and layers are equal; the latency of {', '.join(undecided)} is undecided."
+        detail = "Graph, parameters, MACs and layers are equal, sizes within 4 kB; the latency of "
+        detail += (
+            f"{', '.join(undecided)} is undecided. A quiet machine or a larger benchmark.cost_budget_s decides it."
         )
-        detail += " A quiet machine or a larger benchmark.cost_budget_s decides it."
         sentence = "Distillation added nothing to graph, size and layers; whether it added latency is undecided."
         return VerdictTile("open", title, "Latency undecided", detail, sentence)
     detail = "The student was not, or not fully, compared with the same student trained plainly."
@@ -108,6 +107,10 @@ def _proof_tile(proof: Proof) -> VerdictTile:
 
 def _engine_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
     title, best = "Best engine", best_engine(engines)
+    if best is None and any(p50_ms(engine) is not None for engine in engines):
+        return VerdictTile(
+            "bad", title, "Not held", "No measured engine holds its gates.", "No engine holds its gates."
+        )
     if best is None:
         return VerdictTile("open", title, "None measured", "The table below says why.", "No engine was measured.")
     label = next(name for name, engine in zip(engine_labels(engines), engines, strict=True) if engine is best)
@@ -116,6 +119,11 @@ def _engine_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
     boundary = f", {percent(best['boundary_iou'])} % Boundary IoU" if best.get("boundary_iou") is not None else ""
     detail = f"p50 of {label} on {best.get('target') or '?'}, with {accuracy}{boundary}."
     sentence = f"The best engine, {label}, takes {latency} a frame (p50) with {accuracy}."
+    if (best.get("latency_ms") or {}).get("warnings"):
+        detail += " Something disturbed the measurement: see its notes under Latency."
+        return VerdictTile(
+            "open", title, latency, detail, f"{sentence[:-1]}, measured on a machine that was not quiet."
+        )
     return VerdictTile("plain", title, latency, detail, sentence)
 
 

@@ -163,6 +163,16 @@ def test_settings_and_environment_that_differ_are_listed(before: RunRecord) -> N
     assert found.overall == "equivalent"
 
 
+def test_a_section_that_one_recipe_lacks_is_one_line(before: RunRecord) -> None:
+    train = {f"setting{index}": index for index in range(30)}
+    recipe = {**before.recipe, "teacher": {"train": train}, "zone": {"lr": 1}}
+    found = compare_runs(replace(before, recipe=recipe), before, margin=0.01, latencies={})
+    lines = [line.strip() for line in format_changes(found, names=("a", "b"), latency="").splitlines()]
+    assert "teacher.train: 30 settings → nothing" in lines
+    assert "zone.lr: 1 → nothing" in lines
+    assert not [line for line in lines if "setting7" in line]
+
+
 def test_scores_are_compared_on_common_images(before: RunRecord) -> None:
     after = a_run(student=0.1)
     places = [*range(20, 2, -1), 22]
