@@ -355,6 +355,8 @@ import os, signal, sys, time
 from pathlib import Path
 from brd_edge.runtime.engine import open_engine
 
+# what runs in the background inherits that the signal is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 runners = [open_engine(Path(path)) for path in sys.argv[1:]]
 for runner in runners:
     runner.close()
