@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from brd_edge.evaluate.layers import list_layers
 from brd_edge.runtime.compare import Open, PairedLatency, compare_latency
 from brd_edge.runtime.engine import open_engine, read_engine
 
-__all__ = ["EngineCost", "compare_engines", "compare_structure"]
+__all__ = ["EngineCost", "LatencyOf", "compare_engines", "compare_structure"]
+
+LatencyOf = Literal["frame to class map", "engine alone"]
 
 _METADATA_BYTES = 4096
 """Sizes may differ by as much: engines hold texts, such as the name of the method and small numbers written out."""
@@ -36,12 +38,15 @@ class EngineCost:
         layers: Number of layers that the runtime executes, of both; None where it cannot tell.
         differences: What differs in size or layers, a sentence each.
         latency: The session in which both were timed, or None where they cannot run here.
+        latency_of: `"frame to class map"`, or `"engine alone"` where the class map is made from coarse logits
+            outside of it; None where nothing was timed.
     """
 
     size_bytes: tuple[int, int]
     layers: tuple[int, int] | None
     differences: tuple[str, ...]
     latency: PairedLatency | None
+    latency_of: LatencyOf | None = None
 
     @property
     def held(self) -> bool | None:
@@ -60,6 +65,7 @@ class EngineCost:
             "layers": None if self.layers is None else list(self.layers),
             "differences": list(self.differences),
             "latency": None if self.latency is None else self.latency.to_json(),
+            "latency_of": self.latency_of,
         }
 
 
@@ -111,17 +117,20 @@ def compare_engines(
         RuntimeMissingError: The runtime or its hardware is missing.
     """
     structure = compare_structure(student, plain, threads=threads)
+    # how long a class map from coarse logits takes depends on how many boundaries the picture has, and the
+    # undistilled student's weights draw another picture: that is not what distillation adds to the engine
+    alone = read_engine(student).logits is not None
 
     def opener(path: Path) -> Open:
         @contextmanager
         def opened() -> Iterator[Callable[[], object]]:
             with open_engine(path, threads=threads) as runner:
-                yield lambda: runner.infer(frame)
+                yield runner.bind(frame) if alone else lambda: runner.infer(frame)
 
         return opened
 
     latency = compare_latency(opener(plain), opener(student), margin=margin, budget_s=budget_s)
-    return replace(structure, latency=latency)
+    return replace(structure, latency=latency, latency_of="engine alone" if alone else "frame to class map")
 
 
 def _layer_differences(mine: list[str], theirs: list[str]) -> list[str]:

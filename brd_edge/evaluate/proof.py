@@ -103,5 +103,11 @@ def _judge_engine(entry: Mapping[str, Any]) -> EngineProof:
         ratio=(ratio["value"], ratio["low"], ratio["high"]),
         verdict=f"{verdict} {within}" if verdict == "equivalent" else verdict,
         pairs=comparison["pairs"],
-        notes=(*differences, *reason, *entry["latency"]["warnings"]),
+        notes=(*differences, *reason, *_timed(entry), *entry["latency"]["warnings"]),
     )
+
+
+def _timed(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    if entry.get("latency_of") != "engine alone":
+        return ()
+    return ("timed without the class map from its logits, which takes as long as the picture has boundaries",)

@@ -19,6 +19,7 @@ from brd_edge.runtime.latency import collector_off
 from brd_edge.runtime.statistics import Interval, bootstrap_percentiles
 from brd_edge.runtime.targets import TARGETS
 from brd_edge.stages.context import Context, input_contract
+from brd_edge.stages.reporting import sample_indices
 from brd_edge.stages.training import load_run_dataset
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ Build = Callable[[Path, Path, "CoarseLogits | None"], "EngineInfo"]
 
 _WARMUP = 5
 _PAIRS = 40
+_FRAMES = 5
 
 
 @dataclass(frozen=True)
@@ -94,22 +96,24 @@ def build_output(context: Context, engine: EngineSection, graph: Path, directory
 
 
 def _ratio(context: Context, dense: Path, sparse: Path) -> Interval:
-    """Time both in turns, A B B A, on a validation image: the median of the pairs' ratios."""
+    """Time both in turns, A B B A, on validation images: the median of the pairs' ratios."""
     from brd_edge.runtime.engine import open_engine
 
     contract, threads = input_contract(context.recipe), context.recipe.benchmark.threads
-    frame = read_frame(load_run_dataset(context).val[0], contract)
+    val = load_run_dataset(context).val
+    # how long a class map from coarse logits takes depends on the picture
+    frames = [read_frame(val[index], contract) for index in sample_indices(len(val), _FRAMES)]
     with (
         open_engine(dense, contract=contract, threads=threads) as first,
         open_engine(sparse, contract=contract, threads=threads) as second,
         collector_off(),
     ):
         for runner in (first, second) * _WARMUP:
-            runner.infer(frame)
+            runner.infer(frames[0])
         ratios = []
         for number in range(_PAIRS):
             order = (first, second) if number % 2 == 0 else (second, first)
-            taken = {id(runner): _time(runner, frame) for runner in order}
+            taken = {id(runner): _time(runner, frames[number // 2 % len(frames)]) for runner in order}
             ratios.append(taken[id(second)] / taken[id(first)])
     return bootstrap_percentiles(np.asarray(ratios), (50.0,))[0]
 

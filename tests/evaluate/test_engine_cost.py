@@ -10,6 +10,7 @@ import onnx
 import onnx.parser
 import pytest
 
+from brd_edge.deploy.logits import cut_at_logits
 from brd_edge.evaluate.engine_cost import EngineCost, compare_engines, compare_structure
 from brd_edge.evaluate.layers import list_layers
 from brd_edge.evaluate.proof import judge_proof
@@ -28,6 +29,17 @@ student (uint8[1,48,64,3] image) => (uint8[1,48,64] class_map) {{
     ids = ArgMax<axis=1, keepdims=0>(scores)
     class_map = Cast<to=2>(ids)
 }}"""
+
+# the class map from these logits is made outside of the engine
+COARSE = """<ir_version: 10, opset_import: ["" : 20]>
+student (uint8[1,48,64,3] image) => (uint8[1,48,64] class_map) {
+    pixels = Cast<to=1>(image)
+    planes = Transpose<perm=[0,3,1,2]>(pixels)
+    logits = Conv<strides=[4,4], kernel_shape=[4,4]>(planes, w1)
+    full = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(logits, , scales)
+    ids = ArgMax<axis=1, keepdims=0>(full)
+    class_map = Cast<to=2>(ids)
+}"""
 
 Build = Callable[..., Path]
 
@@ -70,6 +82,41 @@ def test_other_weights_cost_the_same(build: Build) -> None:
     assert found.latency is not None
     assert found.latency.comparison.ratio.value == pytest.approx(1, abs=0.2)
     assert found.held in (True, None)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_another_picture_is_no_cost_of_an_engine_of_coarse_logits(tmp_path: Path, runtime: str) -> None:
+    """One of the engines draws nothing but noise, the other a single class; both take equally long."""
+    for name, weights in (
+        ("noise", np.random.default_rng(0).normal(size=(5, 3, 4, 4))),
+        ("one", np.zeros((5, 3, 4, 4))),
+    ):
+        model = onnx.parser.parse_model(COARSE)
+        scales = np.array([1, 1, 4, 4], np.float32)
+        for title, values in (("w1", weights.astype(np.float32)), ("scales", scales)):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(values, title))
+        onnx.save(model, tmp_path / f"{name}.onnx")
+        cut = tmp_path / f"{name}-logits.onnx"
+        logits = cut_at_logits(tmp_path / f"{name}.onnx", cut)
+        assert logits is not None
+        build_engine(
+            runtime=runtime,
+            precision="fp32",
+            target="x86-cpu",
+            onnx=cut,
+            out=tmp_path / name,
+            contract=CONTRACT,
+            classes=tuple("abcde"),
+            palette=((0, 0, 0), (9, 9, 9), (70, 0, 0), (0, 80, 0), (0, 0, 90)),
+            logits=logits,
+        )
+    frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    found = compare_engines(tmp_path / "noise", tmp_path / "one", frame, threads=1, margin=0.2, budget_s=3)
+    assert found.latency_of == "engine alone"
+    assert found.latency is not None
+    assert found.latency.comparison.ratio.value == pytest.approx(1, abs=0.3)
+    proof = judge_proof({"engines": [{"name": "x", "reason": "", **found.to_json()}]})
+    assert "timed without the class map" in proof.engines[0].notes[0]
 
 
 def test_a_planted_layer_is_found(build: Build) -> None:

@@ -58,6 +58,8 @@ class EngineCostEntry(Entry):
     """What differs in size or layers."""
     latency: SessionEntry | None = None
     """The session in which both were timed."""
+    latency_of: Literal["frame to class map", "engine alone"] | None = None
+    """What was timed: engines whose class map is made from coarse logits are timed without that."""
 
 
 class ZeroCostEntry(Entry):

@@ -43,6 +43,8 @@ def open_onnxruntime(directory: Path, info: EngineInfo, threads: int | None) -> 
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
+    # else its threads keep a core busy for milliseconds after each frame, at the expense of what comes next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     path = directory / info.entry
     try:
         session = ort.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
