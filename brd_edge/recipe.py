@@ -146,7 +146,7 @@ class BenchmarkSection(Section):
     """Threads of every engine."""
     samples_min: Positive = 50
     """Fewest timed inferences per engine."""
-    samples_max: Positive = 300
+    samples_max: Positive = 1000
     """Most timed inferences per engine."""
     budget_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds after which timing stops once `samples_min` is reached."""

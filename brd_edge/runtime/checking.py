@@ -38,7 +38,7 @@ class Bench:
 
     threads: int | None = None
     samples_min: int = 50
-    samples_max: int = 300
+    samples_max: int = 1000
     budget_s: float = 10.0
     engine_alone: bool = False
     streams: int = 0

@@ -27,6 +27,7 @@ _PERCENTS = (50.0, 90.0, 95.0, 99.0)
 _WARM_WINDOW = 5
 _WARM_TOLERANCE = 0.02
 _WARM_SHARE = 0.2
+_WARM_LEAST_S = 0.3
 _CHECK_EVERY = 25
 _SLOW_MEDIAN = 1.5
 _DRIFT = 0.05
@@ -156,13 +157,14 @@ def measure_latency(
     *,
     warmup_min: int = 5,
     samples_min: int = 30,
-    samples_max: int = 300,
+    samples_max: int = 1000,
     budget_s: float = 10.0,
     interval: float = 0.005,
 ) -> Latency:
     """Time `call` again and again.
 
-    Warm-up goes on until calls take alike, at most a fifth of the budget but at least `warmup_min` calls.
+    Warm-up goes on until calls take alike, for 0.3 s at least and a fifth of the budget at most, but at least
+    `warmup_min` calls.
     Sampling ends when half the width of the median's 95 % interval is below `interval`, at `samples_max`, or
     when the budget is spent; in each case `samples_min` are taken, so that a slow call may exceed the budget.
 
@@ -189,20 +191,22 @@ def measure_latency(
         )
     end = time.perf_counter_ns() + int(budget_s * 1e9)
     with collector_off():
-        warmup_n, warm = warm_up(call, least=warmup_min, budget_s=_WARM_SHARE * budget_s)
+        warmup_n, warm = warm_up(call, least=warmup_min, least_s=_WARM_LEAST_S, budget_s=_WARM_SHARE * budget_s)
         before = read_clocks()
         samples_ms, stopped = _sample(call, samples_min, samples_max, end, interval)
         warnings = clock_warnings(before, read_clocks())
     return latency_of(samples_ms, warmup_n=warmup_n, stopped=stopped, warm=warm, warnings=warnings)
 
 
-def warm_up(call: Callable[[], object], *, least: int, budget_s: float) -> tuple[int, bool]:
+def warm_up(call: Callable[[], object], *, least: int, budget_s: float, least_s: float = 0.0) -> tuple[int, bool]:
     """Call until the medians of two windows of calls, one after the other, differ by less than 2 %.
 
     Args:
         call: What to warm up.
         least: Fewest calls; 0 makes none.
         budget_s: Seconds after which to stop all the same.
+        least_s: Fewest seconds, where the budget allows them: what ran before leaves caches, clocks and threads
+            as it wants them, and a few fast calls do not show it.
 
     Returns:
         The number of calls, and whether they took alike at the end.
@@ -210,7 +214,8 @@ def warm_up(call: Callable[[], object], *, least: int, budget_s: float) -> tuple
     if least == 0:
         return 0, True
     times: list[float] = []
-    end = time.perf_counter() + budget_s
+    start = time.perf_counter()
+    end, early = start + budget_s, start + least_s
     while True:
         before = time.perf_counter()
         call()
@@ -218,7 +223,7 @@ def warm_up(call: Callable[[], object], *, least: int, budget_s: float) -> tuple
         times.append(now - before)
         if len(times) < least:
             continue
-        if len(times) >= 2 * _WARM_WINDOW:
+        if len(times) >= 2 * _WARM_WINDOW and now >= early:
             last, earlier = np.median(times[-_WARM_WINDOW:]), np.median(times[-2 * _WARM_WINDOW : -_WARM_WINDOW])
             if abs(last - earlier) <= _WARM_TOLERANCE * earlier:
                 return len(times), True
