@@ -34,10 +34,15 @@ def _row(step: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "agreement": percent(step.get("agreement"), digits=2),
         "worst": [
-            f"{item['image']} ({percent(item['changed'], digits=2)} % of the pixels)"
+            f"{item['image']} ({_share(item['changed'])} % of the pixels)"
             for item in step.get("worst") or ()
         ],
     }
+
+
+def _share(changed: float) -> str:
+    # what did change must not look as if it had not
+    return percent(changed, digits=2) if changed >= 0.00005 else "<0.01"
 
 
 def _change(lost: Mapping[str, float] | None) -> str:
