@@ -103,7 +103,7 @@ def _judge_engine(entry: Mapping[str, Any]) -> EngineProof:
         ratio=(ratio["value"], ratio["low"], ratio["high"]),
         verdict=f"{verdict} {within}" if verdict == "equivalent" else verdict,
         pairs=comparison["pairs"],
-        notes=(*differences, *reason, *_timed(entry), *entry["latency"]["warnings"]),
+        notes=(*differences, *reason, *_timed(entry), *entry["latency"]["warnings"], *_control(entry["latency"])),
     )
 
 
@@ -111,3 +111,12 @@ def _timed(entry: Mapping[str, Any]) -> tuple[str, ...]:
     if entry.get("latency_of") != "engine alone":
         return ()
     return ("timed without the class map from its logits, which takes as long as the picture has boundaries",)
+
+
+def _control(session: Mapping[str, Any]) -> tuple[str, ...]:
+    if "control" not in session:
+        return ()
+    ratio = session["control"]["ratio"]
+    return (
+        f"control, the undistilled one against itself: {ratio['value']:.3f}, {ratio['low']:.3f} to {ratio['high']:.3f}",
+    )

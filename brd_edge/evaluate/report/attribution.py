@@ -33,10 +33,7 @@ def _row(step: Mapping[str, Any]) -> dict[str, Any]:
             for key, _ in _SCORES
         ],
         "agreement": percent(step.get("agreement"), digits=2),
-        "worst": [
-            f"{item['image']} ({_share(item['changed'])} % of the pixels)"
-            for item in step.get("worst") or ()
-        ],
+        "worst": [f"{item['image']} ({_share(item['changed'])} % of the pixels)" for item in step.get("worst") or ()],
     }
 
 

@@ -145,6 +145,11 @@ def _gates_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
     detail = f"{measured} measured {'engine holds all of its' if measured == 1 else 'engines hold all of their'} gates."
     if measured < len(held):
         detail += " Engines that do not run here are held to their size only."
+    limits = [
+        {name: limit for name, limit in (engine.get("gates") or {}).items() if name != "uncertain"} for engine in held
+    ]
+    if all(found == limits[0] for found in limits):
+        detail += f" Limits: {', '.join(f'{name} {limit:g}' for name, limit in limits[0].items())}."
     return VerdictTile("good", title, "Held", detail, "All gates held.")
 
 
