@@ -13,7 +13,7 @@ __all__ = ["list_layers"]
 
 
 def list_layers(directory: Path, *, threads: int | None = None) -> list[str] | None:
-    """Return the kind of every layer that the runtime executes, in its order.
+    """Return the kind of every layer that the runtime executes for a frame, in its order.
 
     Args:
         directory: The engine's directory; its checksums are verified first.
@@ -56,10 +56,16 @@ def _list_openvino(directory: Path, info: EngineInfo, threads: int | None) -> li
 
     # in topological order; names carry the file's own numbering and are left out
     operations = compile_model(directory, info, threads).get_runtime_model().get_ordered_ops()
-    kinds = ({key: str(value.value) for key, value in node.get_rt_info().items()} for node in operations)
-    return [
-        " ".join(kind.get(key, "?") for key in ("layerType", "runtimePrecision", "primitiveType")) for kind in kinds
-    ]
+    found, fed = [], set()
+    for node in operations:
+        kind = {key: str(value.value) for key, value in node.get_rt_info().items()}
+        name = node.get_friendly_name()
+        before = [value.get_node().get_friendly_name() for value in node.input_values()]
+        # what depends on constants alone is computed once, when the engine is opened
+        if kind.get("layerType") == "Input" or any(other in fed for other in before):
+            fed.add(name)
+            found.append(" ".join(kind.get(key, "?") for key in ("layerType", "runtimePrecision", "primitiveType")))
+    return found
 
 
 _LISTINGS: dict[str, Callable[[Path, EngineInfo, int | None], list[str]]] = {

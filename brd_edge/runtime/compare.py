@@ -72,7 +72,7 @@ def compare_latency(
     *,
     margin: float = 0.01,
     rounds_min: int = 4,
-    rounds_max: int = 24,
+    rounds_max: int = 60,
     budget_s: float = 60.0,
 ) -> PairedLatency:
     """Time two engines in turns.

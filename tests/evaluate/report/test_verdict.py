@@ -101,5 +101,7 @@ def test_gates_are_told(broken: list[str], status: str, tone: str, words: str) -
     tile = verdict({"engines": [engine]})[3]
     assert (tile.title, tile.tone) == ("Gates", tone)
     assert tile.detail.startswith(words)
+    if tone == "good":
+        assert tile.detail.endswith("Limits: miou_drop_max 1.")
     without = verdict({"engines": [{**engine, "gates": {"uncertain": "broken"}}]})
     assert len(without) == 3
