@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brd_edge.evaluate.layers import list_layers
+from brd_edge.evaluate.proof import judge_cost
 from brd_edge.runtime.compare import Open, PairedLatency, compare_latency
 from brd_edge.runtime.engine import open_engine, read_engine
 
@@ -53,9 +54,11 @@ class EngineCost:
         """Whether distillation costs nothing: False as soon as one part differs, None where a part is undecided."""
         if self.differences:
             return False
-        verdict = None if self.latency is None else self.latency.comparison.verdict
-        # faster is not what was claimed either: it would mean that the session measured something else
-        return {"equivalent": True, "slower": False, "faster": False}.get(verdict or "")
+        if self.latency is None:
+            return None
+        found = self.latency.comparison
+        judged = judge_cost(found.verdict, (found.ratio.low, found.ratio.high), margin=found.margin)
+        return {"equal": True, "different": False}.get(judged)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the samples, as JSON types."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Check", "EngineProof", "Proof", "judge_proof"]
+__all__ = ["Check", "EngineProof", "Proof", "judge_cost", "judge_proof"]
 
 Check = Literal["equal", "different", "undecided", "not checked"]
 
@@ -77,6 +77,25 @@ def judge_proof(found: Mapping[str, Any] | None) -> Proof:
     return Proof(held, checks, engines, found.get("nodes"), tuple(found.get("differences") or ()))
 
 
+def judge_cost(verdict: str, interval: tuple[float, float], *, margin: float) -> Check:
+    """Judge whether an engine costs what the undistilled one does.
+
+    Where many engines are compared, one is found slower or faster by a hair now and then. Neither "equal" nor
+    "different" is said of what is not certain: the first needs the verdict `equivalent`, the second an interval
+    that lies beyond the margin as a whole. Faster is not what was claimed either: it would mean that the session
+    measured something else.
+
+    Args:
+        verdict: Of the session that compared both.
+        interval: Ends of the ratio's 95 % interval.
+        margin: Largest difference that counts as none, as a share.
+    """
+    if verdict == "equivalent":
+        return "equal"
+    beyond = interval[0] > 1 + margin or interval[1] < 1 - margin
+    return "different" if beyond and verdict != "undecided" else "undecided"
+
+
 def _check(equal: bool | None) -> Check:
     return "not checked" if equal is None else "equal" if equal else "different"
 
@@ -93,8 +112,7 @@ def _judge_engine(entry: Mapping[str, Any]) -> EngineProof:
     comparison = entry["latency"]["comparison"]
     ratio = comparison["ratio"]
     verdict, within = comparison["verdict"], f"within ±{100 * comparison['margin']:g} %"
-    # faster is not what was claimed either: it would mean that the session measured something else
-    latency: Check = {"equivalent": "equal", "undecided": "undecided"}.get(verdict, "different")  # type: ignore[assignment]
+    latency = judge_cost(verdict, (ratio["low"], ratio["high"]), margin=comparison["margin"])
     return EngineProof(
         name=entry["name"],
         structure=structure,

@@ -53,16 +53,20 @@ def test_proof_is_held_only_where_everything_was_compared(
 
 
 def test_a_latency_that_is_undecided_leaves_the_proof_open() -> None:
-    ratio = {"value": 1.0, "low": 0.97, "high": 1.03, "confidence": 0.95}
     engine = {"name": "a", "reason": "", "size_bytes": [1, 1], "layers": [7, 7], "differences": []}
     elsewhere = {**engine, "name": "b", "reason": "not timed: it does not run here", "latency": None}
     graph = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 97, "differences": []}
-    for found, held, value in (
-        ("undecided", None, "Latency undecided"),
-        ("equivalent", True, "Held"),
-        ("slower", False, "Not held"),
-        ("faster", False, "Not held"),
+    for found, low, high, held, value in (
+        ("undecided", 0.97, 1.03, None, "Latency undecided"),
+        ("equivalent", 0.995, 1.005, True, "Held"),
+        ("equivalent", 1.001, 1.009, True, "Held"),
+        ("slower", 1.011, 1.03, False, "Not held"),
+        ("slower", 1.001, 1.03, None, "Latency undecided"),
+        ("faster", 0.9, 0.98, False, "Not held"),
+        # the control differed from itself
+        ("undecided", 1.02, 1.03, None, "Latency undecided"),
     ):
+        ratio = {"value": (low + high) / 2, "low": low, "high": high, "confidence": 0.95}
         comparison = {"verdict": found, "ratio": ratio, "margin": 0.01, "pairs": 80}
         timed = {**engine, "latency": {"comparison": comparison, "warnings": []}}
         proof = {**graph, "engines": [timed, elsewhere]}
