@@ -15,7 +15,7 @@ quickstart: install
 test: install
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-check: install
+check: install .venv/typings/.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -25,6 +25,14 @@ check: install
 	cp requirements.lock .venv/fresh.lock
 	$(LOCK_COMMAND) --output-file .venv/fresh.lock
 	diff requirements.lock .venv/fresh.lock
+
+# tensorrt-stubs names parameters `in` and has one without a default behind others with one: no parser takes that
+.venv/typings/.installed: requirements-stubs.lock .venv/.installed
+	rm -rf .venv/typings
+	$(UV) pip install --quiet --python $(PY) --target .venv/typings --no-deps --require-hashes -r requirements-stubs.lock
+	sed -i -E -e 's/([(,] *)in: /\1in_: /' -e 's/(power: Weights = None, channel_axis: int)\)/\1 = ...)/' \
+		.venv/typings/tensorrt_bindings/tensorrt.pyi
+	touch $@
 
 install: .venv/.installed
 

@@ -112,6 +112,9 @@ class EngineSection(Section):
     """Where the class map is computed: `dense` in the graph; `sparse` from coarse logits, only where classes meet;
     `auto` times both and takes sparse where it is clearly faster. TensorRT, and what does not run here, is dense."""
 
+    batch_max: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many frames the engine takes at once, at most; latency is always that of one."""
+
     @model_validator(mode="after")
     def _can_work(self) -> EngineSection:
         from brd_edge.runtime.targets import check_combination
@@ -256,7 +259,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _engines_differ(self) -> Recipe:
-        keys = [(engine.runtime, engine.precision, engine.target) for engine in self.engines]
+        keys = [
+            (engine.runtime, engine.precision, engine.target, *([f"batch{engine.batch_max}"] * (engine.batch_max > 1)))
+            for engine in self.engines
+        ]
         twice = sorted({"/".join(key) for key in keys if keys.count(key) > 1})
         if twice:
             raise ValueError(f"engines: every engine stands once, but these stand twice: {', '.join(twice)}")

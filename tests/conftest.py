@@ -173,6 +173,7 @@ def make_bundle(
                 precision="fp32",
                 target=targets.get(runtime, "rtx" if runtime == "tensorrt" else "x86-cpu"),
                 runtime_range=version_range(runtime, versions[runtime]),
+                batch_max=1,
                 directory=None if runtime in plans else directories[runtime],
                 graph=source,
                 agreement_min=0.999,

@@ -168,8 +168,9 @@ def test_int8_gets_layers_back_while_it_misses_a_gate(finished: Path, tmp_path: 
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     engines = (
-        "engines=[{runtime: onnxruntime, precision: int8}, {runtime: tensorrt, precision: fp16, target: jetson-orin}, "
-        "{runtime: tensorrt, precision: int8-fp16, target: jetson-orin}]"
+        "engines=[{runtime: onnxruntime, precision: int8}, "
+        "{runtime: tensorrt, precision: fp16, target: jetson-orin, batch_max: 4}, "
+        "{runtime: tensorrt, precision: int8-fp16, target: jetson-orin}, {runtime: openvino, batch_max: 2}]"
     )
     gates = "gates={miou_drop_max: 0, overrides: [{runtime: tensorrt, miou_drop_max: null}]}"
     settings = (engines, gates, "int8={images: 4, keep: [head], keep_max: 2}")
@@ -197,12 +198,21 @@ def test_int8_gets_layers_back_while_it_misses_a_gate(finished: Path, tmp_path: 
     # what a device builds comes in the precision that it is built in
     bundled = json.loads((run / "bundle" / "manifest.json").read_text(encoding="utf-8"))["engines"]
     planned = [engine for engine in bundled if engine["build"]]
-    assert [engine["name"] for engine in planned] == ["tensorrt-fp16-jetson-orin", "tensorrt-int8-fp16-jetson-orin"]
+    assert [engine["name"] for engine in planned] == ["tensorrt-fp16-jetson-orin-batch4", "tensorrt-int8-fp16-jetson-orin"]
+    assert {engine["name"]: engine["batch_max"] for engine in bundled if engine["batch_max"] > 1} == {
+        "openvino-fp32-x86-cpu-batch2": 2,
+        "tensorrt-fp16-jetson-orin-batch4": 4,
+    }
     for engine in planned:
         graph = onnx.load(run / "bundle" / "engines" / engine["name"] / "graph.onnx").graph
         assert onnx.TensorProto.FLOAT16 in {tensor.data_type for tensor in graph.initializer}
         quantised_nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
         assert bool(quantised_nodes) == ("int8" in engine["precision"])
+        first = graph.input[0].type.tensor_type.shape.dim[0]
+        assert bool(first.dim_param) == (engine["batch_max"] > 1)
+    several = read_benchmark(run / "benchmark.json").engines[3]
+    assert (several.name, several.status) == ("openvino-fp32-x86-cpu-batch2", "measured")
+    assert (run / "plain" / several.name / "engine.json").is_file()
 
 
 def test_a_bundle_holds_golden_frames_that_the_engine_reproduces(finished: Path) -> None:

@@ -129,6 +129,17 @@ def test_an_engine_stands_once() -> None:
 
     with pytest.raises(RecipeError, match="stand twice: openvino/fp32/x86-cpu"):
         load_recipe(QUICKSTART, overrides=[f"engines=[{engine}, {engine}]"])
+    several = engine.replace("}", ", batch_max: 4}")
+    assert [
+        found.batch_max for found in load_recipe(QUICKSTART, overrides=[f"engines=[{engine}, {several}]"]).engines
+    ] == [
+        1,
+        4,
+    ]
+    with pytest.raises(RecipeError, match="stand twice: openvino/fp32/x86-cpu/batch4"):
+        load_recipe(QUICKSTART, overrides=[f"engines=[{several}, {several}]"])
+    with pytest.raises(RecipeError, match=r"engines\.0\.batch_max"):
+        load_recipe(QUICKSTART, overrides=["engines.0.batch_max=65"])
 
 
 def test_variables_come_from_the_environment() -> None:

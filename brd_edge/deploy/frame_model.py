@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from segmentation_models_pytorch.decoders.fpn.decoder import MergeBlock
 from segmentation_models_pytorch.decoders.pspnet.decoder import PSPBlock
 from segmentation_models_pytorch.decoders.segformer.decoder import MLP
 from torch import Tensor, nn
@@ -77,6 +78,16 @@ class _PyramidLevel(nn.Module):
         return F.interpolate(self.pool(x), size=x.shape[2:], mode="bilinear", align_corners=True)
 
 
+class _Sum(nn.Module):
+    """smp's `MergeBlock` without stacking what it adds."""
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        total = levels[0]
+        for level in levels[1:]:
+            total = total + level
+        return total
+
+
 def make_frame_model(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> FrameModel:
     """Wrap a copy of a model for export; the model itself is left as it was.
 
@@ -101,6 +112,8 @@ def _replace_awkward(module: nn.Module) -> None:
         elif isinstance(child, nn.AdaptiveAvgPool2d):
             size: int | tuple[int | None, int | None] = cast("Any", child.output_size)
             module.add_module(name, BinnedMean((size, size) if isinstance(size, int) else (size[0], size[1])))
+        elif isinstance(child, MergeBlock) and child.policy == "add":
+            module.add_module(name, _Sum())
         elif isinstance(child, MLP):
             module.add_module(name, _as_convolution(child.linear))
         _replace_awkward(module.get_submodule(name))

@@ -69,7 +69,7 @@ def _cut_onnx(graph: Path, path: Path) -> CoarseLogits | None:
             for slot, name in enumerate(names):
                 names[slot] = LOGITS_NAME if name == resize.input[0] else name
     shape = next(value for value in model.graph.value_info if value.name == resize.input[0]).type.tensor_type.shape
-    sizes = [dim.dim_value for dim in shape.dim]
+    sizes = [dim.dim_param or dim.dim_value for dim in shape.dim]
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info(LOGITS_NAME, kind, sizes))
     write_graph(model, path, nodes=nodes)

@@ -76,7 +76,7 @@ def lower_graph(
         quantise_onnxruntime(source, path, ranges(), exclude=exclude, reduce_range=reduce_range)
     elif is_quantised(precision) and ranges is not None and runtime == "tensorrt":
         quantise_tensorrt(source, path, ranges(), exclude=exclude, rest="fp16" if precision == "int8-fp16" else "fp32")
-    elif (runtime, precision) == ("tensorrt", "fp16"):
+    elif precision == "fp16" and runtime in ("onnxruntime", "tensorrt"):
         to_fp16(source, path)
     elif (runtime, precision) == ("tensorrt", "bf16"):
         to_bf16(source, path)

@@ -36,15 +36,18 @@ def _list_onnxruntime(directory: Path, info: EngineInfo, threads: int | None) ->
     import onnx
     import onnxruntime
 
+    from brd_edge.runtime.runners.onnxruntime import provider_of
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     path = directory / info.entry
+    provider = provider_of(info, onnxruntime)
     with tempfile.TemporaryDirectory() as scratch:
         optimised = Path(scratch) / "optimised.onnx"
         options.optimized_model_filepath = str(optimised)
         try:
-            onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
+            onnxruntime.InferenceSession(str(path), sess_options=options, providers=[provider])
         except Exception as error:
             raise EngineError(f"{path}: ONNX Runtime cannot load it: {error}") from error
         graph = onnx.load(optimised, load_external_data=False).graph

@@ -14,6 +14,7 @@ from brd_edge.runtime.builders import runtime_version
 from brd_edge.runtime.errors import RuntimeMissingError
 from brd_edge.runtime.manifest import BundledEngine
 from brd_edge.runtime.runners import RUNNERS
+from brd_edge.runtime.runners.checks import import_runtime
 from brd_edge.runtime.runners.openvino import openvino_core
 from brd_edge.runtime.runners.tensorrt import require_gpu
 from brd_edge.runtime.targets import TARGETS, compute_capabilities
@@ -30,8 +31,8 @@ def describe_device(root: Path) -> dict[str, Any]:
 
     Returns:
         `machine`, `os`, `python`, `brd_edge`, `cores`, `runtimes` (version by name, None where it is not
-        installed), `gpu_compute_capability` (10 x major + minor, or None), `openvino_devices` (CPU, GPU, NPU), `model`,
-        `power_mode`,
+        installed), `gpu_compute_capability` (10 x major + minor, or None), `openvino_devices` (CPU, GPU, NPU),
+        `onnxruntime_providers`, `model`, `power_mode`,
         `cpu_mhz` (None where the system does not say), `free_bytes`.
     """
     place = root
@@ -47,6 +48,7 @@ def describe_device(root: Path) -> dict[str, Any]:
         "runtimes": {name: runtime_version(name) for name in RUNNERS},
         "gpu_compute_capability": _gpu(),
         "openvino_devices": _openvino_devices(),
+        "onnxruntime_providers": _onnxruntime_providers(),
         "power_mode": _power_mode(),
         "cpu_mhz": _cpu_mhz(),
         "free_bytes": shutil.disk_usage(place).free,
@@ -83,6 +85,11 @@ def _missing_accelerator(engine: BundledEngine, device: Mapping[str, Any]) -> st
     if capabilities and capability not in capabilities:
         has = "no NVIDIA GPU" if capability is None else f"one of compute capability {capability}"
         return f"it needs a GPU of compute capability {capabilities}, the device has {has}"
+    if target.device == "CUDA":
+        providers = device.get("onnxruntime_providers", [])
+        if "CUDAExecutionProvider" not in providers:
+            return f"it needs ONNX Runtime's CUDAExecutionProvider, the device has {', '.join(providers) or 'none'}"
+        return None
     devices = device["openvino_devices"]
     if target.device != "CPU" and target.device not in devices:
         return f"it needs OpenVINO's device {target.device}, the device has {', '.join(devices) or 'none'}"
@@ -103,6 +110,15 @@ def _openvino_devices() -> list[str]:
         # several of a kind are GPU.0, GPU.1; the first of them is also called GPU
         devices = openvino_core().available_devices
         return sorted({name.split(".")[0] for name in devices})
+    except RuntimeMissingError:
+        return []
+
+
+def _onnxruntime_providers() -> list[str]:
+    if runtime_version("onnxruntime") is None:
+        return []
+    try:
+        return [str(name) for name in import_runtime("onnxruntime", "").get_available_providers()]
     except RuntimeMissingError:
         return []
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Self  # novm
 
 __all__ = [
+    "BATCH_MAX",
     "SCHEMA_VERSION",
     "SIDECAR",
     "CoarseLogits",
@@ -39,7 +40,9 @@ __all__ = [
 ]
 
 SIDECAR = "engine.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+BATCH_MAX = 64
+"""The most frames that an engine may take at once."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class EngineInfo:
         entry: Name of the file that the runtime is given.
         created_by: Program and version that wrote it.
         logits: None where the engine returns the class map; else what it returns, which the runner finishes.
+        batch_max: How many frames it takes at once, from 1 to this.
         schema_version: Version of the sidecar's format.
     """
 
@@ -92,6 +96,7 @@ class EngineInfo:
     entry: str
     created_by: str
     logits: CoarseLogits | None = None
+    batch_max: int = 1
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -114,6 +119,7 @@ class EngineInfo:
             "entry": self.entry,
             "created_by": self.created_by,
             "logits": None if self.logits is None else asdict(self.logits),
+            "batch_max": self.batch_max,
         }
 
 
@@ -131,13 +137,14 @@ class Runner(Protocol):
         ...
 
     def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Segment one frame.
+        """Segment one frame, or several.
 
         Args:
-            frame: uint8 (H, W, 3), RGB, at the contract's size; need not be contiguous.
+            frame: uint8 (H, W, 3), RGB, at the contract's size; or (N, H, W, 3) with N from 1, which the engine takes
+                `info.batch_max` at a time. Need not be contiguous.
 
         Returns:
-            uint8 (H, W) class ids, in memory that is the caller's own.
+            uint8 (H, W) class ids, or (N, H, W), in memory that is the caller's own.
 
         Raises:
             EngineError: The frame has another shape or dtype, the runner is closed, or the runtime failed.
@@ -276,13 +283,15 @@ def _parse(values: Any, path: Path) -> EngineInfo:
         version,
     )
     texts = ("runtime", "precision", "target", "runtime_version", "entry", "created_by")
-    keys = {"schema_version", "contract", "classes", "palette", "files", "logits", *texts}
+    keys = {"schema_version", "contract", "classes", "palette", "files", "logits", "batch_max", *texts}
     _expect(set(values) == keys, path, "keys", f"{sorted(keys)}", sorted(values))
     for key in texts:
         _expect(isinstance(values[key], str) and values[key] != "", path, key, "a text", values[key])
     files = _parse_files(values["files"], path)
     _expect(values["entry"] in files, path, "entry", f"one of the files {sorted(files)}", values["entry"])
     classes = _parse_classes(values["classes"], path)
+    batch_max = values["batch_max"]
+    _expect(_is_int(batch_max, 1, BATCH_MAX), path, "batch_max", f"a whole number from 1 to {BATCH_MAX}", batch_max)
     return EngineInfo(
         **{key: values[key] for key in texts},
         contract=_parse_contract(values["contract"], path),
@@ -290,6 +299,7 @@ def _parse(values: Any, path: Path) -> EngineInfo:
         palette=_parse_palette(values["palette"], len(classes), path),
         files=files,
         logits=_parse_logits(values["logits"], path),
+        batch_max=batch_max,
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from brd_edge.runtime.contract import InputContract
-from brd_edge.runtime.engine import EngineFile
+from brd_edge.runtime.engine import BATCH_MAX, EngineFile
 from brd_edge.runtime.errors import BundleError, ContractError
 from brd_edge.runtime.versions import is_specifier
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 4
+MANIFEST_VERSION = 5
 MANIFEST_BYTES_MAX = 4 << 20
 GRAPH_NAME = "student.onnx"
 PLAN_GRAPH_NAME = "graph.onnx"
@@ -45,7 +45,7 @@ _KEYS = {
     *("golden", "files", "provenance", "licence"),
 }
 _ENGINE_KEYS = {
-    *("name", "runtime", "precision", "target", "runtime_range"),
+    *("name", "runtime", "precision", "target", "runtime_range", "batch_max"),
     *("build", "agreement_min", "gates", "metrics"),
 }
 
@@ -60,6 +60,7 @@ class BundledEngine:
         precision: For example `"fp32"`.
         target: The device profile.
         runtime_range: Versions of the runtime that load it, such as `">=1.20"` or `"==1.7.1"`.
+        batch_max: How many frames it takes at once, at most.
         build: Whether the device builds it; then the graph for that, in its precision, is its only file.
         agreement_min: Share of the pixels (0 to 1) of a golden frame that must be as in PyTorch.
         gates: Limits that it was held to at home, as JSON types.
@@ -71,6 +72,7 @@ class BundledEngine:
     precision: str
     target: str
     runtime_range: str
+    batch_max: int
     build: bool
     agreement_min: float
     gates: Mapping[str, Any]
@@ -161,6 +163,8 @@ def _parse_engine(values: Any) -> BundledEngine:
     for key in ("name", "runtime", "precision", "target"):
         _expect(_is_name(values[key]), f"engines.{key}", "letters, digits, '.', '_' and '-'", values[key])
     _expect(is_specifier(values["runtime_range"]), "engines.runtime_range", "such as '>=1.20'", values["runtime_range"])
+    count = values["batch_max"]
+    _expect(type(count) is int and 1 <= count <= BATCH_MAX, "engines.batch_max", f"from 1 to {BATCH_MAX}", count)
     _expect(type(values["build"]) is bool, "engines.build", "true or false", values["build"])
     share = values["agreement_min"]
     _expect(type(share) in (int, float) and 0 < share <= 1, "engines.agreement_min", "above 0, up to 1", share)

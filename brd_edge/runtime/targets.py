@@ -19,7 +19,7 @@ class Target:
         machines: Processor names (`platform.machine()`) of such devices.
         built: `"here"` on the machine that runs the recipe, or `"on device"`.
         description: One line for people.
-        device: What OpenVINO calls it.
+        device: What OpenVINO calls it; or `"CUDA"` where ONNX Runtime's provider of that name runs the engine.
         compute_capabilities: NVIDIA GPUs of it, as 10 x major + minor compute capability.
     """
 
@@ -99,6 +99,14 @@ TARGETS: dict[str, Target] = {
             "RTX-class GPU (SM75, 80, 86, 89, 120, 121; bf16 from SM80); one TensorRT-RTX engine for all, "
             "built without a GPU",
             compute_capabilities=RTX_COMPUTE_CAPABILITIES,
+        ),
+        Target(
+            "cuda",
+            {"onnxruntime": ("fp32", "fp16")},
+            _X86,
+            "here",
+            "NVIDIA GPU by ONNX Runtime's CUDA provider (onnxruntime-gpu); the graph is the same on every GPU",
+            device="CUDA",
         ),
         _rtx(75, "Turing GPU"),
         _rtx(80, "A100, A30"),

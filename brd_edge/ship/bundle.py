@@ -50,6 +50,7 @@ class PlannedEngine:
         precision: For example `"fp32"`.
         target: The device profile.
         runtime_range: Versions of the runtime that load it; see `brd_edge.runtime.versions`.
+        batch_max: How many frames it takes at once, at most.
         directory: Its files, or None where the device builds it.
         graph: What it was built from, or what the device builds it from.
         agreement_min: Share of the pixels (0 to 1) of a golden frame that must be as in PyTorch.
@@ -62,6 +63,7 @@ class PlannedEngine:
     precision: str
     target: str
     runtime_range: str
+    batch_max: int
     directory: Path | None
     graph: Path
     agreement_min: float
@@ -76,6 +78,7 @@ class PlannedEngine:
             "precision": self.precision,
             "target": self.target,
             "runtime_range": self.runtime_range,
+            "batch_max": self.batch_max,
             "build": self.directory is None,
             "agreement_min": self.agreement_min,
             "gates": dict(self.gates),

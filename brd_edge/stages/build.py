@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +19,7 @@ from brd_edge.recipe_gates import limits_of
 from brd_edge.run import tree_files
 from brd_edge.runtime.errors import BrdEdgeError, RuntimeMissingError
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
-from brd_edge.stages.lowering import Bench, lowered_graphs
+from brd_edge.stages.lowering import Bench, Lowered, lowered_graphs
 from brd_edge.stages.outputs import build_output
 from brd_edge.stages.training import load_run_dataset
 
@@ -33,8 +34,9 @@ Made = TypeVar("Made")
 
 
 def engine_name(engine: EngineSection) -> str:
-    """Return the name of an engine's directory, such as `openvino-fp32-x86-cpu`."""
-    return f"{engine.runtime}-{engine.precision}-{engine.target}"
+    """Return the name of an engine's directory, such as `openvino-fp32-x86-cpu`, or that with `-batch4`."""
+    batch = f"-batch{engine.batch_max}" if engine.batch_max > 1 else ""
+    return f"{engine.runtime}-{engine.precision}-{engine.target}{batch}"
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def _build(bench: Bench, engine: EngineSection) -> dict[str, Any]:
         "graph": None,
         "output": "dense",
     }
-    lowered, failure = _attempt(engine, lambda: lowered_graphs(bench, engine))
+    lowered, failure = _attempt(engine, lambda: _with_batch(context, engine, lowered_graphs(bench, engine)))
     if lowered is None:
         return entry | failure
     entry |= lowered.to_json(context.run.directory)
@@ -140,6 +142,20 @@ def _build(bench: Bench, engine: EngineSection) -> dict[str, Any]:
     return {**entry, "plain": plain is not None}
 
 
+def _with_batch(context: Context, engine: EngineSection, lowered: Lowered) -> Lowered:
+    """Return graphs that take as many frames at once as the engine is to; everything before works on one."""
+    if engine.batch_max == 1:
+        return lowered
+    from brd_edge.deploy.batch import set_batch
+
+    def opened(graph: Path, role: str) -> Path:
+        path = context.run.path("graphs", engine_name(engine), f"{role}-batch{graph.suffix}")
+        set_batch(graph, path, frames_max=engine.batch_max)
+        return path
+
+    return replace(lowered, student=opened(lowered.student, "student"), plain=opened(lowered.plain, "plain"))
+
+
 def _engine(
     context: Context, engine: EngineSection, graph: Path, directory: Path, logits: CoarseLogits | None
 ) -> EngineInfo:
@@ -158,6 +174,7 @@ def _engine(
         classes=dataset.classes,
         palette=dataset.palette,
         logits=logits,
+        batch_max=engine.batch_max,
     )
 
 

@@ -104,6 +104,7 @@ def _planned(context: Context, entry: dict[str, Any]) -> PlannedEngine | None:
     return PlannedEngine(
         **names,
         runtime_range=versions,
+        batch_max=int(entry["batch_max"]),
         directory=directory,
         graph=context.run.path(entry["graph"]),
         agreement_min=_agreement_min(entry),

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from brd_edge.deploy.agreement import stand_in
+from brd_edge.deploy.batch import set_batch
+from brd_edge.deploy.graphs import read_graph
 from brd_edge.deploy.logits import cut_at_logits
 from brd_edge.deploy.lowering import is_exact, lower_graph
 from brd_edge.models.segmentation import ModelSpec
@@ -35,6 +37,8 @@ ENGINES = [
 ]
 # share of pixels as in PyTorch; untrained weights leave classes closer to each other than trained ones do
 AGREEMENT_MIN = {"fp32": 0.9999, "fp16": 0.995, "bf16": 0.96, "int8": 0.8, "int8-fp16": 0.8, "int8-bf16": 0.8}
+# of the export; shapes that are computed, or bins that are gathered one by one, would be hundreds more
+NODES_MAX = {"DeepLabV3Plus": 154, "PSPNet": 93, "FPN": 109, "UPerNet": 144, "Segformer": 54, "Unet": 43}
 PALETTE = tuple((10 * index, 20, 30) for index in range(5))
 
 
@@ -135,6 +139,82 @@ def test_coarse_logits_give_the_same_class_map(exported, lowered, tmp_path: Path
         np.testing.assert_array_equal(first, found[0])
     # in bf16 the graph upsamples in bf16, the runtime in float32
     assert (found == expected).mean() >= (0.97 if precision.endswith("bf16") else 0.9998)
+
+
+def test_a_graph_is_compact(exported) -> None:
+    nodes = [node.op_type for node in read_graph(exported.path).graph.node]
+    architecture = type(exported.model).__name__
+    assert len(nodes) <= NODES_MAX[architecture]
+    strays = {"Shape", "Gather", "Expand", "Loop", "If", "BatchNormalization", "Dropout", "Identity"}
+    assert not strays & set(nodes)
+    # what group normalisation is made of before opset 21
+    assert nodes.count("Reshape") == (14 if architecture == "FPN" else 0)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "coarse"),
+    [
+        ("onnxruntime", "fp32", False),
+        ("onnxruntime", "int8", True),
+        ("openvino", "fp32", True),
+        ("openvino", "int8", False),
+    ],
+)
+def test_frames_may_come_several_at_once(exported, lowered, tmp_path: Path, runtime, precision, coarse) -> None:
+    if runtime == "openvino" and precision == "int8":
+        pytest.importorskip("nncf", reason="nncf is not installed")
+    graph = lowered(runtime, precision)
+    settings = {"runtime": runtime, "precision": precision, "target": "x86-cpu", "contract": exported.contract}
+    common = {**settings, "classes": tuple("abcde"), "palette": PALETTE}
+    build_engine(**common, onnx=graph, out=tmp_path / "one")
+    opened = tmp_path / f"batch{graph.suffix}"
+    set_batch(graph, opened, frames_max=2)
+    logits = cut_at_logits(opened, tmp_path / f"logits{graph.suffix}") if coarse else None
+    source = opened if logits is None else tmp_path / f"logits{graph.suffix}"
+    info = build_engine(**common, onnx=source, out=tmp_path / "several", logits=logits, batch_max=2)
+    assert read_engine(tmp_path / "several") == info
+    frames = np.stack([*exported.frames, *exported.frames])[:3]
+    with open_engine(tmp_path / "one", threads=1) as one, open_engine(tmp_path / "several", threads=1) as several:
+        expected = np.stack([one.infer(frame) for frame in frames])
+        assert len({found.tobytes() for found in expected}) > 1
+        # two at once, and the third alone; for shapes that are open a runtime may take other kernels
+        least = 0.9998 if precision == "fp32" else 0.99
+        assert (several.infer(frames) == expected).mean() >= least
+        np.testing.assert_array_equal(one.infer(frames), expected)
+        assert (several.infer(frames[2]) == expected[2]).mean() >= least
+        with pytest.raises(EngineError, match="frame: expected uint8"):
+            several.infer(frames[:0])
+        with pytest.raises(EngineError, match="frame: expected uint8"):
+            several.infer(frames[:, :-1])
+
+
+def test_tensorrt_takes_several_frames_at_once(exported, lowered, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    if type(exported.model).__name__ not in ("PSPNet", "FPN"):
+        pytest.skip("its graph has nothing that the graphs of PSPNet and FPN do not have")
+    settings = {"runtime": "tensorrt", "precision": "int8-fp16", "target": "rtx-sm89", "contract": exported.contract}
+    common = {**settings, "classes": tuple("abcde"), "palette": PALETTE, "batch_max": 4}
+    graph = lowered("tensorrt", "int8-fp16")
+    with pytest.raises(EngineError, match=r"expected image uint8 \('N', .* got image uint8 \(1, "):
+        build_engine(**common, onnx=graph, out=tmp_path / "engine")
+    set_batch(graph, tmp_path / "batch.onnx")
+    info = build_engine(**common, onnx=tmp_path / "batch.onnx", out=tmp_path / "engine")
+    assert read_engine(tmp_path / "engine") == info
+    assert info.batch_max == 4
+
+
+def test_a_fixed_number_of_frames(exported, tmp_path: Path) -> None:
+    import onnxruntime
+
+    set_batch(exported.path, tmp_path / "two.onnx", frames=2)
+    session = onnxruntime.InferenceSession(tmp_path / "two.onnx", providers=["CPUExecutionProvider"])
+    height, width = exported.contract.height, exported.contract.width
+    assert session.get_inputs()[0].shape == [2, height, width, 3]
+    assert session.get_outputs()[0].shape == [2, height, width]
+    frames = np.stack(exported.frames)[:2]
+    (found,) = session.run(None, {"image": frames})
+    single = stand_in(exported.path, runtime="onnxruntime")
+    assert (found == np.stack([single(frame) for frame in frames])).mean() >= 0.9998
 
 
 def test_an_engine_whose_sidecar_says_something_else_is_refused(exported, lowered, tmp_path: Path) -> None:

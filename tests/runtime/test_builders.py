@@ -243,6 +243,15 @@ def test_tensorrt_refuses_what_it_would_read_as_other_numbers(tmp_path: Path) ->
         build(tmp_path / "student.onnx", tmp_path / "engine", runtime="tensorrt", target="rtx-sm89")
 
 
+def test_engines_for_cuda_are_built_without_it(graph: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has the CUDA provider")
+    build(graph, tmp_path / "engine", runtime="onnxruntime", precision="fp16", target="cuda")
+    with pytest.raises(RuntimeMissingError, match=r"has no CUDAExecutionProvider here, only .*CPUExecutionProvider"):
+        open_engine(tmp_path / "engine")
+
+
 @pytest.mark.parametrize(("target", "device"), [("intel-igpu", "GPU"), ("intel-npu", "NPU")])
 def test_engines_for_intels_accelerators_are_built_without_them(
     graph: Path, tmp_path: Path, target: str, device: str

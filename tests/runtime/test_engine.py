@@ -97,6 +97,9 @@ SPOILED: list[tuple[dict[str, Any], str]] = [
     ({"palette": [[0, 0, 0]]}, "palette"),
     ({"palette": [[0, 0, 256]] * 5}, r"palette\[0\]"),
     ({"contract": None}, "contract"),
+    ({"batch_max": 0}, "batch_max"),
+    ({"batch_max": 65}, "batch_max"),
+    ({"batch_max": True}, "batch_max"),
     ({"logits": {}}, "logits"),
     ({"logits": {"align_corners": 1}}, "logits"),
 ]

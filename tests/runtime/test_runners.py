@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -112,7 +113,8 @@ def test_any_memory_layout(engines: dict[str, Path], frames: list[np.ndarray], r
     [
         (np.zeros((24, 40, 3), np.float32), r"float32 \(24, 40, 3\)"),
         (np.zeros((40, 24, 3), np.uint8), r"uint8 \(40, 24, 3\)"),
-        (np.zeros((1, 24, 40, 3), np.uint8), r"uint8 \(1, 24, 40, 3\)"),
+        (np.zeros((2, 40, 24, 3), np.uint8), r"uint8 \(40, 24, 3\)"),
+        (np.zeros((0, 24, 40, 3), np.uint8), r"uint8 \(0, 24, 40, 3\)"),
         ([[0]], "list"),
     ],
 )
@@ -244,7 +246,7 @@ class HostMemoryCuda:
 
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:  # noqa: N802
         device = to if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice else source
-        assert len(self.held[device]) == size
+        assert len(self.held[device]) >= size
         assert stream == 5
         ctypes.memmove(to, source, size)
         return self.ok
@@ -258,6 +260,12 @@ class HostContext:
     def __init__(self, reference: ReferenceEvaluator) -> None:
         self.reference = reference
         self.addresses: dict[str, int] = {}
+        self.count = 1
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert name == "image"
+        self.count = shape[0]
+        return self.count <= 2 and shape[1:] == (24, 40, 3)
 
     def set_tensor_address(self, name: str, pointer: int) -> bool:
         self.addresses[name] = pointer
@@ -265,9 +273,10 @@ class HostContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 5
-        frame = np.frombuffer(ctypes.string_at(self.addresses["image"], 24 * 40 * 3), np.uint8).reshape(1, 24, 40, 3)
-        (class_map,) = self.reference.run(None, {"image": frame})
-        ctypes.memmove(self.addresses["class_map"], class_map.tobytes(), class_map.size)
+        size = self.count * 24 * 40 * 3
+        frames = np.frombuffer(ctypes.string_at(self.addresses["image"], size), np.uint8).reshape(-1, 1, 24, 40, 3)
+        class_maps = b"".join(self.reference.run(None, {"image": frame})[0].tobytes() for frame in frames)
+        ctypes.memmove(self.addresses["class_map"], class_maps, len(class_maps))
         return True
 
 
@@ -292,6 +301,17 @@ def test_tensorrt_copies_frames_in_and_class_maps_out(
     with pytest.raises(EngineError, match="no execution context"):
         TensorRtRunner(read_engine(engines["tensorrt"]), cuda, None, full)
     assert cuda.streams == 0
+
+
+def test_tensorrt_is_told_how_many_frames_come(engines: dict[str, Path], graph: Path, frames: list[np.ndarray]) -> None:
+    reference = ReferenceEvaluator(str(graph))
+    engine = SimpleNamespace(create_execution_context=lambda: HostContext(reference))
+    info = dataclasses.replace(read_engine(engines["tensorrt"]), batch_max=2)
+    three = np.stack([*frames, *frames])[:3]
+    expected = [reference.run(None, {"image": frame[None]})[0][0] for frame in three]
+    with TensorRtRunner(info, HostMemoryCuda(), None, engine) as runner:
+        np.testing.assert_array_equal(runner.infer(three), expected)
+        np.testing.assert_array_equal(runner.infer(three[1]), expected[1])
 
 
 OPEN_WITHOUT = """

@@ -18,7 +18,7 @@ from brd_edge.evaluate.accuracy import ByteArray, Predictor, network_predictor
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.frames import segment_image
-from brd_edge.runtime.runners.checks import check_class_map, import_runtime
+from brd_edge.runtime.runners.checks import check_class_maps, import_runtime
 from brd_edge.runtime.runners.onnxruntime import INSTALL
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def graph_predictor(path: Path, contract: InputContract, *, threads: int | None 
         RuntimeMissingError: ONNX Runtime is not installed.
     """
     run = run_graph(str(path), threads=threads)
-    return lambda frame: check_class_map(run(frame), contract)
+    return lambda frame: check_class_maps(run(frame), contract)[0]
 
 
 def run_graph(model: bytes | str, *, threads: int | None = None) -> Callable[[ByteArray], NDArray[Any]]:

@@ -32,13 +32,16 @@ from brd_edge.runtime.targets import TARGETS, check_combination, compute_capabil
 
 __all__ = ["BUILDERS", "build_engine", "build_planned", "built_directory", "runtime_version"]
 
-Builder = Callable[[Path, Path, InputContract], tuple[str, ...]]
+Builder = Callable[[Path, Path, InputContract, int], tuple[str, ...]]
 BUILDERS: dict[str, Builder] = {
     "onnxruntime": build_onnxruntime,
     "openvino": build_openvino,
     "tensorrt": build_tensorrt,
 }
-"""From a runtime's name to what writes its files from (ONNX graph, directory, contract) and names them, entry first."""
+"""From a runtime's name to what writes its files from (ONNX graph, directory, contract, frames at once at most).
+
+It returns their names, the entry first.
+"""
 
 # The first that is installed counts; TensorRT's two packages tell themselves apart by name.
 PACKAGES = {
@@ -62,11 +65,12 @@ def build_engine(
     classes: Sequence[str],
     palette: Sequence[tuple[int, int, int]],
     logits: CoarseLogits | None = None,
+    batch_max: int = 1,
     on_device: bool = False,
 ) -> EngineInfo:
     """Build one engine from an ONNX graph.
 
-    Engines for processors are opened and run on one black frame before they count as built.
+    Engines for processors are opened and run on black frames, as many as they take at once, before they count as built.
 
     Args:
         runtime: One of `BUILDERS`.
@@ -80,6 +84,8 @@ def build_engine(
         classes: Names by class id.
         palette: RGB colours by class id, 0 to 255.
         logits: How the graph's output, `logits` in place of `class_map`, is upsampled; not for TensorRT.
+        batch_max: How many frames the engine takes at once, at most; above 1, the graph's first dimension is open
+            (`brd_edge.deploy.batch` makes such a graph).
         on_device: Whether this machine is the target itself; then engines that must be built there are built too.
 
     Returns:
@@ -99,7 +105,7 @@ def build_engine(
     if not onnx.is_file():
         raise EngineError(f"{onnx}: not found; export the student first")
     with _replacing(out) as work:
-        names = _builder(runtime, precision, target)(onnx, work, contract)
+        names = _builder(runtime, precision, target)(onnx, work, contract, batch_max)
         info = EngineInfo(
             runtime=runtime,
             precision=precision,
@@ -112,11 +118,12 @@ def build_engine(
             entry=names[0],
             created_by=f"brd-edge {__version__}",
             logits=logits,
+            batch_max=batch_max,
         )
         write_engine(work, info)
         if runtime in CHECKED_BY_RUNNING and TARGETS[target].device == "CPU":
             with open_engine(work, contract=contract) as runner:
-                runner.infer(np.zeros((contract.height, contract.width, 3), np.uint8))
+                runner.infer(np.zeros((batch_max, contract.height, contract.width, 3), np.uint8))
     return info
 
 
@@ -158,6 +165,7 @@ def build_planned(bundle: Bundle, name: str, out: Path) -> EngineInfo:
         contract=bundle.manifest.contract,
         classes=bundle.manifest.classes,
         palette=bundle.manifest.palette,
+        batch_max=plan.batch_max,
         on_device=True,
     )
 

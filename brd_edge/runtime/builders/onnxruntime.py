@@ -13,13 +13,14 @@ from brd_edge.runtime.runners.onnxruntime import INSTALL
 __all__ = ["build_onnxruntime"]
 
 
-def build_onnxruntime(onnx: Path, directory: Path, contract: InputContract) -> tuple[str, ...]:
+def build_onnxruntime(onnx: Path, directory: Path, contract: InputContract, batch_max: int = 1) -> tuple[str, ...]:
     """Write `model.onnx` to `directory`.
 
     Args:
         onnx: The graph, with its weights inside.
         directory: Where to write.
         contract: The frames that the graph takes; checked when the engine is opened.
+        batch_max: How many frames it takes at once; checked when the engine is run.
 
     Returns:
         The names of the files, the entry first.
@@ -28,7 +29,7 @@ def build_onnxruntime(onnx: Path, directory: Path, contract: InputContract) -> t
         RuntimeMissingError: ONNX Runtime is not installed.
         EngineError: ONNX Runtime does not take the graph, or it keeps weights in other files.
     """
-    del contract
+    del contract, batch_max
     ort = import_runtime("onnxruntime", INSTALL)
     target = directory / "model.onnx"
     shutil.copyfile(onnx, target)

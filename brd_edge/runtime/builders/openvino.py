@@ -12,13 +12,14 @@ from brd_edge.runtime.runners.openvino import INSTALL, openvino_core
 __all__ = ["build_openvino"]
 
 
-def build_openvino(onnx: Path, directory: Path, contract: InputContract) -> tuple[str, ...]:
+def build_openvino(onnx: Path, directory: Path, contract: InputContract, batch_max: int = 1) -> tuple[str, ...]:
     """Write `model.xml` and `model.bin` to `directory`, weights in the precision of the graph.
 
     Args:
         onnx: The graph.
         directory: Where to write.
         contract: The frames that the graph takes; checked when the engine is opened.
+        batch_max: How many frames it takes at once; checked when the engine is run.
 
     Returns:
         The names of the files, the entry first.
@@ -27,7 +28,7 @@ def build_openvino(onnx: Path, directory: Path, contract: InputContract) -> tupl
         RuntimeMissingError: OpenVINO is not installed.
         EngineError: OpenVINO does not take the graph; the message holds its own words.
     """
-    del contract
+    del contract, batch_max
     openvino = import_runtime("openvino", INSTALL)
     try:
         model = openvino_core().read_model(str(onnx))

@@ -8,22 +8,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.files import write_bytes_atomic
 from brd_edge.runtime.runners.checks import Port, check_interface, import_runtime
-from brd_edge.runtime.runners.tensorrt import INSTALL, collecting_logger, require_gpu
+from brd_edge.runtime.runners.tensorrt import INSTALL, collecting_logger, require_gpu, sides
 from brd_edge.runtime.targets import RTX_COMPUTE_CAPABILITIES
 
+if TYPE_CHECKING:
+    import tensorrt
+
 __all__ = ["build_tensorrt", "build_tensorrt_here", "timing_cache_path"]
+
+Made = TypeVar("Made")
 
 
 def build_tensorrt(
     onnx: Path,
     directory: Path,
     contract: InputContract,
+    batch_max: int = 1,
     *,
     capabilities: Sequence[int] = RTX_COMPUTE_CAPABILITIES,
 ) -> tuple[str, ...]:
@@ -36,6 +42,7 @@ def build_tensorrt(
         onnx: The graph, with its weights inside.
         directory: Where to write.
         contract: The frames that the graph takes.
+        batch_max: How many frames at once, at most.
         capabilities: The GPUs: 10 x major + minor compute capability.
 
     Returns:
@@ -47,15 +54,16 @@ def build_tensorrt(
     """
     trt = import_runtime("tensorrt_rtx", INSTALL["tensorrt_rtx"])
     logger, messages = collecting_logger(trt)
-    builder, network, _parser = _network(trt, logger, messages, onnx, contract)
+    builder, network, _parser = _network(trt, logger, messages, onnx, contract, batch_max)
     config = _made(builder.create_builder_config(), "builder config", messages)
+    _set_batch(builder, config, contract, batch_max, messages)
     _set_compute_capabilities(trt, config, capabilities, messages)
     engine = _made(builder.build_serialized_network(network, config), f"engine of {onnx}", messages)
     (directory / "model.engine").write_bytes(engine)
     return ("model.engine",)
 
 
-def build_tensorrt_here(onnx: Path, directory: Path, contract: InputContract) -> tuple[str, ...]:
+def build_tensorrt_here(onnx: Path, directory: Path, contract: InputContract, batch_max: int = 1) -> tuple[str, ...]:
     """Write `model.engine` to `directory` for the GPU of this device, with the device's own TensorRT.
 
     What the builder timed is kept in this account's cache, so that building again takes seconds.
@@ -64,6 +72,7 @@ def build_tensorrt_here(onnx: Path, directory: Path, contract: InputContract) ->
         onnx: The graph, with its weights inside.
         directory: Where to write.
         contract: The frames that the graph takes.
+        batch_max: How many frames at once, at most.
 
     Returns:
         The names of the files, the entry first.
@@ -75,8 +84,9 @@ def build_tensorrt_here(onnx: Path, directory: Path, contract: InputContract) ->
     trt = import_runtime("tensorrt", INSTALL["tensorrt"])
     capability = require_gpu()
     logger, messages = collecting_logger(trt)
-    builder, network, _parser = _network(trt, logger, messages, onnx, contract)
+    builder, network, _parser = _network(trt, logger, messages, onnx, contract, batch_max)
     config = _made(builder.create_builder_config(), "builder config", messages)
+    _set_batch(builder, config, contract, batch_max, messages)
     cache_path = timing_cache_path(trt.__version__, capability)
     known = cache_path.read_bytes() if cache_path.is_file() else b""
     cache = _made(config.create_timing_cache(known), "timing cache", messages)
@@ -93,19 +103,39 @@ def timing_cache_path(version: str, capability: int) -> Path:
     return base / "brd-edge" / f"tensorrt-{version}-sm{capability}.timing"
 
 
-def _network(trt: Any, logger: Any, messages: list[str], onnx: Path, contract: InputContract) -> tuple[Any, Any, Any]:
+def _network(
+    trt: Any, logger: tensorrt.ILogger, messages: list[str], onnx: Path, contract: InputContract, batch_max: int
+) -> tuple[tensorrt.Builder, tensorrt.INetworkDefinition, tensorrt.OnnxParser]:
     """Parse the graph into a strongly typed network; builder and parser must live until the engine is built."""
-    builder = _made(trt.Builder(logger), "builder", messages)
+    builder: tensorrt.Builder = _made(trt.Builder(logger), "builder", messages)
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     # where the flag is gone, every network is strongly typed
     strongly_typed = 0 if flag is None else 1 << int(flag)
     network = _made(builder.create_network(strongly_typed), "network", messages)
-    parser = _made(trt.OnnxParser(network, logger), "parser", messages)
+    parser: tensorrt.OnnxParser = _made(trt.OnnxParser(network, logger), "parser", messages)
     if not parser.parse(onnx.read_bytes()):
         raise EngineError(f"{onnx}: TensorRT does not take the graph: {'; '.join(_parser_errors(parser, messages))}")
     _require_exact(onnx, messages)
-    check_interface(str(onnx), contract, *_ports(network))
+    check_interface(str(onnx), contract, *_ports(network), batch_max=batch_max)
     return builder, network, parser
+
+
+def _set_batch(
+    builder: tensorrt.Builder,
+    config: tensorrt.IBuilderConfig,
+    contract: InputContract,
+    batch_max: int,
+    messages: list[str],
+) -> None:
+    """Say how many frames there may be, for which a network that leaves it open has no other place."""
+    if batch_max == 1:
+        return
+    profile: Any = _made(builder.create_optimization_profile(), "optimisation profile", messages)
+    one, most = ((frames, contract.height, contract.width, 3) for frames in (1, batch_max))
+    # the second is what kernels are chosen for
+    profile.set_shape("image", one, most, most)
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineError(f"TensorRT does not take 1 to {batch_max} frames at once: {_last_words(messages)}")
 
 
 def _require_exact(onnx: Path, messages: list[str]) -> None:
@@ -118,7 +148,7 @@ def _require_exact(onnx: Path, messages: list[str]) -> None:
         )
 
 
-def _made(thing: Any, what: str, messages: list[str]) -> Any:
+def _made(thing: Made | None, what: str, messages: list[str]) -> Made:
     """Return `thing`; TensorRT reports a failure only by returning None and logging why."""
     if thing is None:
         raise EngineError(f"TensorRT made no {what}: {_last_words(messages)}")
@@ -141,8 +171,8 @@ def _set_compute_capabilities(trt: Any, config: Any, capabilities: Sequence[int]
         raise EngineError(f"TensorRT took the compute capabilities {taken}, not {wanted}: {_last_words(messages)}")
 
 
-def _parser_errors(parser: Any, messages: list[str]) -> list[str]:
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+def _parser_errors(parser: tensorrt.OnnxParser, messages: list[str]) -> list[str]:
+    errors: list[tensorrt.ParserError] = [parser.get_error(index) for index in range(parser.num_errors)]
     texts = [
         f"node {error.node()} {error.node_name() or '(without a name)'} ({error.node_operator()}): {error.desc()}"
         for error in errors
@@ -156,9 +186,9 @@ def _last_words(messages: list[str]) -> str:
     return "; ".join(words[-5:]) or "it did not say why"
 
 
-def _ports(network: Any) -> tuple[list[Port], list[Port]]:
-    def port(tensor: Any) -> Port:
-        return tensor.name, tensor.dtype.name.lower(), tuple(tensor.shape)
+def _ports(network: tensorrt.INetworkDefinition) -> tuple[list[Port], list[Port]]:
+    def port(tensor: tensorrt.ITensor) -> Port:
+        return tensor.name, tensor.dtype.name.lower(), sides(tensor.shape)
 
     inputs = [port(network.get_input(index)) for index in range(network.num_inputs)]
     outputs = [port(network.get_output(index)) for index in range(network.num_outputs)]

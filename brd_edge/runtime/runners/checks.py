@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,18 @@ import numpy.typing as npt
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 
-__all__ = ["LOGITS_NAME", "Port", "check_class_map", "check_frame", "check_interface", "import_runtime"]
+if TYPE_CHECKING:
+    from brd_edge.runtime.engine import EngineInfo
+
+__all__ = [
+    "LOGITS_NAME",
+    "Port",
+    "check_class_maps",
+    "check_frame",
+    "check_interface",
+    "import_runtime",
+    "in_batches",
+]
 
 Port = tuple[str, str, tuple[object, ...]]
 """Name, dtype and shape of one input or output of a graph, for example `("image", "uint8", (1, 360, 480, 3))`."""
@@ -20,6 +31,9 @@ Port = tuple[str, str, tuple[object, ...]]
 
 LOGITS_NAME = "logits"
 """The output of an engine that returns coarse logits."""
+
+OPEN = "N"
+"""Stands for the number of frames where an engine takes several."""
 
 
 def import_runtime(module: str, install: str) -> Any:
@@ -33,9 +47,13 @@ def import_runtime(module: str, install: str) -> Any:
         RuntimeMissingError: It is not installed, or does not load.
     """
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except (ImportError, OSError) as error:
         raise RuntimeMissingError(f"{module} cannot be imported here ({error}): install it with  {install}") from error
+    if getattr(found, "__file__", None) is None:
+        # a directory of that name without the package, such as type stubs leave
+        raise RuntimeMissingError(f"{module} is not installed here: install it with  {install}")
+    return found
 
 
 def check_interface(
@@ -45,6 +63,7 @@ def check_interface(
     outputs: Sequence[Port],
     *,
     classes: int | None = None,
+    batch_max: int = 1,
 ) -> None:
     """Compare a loaded graph's inputs and outputs with the contract.
 
@@ -54,32 +73,42 @@ def check_interface(
         inputs: All inputs of the graph; expected is `image`, uint8 (1, H, W, 3).
         outputs: All outputs of the graph; expected is `class_map`, uint8 (1, H, W), or else `logits`.
         classes: Number of classes where `logits` are expected, float32 or float16 (1, classes, h, w).
+        batch_max: How many frames it is to take at once; above 1, the first dimension of each is to be open.
 
     Raises:
         EngineError: Something differs.
     """
     height, width = contract.height, contract.width
-    expected = ([("image", "uint8", (1, height, width, 3))], [("class_map", "uint8", (1, height, width))])
-    got = (list(inputs), list(outputs))
+    first = 1 if batch_max == 1 else OPEN
+    expected = ([("image", "uint8", (first, height, width, 3))], [("class_map", "uint8", (first, height, width))])
+    got = ([_opened(port) for port in inputs], [_opened(port) for port in outputs])
     if classes is not None:
-        _check_logits(what, expected[0], got, classes)
+        _check_logits(what, expected[0], got, (first, classes))
     elif got != expected:
         raise EngineError(
             f"{what}: expected {_describe(*expected)}, got {_describe(*got)}; export the student with this contract"
         )
 
 
-def _check_logits(what: str, inputs: Sequence[Port], got: tuple[list[Port], list[Port]], classes: int) -> None:
+def _opened(port: Port) -> Port:
+    """Return a port with `OPEN` for a first dimension that is open, which every runtime calls differently."""
+    name, dtype, shape = port
+    if not shape or (isinstance(shape[0], int) and shape[0] >= 0):
+        return port
+    return name, dtype, (OPEN, *shape[1:])
+
+
+def _check_logits(
+    what: str, inputs: Sequence[Port], got: tuple[list[Port], list[Port]], wanted: tuple[int | str, int]
+) -> None:
     _, outputs = got
     name, dtype, shape = outputs[0] if len(outputs) == 1 else ("", "", ())
     # runtimes name their types differently: float is ONNX's name of float32
     floats = dtype in ("float", "float32", "float16")
-    sizes = len(shape) == 4 and shape[:2] == (1, classes) and all(isinstance(side, int) for side in shape)
+    sizes = len(shape) == 4 and shape[:2] == wanted and all(isinstance(side, int) for side in shape[1:])
     if got[0] != inputs or name != LOGITS_NAME or not floats or not sizes:
-        wanted: list[Port] = [(LOGITS_NAME, "float32", (1, classes, "h", "w"))]
-        raise EngineError(
-            f"{what}: expected {_describe(inputs, wanted)}, got {_describe(*got)}; build the engine again"
-        )
+        ports: list[Port] = [(LOGITS_NAME, "float32", (*wanted, "h", "w"))]
+        raise EngineError(f"{what}: expected {_describe(inputs, ports)}, got {_describe(*got)}; build the engine again")
 
 
 def check_frame(frame: npt.NDArray[np.uint8], contract: InputContract) -> None:
@@ -94,17 +123,46 @@ def check_frame(frame: npt.NDArray[np.uint8], contract: InputContract) -> None:
         raise EngineError(f"frame: expected uint8 {expected}, got {got}; resize it as the input contract says")
 
 
-def check_class_map(class_map: npt.NDArray[Any], contract: InputContract) -> npt.NDArray[np.uint8]:
-    """Return an engine's output as uint8 (H, W).
+def in_batches(
+    frames: npt.NDArray[np.uint8],
+    info: EngineInfo,
+    run: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]],
+) -> npt.NDArray[np.uint8]:
+    """Segment one frame or several, as many at a time as the engine takes.
+
+    Args:
+        frames: uint8 (H, W, 3) or (N, H, W, 3).
+        info: The engine's sidecar.
+        run: From contiguous frames uint8 (n, H, W, 3), n from 1 to `info.batch_max`, to class maps uint8 (n, H, W).
+
+    Returns:
+        uint8 (H, W) or (N, H, W).
+
+    Raises:
+        EngineError: The frames have another shape or dtype; or what `run` raises.
+    """
+    if isinstance(frames, np.ndarray) and frames.ndim == 4 and len(frames):
+        check_frame(frames[0], info.contract)
+        step = info.batch_max
+        found = [run(np.ascontiguousarray(frames[at : at + step])) for at in range(0, len(frames), step)]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+    check_frame(frames, info.contract)
+    only: npt.NDArray[np.uint8] = run(np.ascontiguousarray(frames[None]))[0]
+    return only
+
+
+def check_class_maps(class_maps: npt.NDArray[Any], contract: InputContract) -> npt.NDArray[np.uint8]:
+    """Return an engine's output, which is to be uint8 (n, H, W).
 
     Raises:
         EngineError: The output has another shape or dtype.
     """
-    expected = (1, contract.height, contract.width)
-    if class_map.dtype != np.uint8 or class_map.shape != expected:
-        raise EngineError(f"class map: expected uint8 {expected}, got {class_map.dtype} {class_map.shape}")
-    only: npt.NDArray[np.uint8] = class_map[0]
-    return only
+    expected = (contract.height, contract.width)
+    if class_maps.dtype != np.uint8 or class_maps.ndim != 3 or class_maps.shape[1:] != expected:
+        raise EngineError(
+            f"class map: expected uint8 (n, {expected[0]}, {expected[1]}), got {class_maps.dtype} {class_maps.shape}"
+        )
+    return class_maps
 
 
 def _describe(inputs: Sequence[Port], outputs: Sequence[Port]) -> str:

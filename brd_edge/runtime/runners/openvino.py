@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from brd_edge.runtime.engine import EngineInfo
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
-from brd_edge.runtime.runners.checks import Port, check_frame, import_runtime
+from brd_edge.runtime.runners.checks import Port, check_frame, import_runtime, in_batches
 from brd_edge.runtime.runners.outputs import Finish, checked_output
 from brd_edge.runtime.targets import TARGETS
 
@@ -126,18 +126,20 @@ class OpenVinoRunner:
         self._request = request
 
     def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Segment one frame: uint8 (H, W, 3) RGB to uint8 (H, W), the caller's own.
+        """Segment one frame, uint8 (H, W, 3) RGB to uint8 (H, W), or several; see `Runner.infer`.
 
         Raises:
             EngineError: The frame has another shape or dtype, the runner is closed, or OpenVINO failed.
         """
-        check_frame(frame, self.info.contract)
+        return in_batches(frame, self.info, self._run)
+
+    def _run(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         if self._request is None:
             raise EngineError("the runner is closed: open the engine again")
         try:
-            # the frame is read in place; a class map is copied, since the request writes into the same buffer again
+            # frames are read in place; class maps are copied, since the request writes into the same buffer again
             share = self.info.logits is not None
-            results = self._request.infer([np.ascontiguousarray(frame[None])], share_inputs=True, share_outputs=share)
+            results = self._request.infer([frames], share_inputs=True, share_outputs=share)
         except Exception as error:
             raise EngineError(f"OpenVINO failed on a frame: {error}") from error
         return self._finish(results[0])

@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from brd_edge.runtime.class_map import ClassMapper
 from brd_edge.runtime.engine import EngineInfo
-from brd_edge.runtime.runners.checks import Port, check_class_map, check_interface
+from brd_edge.runtime.runners.checks import Port, check_class_maps, check_interface
 
 __all__ = ["Finish", "checked_output"]
 
 Finish = Callable[[npt.NDArray[Any]], npt.NDArray[np.uint8]]
-"""From what the engine returned to the class map uint8 (H, W), the caller's own."""
+"""From what the engine returned to the class maps uint8 (n, H, W), the caller's own."""
 
 
 def checked_output(what: str, info: EngineInfo, inputs: list[Port], outputs: list[Port]) -> Finish:
@@ -36,10 +36,10 @@ def checked_output(what: str, info: EngineInfo, inputs: list[Port], outputs: lis
     """
     contract = info.contract
     classes = None if info.logits is None else len(info.classes)
-    check_interface(what, contract, inputs, outputs, classes=classes)
+    check_interface(what, contract, inputs, outputs, classes=classes, batch_max=info.batch_max)
     if info.logits is None:
-        return lambda class_map: check_class_map(class_map, contract)
-    _, count, rows, columns = (int(str(side)) for side in outputs[0][2])
+        return lambda class_maps: check_class_maps(class_maps, contract)
+    count, rows, columns = (int(str(side)) for side in outputs[0][2][1:])
     mapper = ClassMapper(
         count,
         rows,
@@ -49,4 +49,11 @@ def checked_output(what: str, info: EngineInfo, inputs: list[Port], outputs: lis
         align_corners=info.logits.align_corners,
         compiled=importlib.util.find_spec("numba") is not None,
     )
-    return mapper.class_map
+
+    def finish(logits: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        class_maps = np.empty((len(logits), contract.height, contract.width), np.uint8)
+        for one, out in zip(logits, class_maps, strict=True):
+            mapper.class_map(one[None], out=out)
+        return class_maps
+
+    return finish

@@ -20,13 +20,22 @@ import numpy.typing as npt
 
 from brd_edge.runtime.engine import EngineInfo
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
-from brd_edge.runtime.runners.checks import Port, check_class_map, check_frame, check_interface, import_runtime
+from brd_edge.runtime.runners.checks import (
+    Port,
+    check_class_maps,
+    check_frame,
+    check_interface,
+    import_runtime,
+    in_batches,
+)
 from brd_edge.runtime.targets import compute_capabilities
 
 if TYPE_CHECKING:
     from typing import Self  # novm
 
-__all__ = ["INSTALL", "TensorRtRunner", "collecting_logger", "open_tensorrt", "require_gpu"]
+    import tensorrt
+
+__all__ = ["INSTALL", "TensorRtRunner", "collecting_logger", "open_tensorrt", "require_gpu", "sides"]
 
 INSTALL = {
     "tensorrt": "the device's own TensorRT (JetPack brings it), or  pip install tensorrt",
@@ -61,7 +70,7 @@ def open_tensorrt(directory: Path, info: EngineInfo, threads: int | None) -> Ten
         )
     cudart = import_runtime("cuda.bindings.runtime", "pip install cuda-bindings")
     logger, messages = collecting_logger(trt)
-    runtime = trt.Runtime(logger)
+    runtime: tensorrt.Runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine((directory / info.entry).read_bytes())
     if engine is None:
         raise EngineError(
@@ -69,7 +78,7 @@ def open_tensorrt(directory: Path, info: EngineInfo, threads: int | None) -> Ten
             f"rebuild it, engines do not move between versions or GPUs. TensorRT says: {'; '.join(messages)}"
         )
     inputs, outputs = _ports(trt, engine)
-    check_interface(str(directory / info.entry), info.contract, inputs, outputs)
+    check_interface(str(directory / info.entry), info.contract, inputs, outputs, batch_max=info.batch_max)
     return TensorRtRunner(info, cudart, runtime, engine)
 
 
@@ -79,7 +88,7 @@ class TensorRtRunner:
     Not run on a GPU yet; see the module.
     """
 
-    def __init__(self, info: EngineInfo, cudart: Any, runtime: Any, engine: Any) -> None:
+    def __init__(self, info: EngineInfo, cudart: Any, runtime: tensorrt.Runtime, engine: tensorrt.ICudaEngine) -> None:
         """Take an engine over and allocate its two buffers; `open_tensorrt` makes one.
 
         Raises:
@@ -91,7 +100,7 @@ class TensorRtRunner:
         self._owners: tuple[Any, ...] = (runtime, engine)
         self._buffers: list[int] = []
         self._stream: Any = None
-        self._context: Any = None
+        self._context: tensorrt.IExecutionContext | None = None
         try:
             self._allocate(engine)
         except BaseException:
@@ -99,26 +108,31 @@ class TensorRtRunner:
             raise
 
     def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Segment one frame: uint8 (H, W, 3) RGB to uint8 (H, W), the caller's own.
+        """Segment one frame, uint8 (H, W, 3) RGB to uint8 (H, W), or several; see `Runner.infer`.
 
         Raises:
             EngineError: The frame has another shape or dtype, the runner is closed, or CUDA failed.
         """
+        return in_batches(frame, self.info, self._run)
+
+    def _run(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         contract, cudart = self.info.contract, self._cudart
-        check_frame(frame, contract)
         if self._context is None:
             raise EngineError("the runner is closed: open the engine again")
-        source = np.ascontiguousarray(frame)
-        class_map = np.empty((1, contract.height, contract.width), np.uint8)
+        class_maps = np.empty((len(frames), contract.height, contract.width), np.uint8)
         image_buffer, class_map_buffer = self._buffers
         kind, stream = cudart.cudaMemcpyKind, self._stream
         to_device, to_host = kind.cudaMemcpyHostToDevice, kind.cudaMemcpyDeviceToHost
-        _call(cudart, "cudaMemcpyAsync", image_buffer, source.ctypes.data, source.nbytes, to_device, stream)
+        # the stubs know a shape as TensorRT's own class alone; it takes a tuple too
+        shape: Any = frames.shape
+        if self.info.batch_max > 1 and not self._context.set_input_shape("image", shape):
+            raise EngineError(f"TensorRT does not take {len(frames)} frames at once")
+        _call(cudart, "cudaMemcpyAsync", image_buffer, frames.ctypes.data, frames.nbytes, to_device, stream)
         if not self._context.execute_async_v3(int(stream)):
             raise EngineError("TensorRT failed on a frame")
-        _call(cudart, "cudaMemcpyAsync", class_map.ctypes.data, class_map_buffer, class_map.nbytes, to_host, stream)
+        _call(cudart, "cudaMemcpyAsync", class_maps.ctypes.data, class_map_buffer, class_maps.nbytes, to_host, stream)
         _call(cudart, "cudaStreamSynchronize", stream)
-        return check_class_map(class_map, contract)
+        return check_class_maps(class_maps, contract)
 
     def bind(self, frame: npt.NDArray[np.uint8]) -> Callable[[], object]:
         """Return a call that runs the engine alone, on a frame that lies on the GPU already; see `Runner.bind`.
@@ -126,7 +140,9 @@ class TensorRtRunner:
         Raises:
             EngineError: The frame has another shape or dtype, the runner is closed, or CUDA failed.
         """
+        check_frame(frame, self.info.contract)
         self.infer(frame)  # leaves the frame in the engine's input
+        assert self._context is not None, "infer has refused a closed runner"
         context, cudart, stream = self._context, self._cudart, self._stream
 
         def call() -> None:
@@ -136,12 +152,12 @@ class TensorRtRunner:
 
         return call
 
-    def _allocate(self, engine: Any) -> None:
+    def _allocate(self, engine: tensorrt.ICudaEngine) -> None:
         self._stream = _call(self._cudart, "cudaStreamCreate")
         self._context = engine.create_execution_context()
         if self._context is None:
             raise EngineError("TensorRT makes no execution context: is the GPU's memory full?")
-        pixels = self.info.contract.height * self.info.contract.width
+        pixels = self.info.batch_max * self.info.contract.height * self.info.contract.width
         for name, size_bytes in (("image", 3 * pixels), ("class_map", pixels)):
             self._buffers.append(int(_call(self._cudart, "cudaMalloc", size_bytes)))
             if not self._context.set_tensor_address(name, self._buffers[-1]):
@@ -194,7 +210,7 @@ def require_gpu() -> int:
     return 10 * major.value + minor.value
 
 
-def collecting_logger(trt: Any) -> tuple[Any, list[str]]:
+def collecting_logger(trt: Any) -> tuple[tensorrt.ILogger, list[str]]:
     """Make a TensorRT logger that prints nothing and keeps warnings and errors.
 
     Args:
@@ -209,21 +225,26 @@ def collecting_logger(trt: Any) -> tuple[Any, list[str]]:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: tensorrt.ILogger.Severity, message: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR, trt.ILogger.WARNING):
                 messages.append(f"{severity.name}: {message.strip()}")
 
     return Collector(), messages
 
 
-def _ports(trt: Any, engine: Any) -> tuple[list[Port], list[Port]]:
+def _ports(trt: Any, engine: tensorrt.ICudaEngine) -> tuple[list[Port], list[Port]]:
     inputs: list[Port] = []
     outputs: list[Port] = []
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
-        port = (name, engine.get_tensor_dtype(name).name.lower(), tuple(engine.get_tensor_shape(name)))
+        port: Port = (name, engine.get_tensor_dtype(name).name.lower(), sides(engine.get_tensor_shape(name)))
         (inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs).append(port)
     return inputs, outputs
+
+
+def sides(shape: tensorrt.Dims) -> tuple[int, ...]:
+    """Return TensorRT's shape as a tuple; -1 stands for a side that is open."""
+    return tuple(int(shape[index]) for index in range(len(shape)))
 
 
 def _call(cudart: Any, name: str, *arguments: Any) -> Any:
