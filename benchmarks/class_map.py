@@ -1,9 +1,9 @@
 """Class maps from logits: dense numpy, PyTorch, and the sparse class map, which computes only mixed cells.
 
-    python -m benchmarks.class_map [--size 512x1024] [--classes 19] [--stride 4 --stride 8] [--run RUN --camvid DIR]
+    python -m benchmarks.class_map [--size 512x1024] [--classes 19] [--stride 4 --stride 8] [--run RUN]
 
-Smooth random logits are drawn so that a given share of their cells is mixed; with a finished run of CamVid, its
-student's logits on CamVid's validation images at the same size are measured too. In every round each contender makes
+Smooth random logits are drawn so that a given share of their cells is mixed; with a finished run, its
+student's logits on its validation images at the same size are measured too. In every round each contender makes
 one class map in turn, in an order that rotates; times are medians, speedups medians of the rounds' ratios, both with
 bootstrap 95 % intervals. Nothing else may run on the machine meanwhile. The last line is one JSON object.
 """
@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ import torch.nn.functional as F
 from brd_edge.environment import describe_environment, package_version
 from brd_edge.progress import progress_bar
 from brd_edge.runtime.class_map import ClassMapper, dense_class_map
-from brd_edge.runtime.errors import BrdEdgeError, DataError, RuntimeMissingError
+from brd_edge.runtime.errors import BrdEdgeError, RuntimeMissingError
 from brd_edge.runtime.statistics import bootstrap_percentiles
 
 BASE = "dense"
@@ -37,7 +36,6 @@ BASE = "dense"
 SHARES = (0.05, 0.1, 0.15)
 """Of mixed cells: what street scenes have."""
 STRIDES = (4, 8)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 FloatArray = npt.NDArray[np.float32]
 Contender = Callable[[FloatArray], npt.NDArray[np.uint8]]
@@ -82,33 +80,33 @@ def smooth_logits(classes: int, rows: int, columns: int, share: float, seed: int
     return logits
 
 
-def spread_images(camvid: Path, count: int) -> list[Path]:
-    """Return so many images of CamVid's validation split, spread over it."""
-    images = sorted(file for file in (camvid / "val").glob("*") if file.suffix in {".jpg", ".png"})
-    if not images:
-        raise DataError(f"{camvid / 'val'}: no PNG or JPEG; expected CamVid's validation images: give --camvid DIR")
-    return images[:: max(1, len(images) // count)][:count]
-
-
-def student_logits(run: Path, images: Sequence[Path], size: tuple[int, int]) -> list[FloatArray]:
+def student_logits(run: Path, count: int, size: tuple[int, int]) -> list[FloatArray]:
     """Return the logits of a run's student at its decoder's stride, float32 (1, K, h, w) an image.
 
     Args:
-        run: Run directory, such as `runs/camvid_cpu`; the student must end in smp's usual head.
-        images: Image files; they are resized.
-        size: Rows and columns of the frames.
-    """
-    from brd_edge.models.segmentation import load_model
-    from brd_edge.runtime.frames import read_image
+        run: Run directory, such as `runs/camvid_cpu`.
+        count: Images of the run's validation split, spread over it.
+        size: Rows and columns of the frames, to which the images are brought.
 
-    model: Any = load_model(run / "distill" / "model")[0]
+    Raises:
+        DataError: The run has no prepared data set.
+    """
+    from brd_edge.data.dataset import read_frame
+    from brd_edge.data.index import load_dataset
+    from brd_edge.models.segmentation import forward_features, load_model
+    from brd_edge.recipe import load_recipe
+    from brd_edge.stages.context import input_contract
+
+    contract = replace(input_contract(load_recipe(run / "recipe.yaml")), height=size[0], width=size[1])
+    samples = load_dataset(run / "data").val
+    model = load_model(run / "distill" / "model")[0].eval()
+    mean, std = torch.tensor(contract.mean), torch.tensor(contract.std)
     found = []
-    for path in images:
-        pixels = torch.from_numpy(read_image(path)).permute(2, 0, 1)[None] / 255
-        frame = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-        frame = (frame - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    for index in np.linspace(0, len(samples) - 1, min(count, len(samples))).round():
+        frame = torch.from_numpy(read_frame(samples[int(index)], contract))
+        image = ((frame / 255 - mean) / std).permute(2, 0, 1)[None]
         with torch.inference_mode():
-            found.append(model.segmentation_head[0](model.decoder(model.encoder(frame))).numpy().astype(np.float32))
+            found.append(forward_features(model, image).coarse_logits.numpy().astype(np.float32))
     return found
 
 
@@ -230,10 +228,7 @@ def format_result(result: Mapping[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.run is not None and options.camvid is None:
-        parser.error("--run needs CamVid: give --camvid DIR, or set CAMVID_ROOT")
+    options = _parser().parse_args(arguments)
     height, width = options.size
     aligned = not options.half_pixel
     cases = []
@@ -244,15 +239,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cases.append(Case(f"smooth, {share:g}", [logits], options.size, aligned))
     if options.run is not None:
         try:
-            frames = student_logits(options.run, spread_images(options.camvid, options.frames), options.size)
+            frames = student_logits(options.run, options.frames, options.size)
         except BrdEdgeError as error:
             print(f"class_map: {error}", file=sys.stderr)
             return error.exit_code
-        cases.append(Case("CamVid", frames, options.size, aligned))
+        cases.append(Case(options.run.name, frames, options.size, aligned))
     with progress_bar(len(cases) * options.rounds, "class map", unit="round") as bar:
         measured = [measure(case, options.rounds, bar) for case in cases]
     environment = describe_environment()
-    environment["packages"] |= {name: found for name in ("numba", "scipy") if (found := package_version(name))}
+    environment["packages"] |= {"scipy": package_version("scipy")}
     result = {
         "benchmark": "class_map",
         "rounds": options.rounds,
@@ -281,7 +276,6 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    camvid = os.environ.get("CAMVID_ROOT")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.class_map", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--size", type=_size, default=(512, 1024), metavar="HxW", help="of the class map")
     parser.add_argument("--classes", type=_count, default=19)
@@ -289,9 +283,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mixed", type=float, action="append", help="share of mixed cells; 0.05, 0.1, 0.15 by default")
     parser.add_argument("--half-pixel", action="store_true", help="align_corners=False, unlike the models' heads")
     parser.add_argument("--rounds", type=_count, default=60)
-    parser.add_argument("--run", type=Path, help="a finished run of CamVid, such as runs/camvid_cpu")
-    parser.add_argument("--camvid", type=Path, default=Path(camvid) if camvid else None, help="default: $CAMVID_ROOT")
-    parser.add_argument("--frames", type=_count, default=8, help="of CamVid's validation split, spread over it")
+    parser.add_argument("--run", type=Path, help="a finished run, such as runs/camvid_cpu")
+    parser.add_argument("--frames", type=_count, default=8, help="of the run's validation split, spread over it")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     return parser
 

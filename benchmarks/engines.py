@@ -48,7 +48,7 @@ from brd_edge.progress import progress_bar
 from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import CoarseLogits, Runner, open_engine, read_engine
-from brd_edge.runtime.errors import BrdEdgeError, DataError
+from brd_edge.runtime.errors import BrdEdgeError, DataError, RunError
 from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.statistics import bootstrap_percentiles
 from brd_edge.runtime.targets import TARGETS
@@ -56,7 +56,8 @@ from brd_edge.runtime.targets import TARGETS
 BASELINE = "onnxruntime fp32, numpy around it"
 TARGET = "x86-cpu"
 _CALIBRATED = 64
-_VENDOR_TURNS = 5
+# short ones, since a machine is not as fast in one minute as in the next
+_VENDOR_TURNS = 15
 
 Frame = npt.NDArray[np.uint8]
 
@@ -230,16 +231,32 @@ def vendor_overhead(engine: Path, frame: Frame, threads: int, seconds: int) -> d
         return {"status": "not measured", "reason": "benchmark_app is not installed"}
     command = [tool, "-m", str(engine / "model.xml"), "-d", "CPU", "-hint", "none", "-nstreams", "1", "-api", "sync"]
     command += ["-nireq", "1", "-nthreads", str(threads), "-infer_precision", "f32", "-t", str(seconds)]
-    pairs = []
-    for _ in range(_VENDOR_TURNS):
+
+    def vendors() -> float:
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         told = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
         if done.returncode or told is None:
-            return {"status": "not measured", "reason": f"benchmark_app failed: {(done.stderr or done.stdout)[-300:]}"}
+            raise RunError(f"benchmark_app failed: {(done.stderr or done.stdout)[-300:]}")
+        return float(told[1])
+
+    def ours(call: Callable[[Runner], Callable[[], object]]) -> float:
         with open_engine(engine, threads=threads) as runner:
-            alone, whole = (_median_ms(call, seconds / 2) for call in (runner.bind(frame), _infer(runner, frame)))
-        pairs.append((float(told[1]), alone, whole))
-    vendor, alone, whole = np.array(pairs).T
+            return _median_ms(call(runner), seconds)
+
+    measures = (
+        vendors,
+        lambda: ours(lambda runner: runner.bind(frame)),
+        lambda: ours(lambda runner: _infer(runner, frame)),
+    )
+    taken = np.empty((_VENDOR_TURNS, len(measures)))
+    for turn in range(_VENDOR_TURNS):
+        for place in range(len(measures)):
+            which = (turn + place) % len(measures)
+            try:
+                taken[turn, which] = measures[which]()
+            except RunError as error:
+                return {"status": "not measured", "reason": str(error)}
+    vendor, alone, whole = taken.T
     return {
         "benchmark_app_ms": _median(vendor),
         "engine_ms": _median(alone),
@@ -325,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=20, help="of the validation split, spread over it")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vendor-s", type=int, default=6, help="seconds of each turn of benchmark_app")
+    parser.add_argument("--vendor-s", type=int, default=2, help="seconds of each turn of benchmark_app")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     return parser
 

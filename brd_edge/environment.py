@@ -26,6 +26,8 @@ _PACKAGES = (
     "openvino",
     "tensorrt",
     "tensorrt-rtx",
+    "nncf",
+    "numba",
     "nvidia-dali-cuda130",
 )
 

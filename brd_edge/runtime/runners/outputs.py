@@ -47,7 +47,7 @@ def checked_output(what: str, info: EngineInfo, inputs: list[Port], outputs: lis
         contract.height,
         contract.width,
         align_corners=info.logits.align_corners,
-        compiled=importlib.util.find_spec("numba") is not None,
+        compiled=_is_installed("numba"),
     )
 
     def finish(logits: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -57,3 +57,9 @@ def checked_output(what: str, info: EngineInfo, inputs: list[Port], outputs: lis
         return class_maps
 
     return finish
+
+
+def _is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    # a directory of that name has no origin
+    return spec is not None and spec.origin is not None
