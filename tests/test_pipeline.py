@@ -198,7 +198,10 @@ def test_int8_gets_layers_back_while_it_misses_a_gate(finished: Path, tmp_path: 
     # what a device builds comes in the precision that it is built in
     bundled = json.loads((run / "bundle" / "manifest.json").read_text(encoding="utf-8"))["engines"]
     planned = [engine for engine in bundled if engine["build"]]
-    assert [engine["name"] for engine in planned] == ["tensorrt-fp16-jetson-orin-batch4", "tensorrt-int8-fp16-jetson-orin"]
+    assert [engine["name"] for engine in planned] == [
+        "tensorrt-fp16-jetson-orin-batch4",
+        "tensorrt-int8-fp16-jetson-orin",
+    ]
     assert {engine["name"]: engine["batch_max"] for engine in bundled if engine["batch_max"] > 1} == {
         "openvino-fp32-x86-cpu-batch2": 2,
         "tensorrt-fp16-jetson-orin-batch4": 4,

@@ -18,6 +18,7 @@ __all__ = [
     "percent",
     "points",
     "quantity",
+    "target_of",
 ]
 
 MISSING = "–"  # noqa: RUF001 (an en dash, not a hyphen: it stands in columns of numbers)
@@ -83,12 +84,19 @@ def duration(seconds: float | None, *, missing: str = MISSING) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def target_of(engine: Mapping[str, Any]) -> str:
+    """Return an engine's target, with how many frames it takes at once where that are several."""
+    target = str(engine.get("target") or "?")
+    batch_max = engine.get("batch_max") or 1
+    return target if batch_max == 1 else f"{target}, batch {batch_max}"
+
+
 def engine_labels(engines: Sequence[Mapping[str, Any]]) -> list[str]:
     """Name each engine by runtime and precision, and by its target where that alone is ambiguous."""
     short = [f"{engine.get('runtime', '?')} {engine.get('precision', '?')}" for engine in engines]
     times = Counter(short)
     return [
-        f"{label} ({engine.get('target', '?')})" if times[label] > 1 else label
+        f"{label} ({target_of(engine)})" if times[label] > 1 else label
         for label, engine in zip(short, engines, strict=True)
     ]
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brd_edge.evaluate.formats import latency_digits, megabytes, milliseconds, one_line, percent, quantity
+from brd_edge.evaluate.formats import latency_digits, megabytes, milliseconds, one_line, percent, quantity, target_of
 from brd_edge.evaluate.report.verdict import verdict
 
 __all__ = ["format_table"]
@@ -42,7 +42,9 @@ def _engine_table(engines: Sequence[Mapping[str, Any]]) -> str:
     digits = latency_digits(latency.get("p50") for latency in latencies)
     rows = [
         [
-            *(one_line(engine.get(key) or "-") for key in ("runtime", "precision", "target", "status")),
+            *(one_line(engine.get(key) or "-") for key in ("runtime", "precision")),
+            one_line(target_of(engine)),
+            one_line(engine.get("status") or "-"),
             milliseconds(latency.get("p50"), digits=digits, missing="-"),
             milliseconds(latency.get("p95"), digits=digits, missing="-"),
             percent(engine.get("miou"), missing="-"),
@@ -85,7 +87,9 @@ def _verdict(benchmark: Mapping[str, Any]) -> list[str]:
 
 
 def _name(engine: Mapping[str, Any]) -> str:
-    return " ".join(one_line(engine.get(key) or "-") for key in ("runtime", "precision", "target"))
+    return " ".join(
+        one_line(text or "-") for text in (engine.get("runtime"), engine.get("precision"), target_of(engine))
+    )
 
 
 def _models(benchmark: Mapping[str, Any]) -> list[str]:

@@ -286,6 +286,8 @@ class EngineEntry(Scores):
     """Whether the undistilled student's engine was built too."""
     graph: str | None
     """The file that it was built from, below the run directory."""
+    batch_max: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many frames it takes at once, at most; latency is that of one."""
     output: Literal["dense", "sparse"] = "dense"
     """Where the class map is computed: in the graph, or by the runtime from coarse logits."""
     output_ratio: IntervalEntry | None = None

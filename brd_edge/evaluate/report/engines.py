@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brd_edge.evaluate.formats import MISSING, milliseconds, percent
+from brd_edge.evaluate.formats import MISSING, milliseconds, percent, target_of
 from brd_edge.evaluate.proof import Proof
 from brd_edge.evaluate.report.plots import EnginePoint, latency_distribution_svg, pareto_front, ratios_svg, tradeoff_svg
 from brd_edge.evaluate.report.verdict import best_engine, p50_ms
@@ -67,7 +67,7 @@ def engine_rows(engines: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> 
                 "runtime": engine.get("runtime") or "?",
                 "version": engine.get("runtime_version") or "",
                 "precision": engine.get("precision") or "?",
-                "target": engine.get("target") or "?",
+                "target": target_of(engine),
                 "status": status,
                 "tone": status if status in _STATUS_MARKS else "skipped",
                 "mark": _STATUS_MARKS.get(status, "○"),
