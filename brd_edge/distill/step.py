@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brd_edge.distill.clock import StepClock
+from brd_edge.distill.depthwise import DepthwiseInFloat32
 from brd_edge.distill.distributed import average_gradients
 from brd_edge.distill.objective import Objective
 from brd_edge.models.segmentation import Features
@@ -95,7 +97,7 @@ class Stepper:
                 with self.clock.part("teacher"):
                     theirs = self.objective.teacher(images)
             with self.clock.part("student"):
-                mine = self.forward(images)
+                mine = self._student(images)
         # every loss gets leaves of its own to take gradients to: it can be timed, and its memory is freed at once
         leaves = _leaves(mine)
         factor = self.objective.curriculum(done)
@@ -110,6 +112,11 @@ class Stepper:
             ]
             torch.autograd.backward([whole for whole, _ in pairs], [gradient for _, gradient in pairs])
         return torch.stack(values)
+
+    def _student(self, images: Tensor) -> Features:
+        slow = images.device.type == "cpu" and self.dtype != torch.float32
+        with DepthwiseInFloat32() if slow else nullcontext():
+            return self.forward(images)  # type: ignore[no-any-return]
 
     def _term(self, name: str, loss: Any, inputs: tuple[Any, ...], weight: float, autocast: Any) -> Tensor:
         with self.clock.part(name):

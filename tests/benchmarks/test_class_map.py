@@ -49,17 +49,18 @@ def test_logits_have_the_share_of_mixed_cells(share: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "runs/none"], "CAMVID_ROOT"),
         (["--size", "512"], "HEIGHTxWIDTH such as 512x1024, came '512'"),
         (["--stride", "0"], "a whole number from 1, came '0'"),
     ],
 )
-def test_what_is_refused(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("CAMVID_ROOT", raising=False)
+def test_what_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         main(arguments)
 
     assert refused.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", str(tmp_path / "none")]) == 2
+    assert "none/recipe.yaml: no such recipe" in capsys.readouterr().err

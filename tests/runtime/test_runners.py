@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import enum
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -220,11 +222,63 @@ class HostMemoryCuda:
     """CUDA's calls over the host's memory: shows what the runner copies where, not that a GPU does it."""
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)  # noqa: N815
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
+    cudaStreamNonBlocking = 1  # noqa: N815
     ok = (0,)
 
-    def __init__(self) -> None:
+    def __init__(self, *, captures: bool = True) -> None:
         self.held: dict[int, Any] = {}
+        self.pinned: dict[int, Any] = {}
         self.streams = 0
+        self.captures = captures
+        self.captured: list[Callable[[], None]] | None = None
+        self.graphs: dict[int, list[Callable[[], None]]] = {}
+        self.launches = 0
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Do it now, or, while a stream is captured, only write it down."""
+        if self.captured is None:
+            work()
+        else:
+            self.captured.append(work)
+
+    def cudaMallocHost(self, size: int) -> tuple[int, int]:  # noqa: N802
+        buffer = ctypes.create_string_buffer(size)
+        self.pinned[ctypes.addressof(buffer)] = buffer
+        return 0, ctypes.addressof(buffer)
+
+    def cudaFreeHost(self, pointer: int) -> tuple[int]:  # noqa: N802
+        del self.pinned[pointer]
+        return self.ok
+
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:  # noqa: N802
+        assert (stream, mode, self.captured) == (5, 1, None)
+        self.captured = []
+        return self.ok
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, Any]:  # noqa: N802
+        assert stream == 5
+        graph, self.captured = self.captured, None
+        return (0, graph) if self.captures else (Failed.cudaErrorStreamCaptureUnsupported, None)
+
+    def cudaGraphInstantiate(self, graph: list[Callable[[], None]], flags: int) -> tuple[int, int]:  # noqa: N802
+        assert flags == 0
+        self.graphs[id(graph)] = graph
+        return 0, id(graph)
+
+    def cudaGraphDestroy(self, _graph: list[Callable[[], None]]) -> tuple[int]:  # noqa: N802
+        return self.ok
+
+    def cudaGraphExecDestroy(self, graph: int) -> tuple[int]:  # noqa: N802
+        del self.graphs[graph]
+        return self.ok
+
+    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[int]:  # noqa: N802
+        assert stream == 5
+        self.launches += 1
+        for work in self.graphs[graph]:
+            work()
+        return self.ok
 
     def cudaMalloc(self, size: int) -> tuple[int, int]:  # noqa: N802
         buffer = ctypes.create_string_buffer(size)
@@ -235,7 +289,8 @@ class HostMemoryCuda:
         del self.held[pointer]
         return self.ok
 
-    def cudaStreamCreate(self) -> tuple[int, int]:  # noqa: N802
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[int, int]:  # noqa: N802
+        assert flags == self.cudaStreamNonBlocking
         self.streams += 1
         return 0, 5
 
@@ -245,20 +300,23 @@ class HostMemoryCuda:
         return self.ok
 
     def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> tuple[int]:  # noqa: N802
-        device = to if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice else source
+        device, host = (to, source) if kind == self.cudaMemcpyKind.cudaMemcpyHostToDevice else (source, to)
         assert len(self.held[device]) >= size
+        assert len(self.pinned[host]) >= size
         assert stream == 5
-        ctypes.memmove(to, source, size)
+        self.put(lambda: ctypes.memmove(to, source, size))
         return self.ok
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[int]:  # noqa: N802
         assert stream == 5
+        assert self.captured is None, "waiting ends a capture"
         return self.ok
 
 
 class HostContext:
-    def __init__(self, reference: ReferenceEvaluator) -> None:
+    def __init__(self, reference: ReferenceEvaluator, cuda: HostMemoryCuda) -> None:
         self.reference = reference
+        self.cuda = cuda
         self.addresses: dict[str, int] = {}
         self.count = 1
 
@@ -273,18 +331,28 @@ class HostContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 5
+        self.cuda.put(self.execute)
+        return True
+
+    def execute(self) -> None:
         size = self.count * 24 * 40 * 3
         frames = np.frombuffer(ctypes.string_at(self.addresses["image"], size), np.uint8).reshape(-1, 1, 24, 40, 3)
         class_maps = b"".join(self.reference.run(None, {"image": frame})[0].tobytes() for frame in frames)
         ctypes.memmove(self.addresses["class_map"], class_maps, len(class_maps))
-        return True
 
 
+class Failed(enum.IntEnum):
+    """A status of CUDA."""
+
+    cudaErrorStreamCaptureUnsupported = 900  # noqa: N815
+
+
+@pytest.mark.parametrize("captures", [True, False])
 def test_tensorrt_copies_frames_in_and_class_maps_out(
-    engines: dict[str, Path], graph: Path, frames: list[np.ndarray]
+    engines: dict[str, Path], graph: Path, frames: list[np.ndarray], *, captures: bool
 ) -> None:
-    reference, cuda = ReferenceEvaluator(str(graph)), HostMemoryCuda()
-    engine = SimpleNamespace(create_execution_context=lambda: HostContext(reference))
+    reference, cuda = ReferenceEvaluator(str(graph)), HostMemoryCuda(captures=captures)
+    engine = SimpleNamespace(create_execution_context=lambda: HostContext(reference, cuda))
     with TensorRtRunner(read_engine(engines["tensorrt"]), cuda, None, engine) as runner:
         results = [runner.infer(frame[:, ::-1]) for frame in frames]
         for frame, result in zip(frames, results, strict=True):
@@ -293,8 +361,10 @@ def test_tensorrt_copies_frames_in_and_class_maps_out(
             call()
             written = np.frombuffer(ctypes.string_at(runner._buffers[1], 24 * 40), np.uint8).reshape(1, 24, 40)
             np.testing.assert_array_equal(written, reference.run(None, {"image": frame[None]})[0])
-        assert len(cuda.held) == 2
-    assert (cuda.held, cuda.streams) == ({}, 0)
+        assert (len(cuda.held), len(cuda.pinned)) == (2, 2)
+        # all but the first frame, and each bound call; or, what cannot be captured, call by call
+        assert cuda.launches == (len(frames) - 1 + 2 * len(frames) if captures else 0)
+    assert (cuda.held, cuda.pinned, cuda.graphs, cuda.streams) == ({}, {}, {}, 0)
     with pytest.raises(EngineError, match="closed"):
         runner.infer(frames[0])
     full = SimpleNamespace(create_execution_context=lambda: None)
@@ -304,12 +374,12 @@ def test_tensorrt_copies_frames_in_and_class_maps_out(
 
 
 def test_tensorrt_is_told_how_many_frames_come(engines: dict[str, Path], graph: Path, frames: list[np.ndarray]) -> None:
-    reference = ReferenceEvaluator(str(graph))
-    engine = SimpleNamespace(create_execution_context=lambda: HostContext(reference))
+    reference, cuda = ReferenceEvaluator(str(graph)), HostMemoryCuda()
+    engine = SimpleNamespace(create_execution_context=lambda: HostContext(reference, cuda))
     info = dataclasses.replace(read_engine(engines["tensorrt"]), batch_max=2)
     three = np.stack([*frames, *frames])[:3]
     expected = [reference.run(None, {"image": frame[None]})[0][0] for frame in three]
-    with TensorRtRunner(info, HostMemoryCuda(), None, engine) as runner:
+    with TensorRtRunner(info, cuda, None, engine) as runner:
         np.testing.assert_array_equal(runner.infer(three), expected)
         np.testing.assert_array_equal(runner.infer(three[1]), expected[1])
 

@@ -5,6 +5,9 @@
 
 Inference has not been run: it needs a GPU, and none was at hand when this was written. What a
 machine without one sees (the errors, and the order of the calls) is tested.
+
+A frame is copied into pinned memory; the copy to the GPU, the engine and the copy back are captured as one CUDA graph
+when the first frame was run, and launched at once for those that follow.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from brd_edge.runtime.runners.checks import (
     import_runtime,
     in_batches,
 )
+from brd_edge.runtime.runners.cuda import PinnedBuffer, allocate_pinned, call, capture, free_pinned
 from brd_edge.runtime.targets import compute_capabilities
 
 if TYPE_CHECKING:
@@ -89,7 +93,7 @@ class TensorRtRunner:
     """
 
     def __init__(self, info: EngineInfo, cudart: Any, runtime: tensorrt.Runtime, engine: tensorrt.ICudaEngine) -> None:
-        """Take an engine over and allocate its two buffers; `open_tensorrt` makes one.
+        """Take an engine over and allocate its buffers, on the GPU and pinned on the host; `open_tensorrt` makes one.
 
         Raises:
             EngineError: CUDA or TensorRT failed, for example for lack of memory.
@@ -99,6 +103,10 @@ class TensorRtRunner:
         # TensorRT frees in the wrong order unless runtime and engine outlive the context
         self._owners: tuple[Any, ...] = (runtime, engine)
         self._buffers: list[int] = []
+        self._staging: list[PinnedBuffer] = []
+        self._count = 0
+        self._graph: Any = None
+        self._bound: list[Any] = []
         self._stream: Any = None
         self._context: tensorrt.IExecutionContext | None = None
         try:
@@ -116,23 +124,52 @@ class TensorRtRunner:
         return in_batches(frame, self.info, self._run)
 
     def _run(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        contract, cudart = self.info.contract, self._cudart
         if self._context is None:
             raise EngineError("the runner is closed: open the engine again")
-        class_maps = np.empty((len(frames), contract.height, contract.width), np.uint8)
-        image_buffer, class_map_buffer = self._buffers
-        kind, stream = cudart.cudaMemcpyKind, self._stream
-        to_device, to_host = kind.cudaMemcpyHostToDevice, kind.cudaMemcpyDeviceToHost
+        contract, count = self.info.contract, len(frames)
+        size = count * contract.height * contract.width
+        image, class_map = self._staging
+        image.array[: frames.nbytes] = frames.reshape(-1)
+        if count != self._count:
+            self._prepare(count)
+        elif self._graph is None:
+            self._work(count)
+        else:
+            call(self._cudart, "cudaGraphLaunch", self._graph, self._stream)
+        call(self._cudart, "cudaStreamSynchronize", self._stream)
+        found = class_map.array[:size].reshape(count, contract.height, contract.width)
+        return check_class_maps(found.copy(), contract)
+
+    def _prepare(self, count: int) -> None:
+        """Run the frames that lie ready, and capture that for the frames to come."""
+        assert self._context is not None, "only open runners run"
+        self._free_graph()
         # the stubs know a shape as TensorRT's own class alone; it takes a tuple too
-        shape: Any = frames.shape
+        shape: Any = (count, self.info.contract.height, self.info.contract.width, 3)
         if self.info.batch_max > 1 and not self._context.set_input_shape("image", shape):
-            raise EngineError(f"TensorRT does not take {len(frames)} frames at once")
-        _call(cudart, "cudaMemcpyAsync", image_buffer, frames.ctypes.data, frames.nbytes, to_device, stream)
-        if not self._context.execute_async_v3(int(stream)):
+            raise EngineError(f"TensorRT does not take {count} frames at once")
+        # the first run after a change allocates and compiles, which cannot be captured
+        self._work(count)
+        call(self._cudart, "cudaStreamSynchronize", self._stream)
+        self._graph = capture(self._cudart, self._stream, lambda: self._work(count))
+        self._count = count
+
+    def _work(self, count: int) -> None:
+        """Put the copies and the engine itself into the stream."""
+        pixels = count * self.info.contract.height * self.info.contract.width
+        image, class_map = self._staging
+        image_buffer, class_map_buffer = self._buffers
+        cudart, kind, stream = self._cudart, self._cudart.cudaMemcpyKind, self._stream
+        to_device, to_host = kind.cudaMemcpyHostToDevice, kind.cudaMemcpyDeviceToHost
+        call(cudart, "cudaMemcpyAsync", image_buffer, image.pointer, 3 * pixels, to_device, stream)
+        self._execute()
+        call(cudart, "cudaMemcpyAsync", class_map.pointer, class_map_buffer, pixels, to_host, stream)
+
+    def _execute(self) -> None:
+        if self._context is None:
+            raise EngineError("the runner is closed: open the engine again")
+        if not self._context.execute_async_v3(int(self._stream)):
             raise EngineError("TensorRT failed on a frame")
-        _call(cudart, "cudaMemcpyAsync", class_maps.ctypes.data, class_map_buffer, class_maps.nbytes, to_host, stream)
-        _call(cudart, "cudaStreamSynchronize", stream)
-        return check_class_maps(class_maps, contract)
 
     def bind(self, frame: npt.NDArray[np.uint8]) -> Callable[[], object]:
         """Return a call that runs the engine alone, on a frame that lies on the GPU already; see `Runner.bind`.
@@ -142,35 +179,52 @@ class TensorRtRunner:
         """
         check_frame(frame, self.info.contract)
         self.infer(frame)  # leaves the frame in the engine's input
-        assert self._context is not None, "infer has refused a closed runner"
-        context, cudart, stream = self._context, self._cudart, self._stream
+        cudart, stream = self._cudart, self._stream
+        graph = capture(cudart, stream, self._execute)
+        if graph is not None:
+            self._bound.append(graph)
 
-        def call() -> None:
-            if not context.execute_async_v3(int(stream)):
-                raise EngineError("TensorRT failed on a frame")
-            _call(cudart, "cudaStreamSynchronize", stream)
+        def run() -> None:
+            if graph is None:
+                self._execute()
+            else:
+                call(cudart, "cudaGraphLaunch", graph, stream)
+            call(cudart, "cudaStreamSynchronize", stream)
 
-        return call
+        return run
 
     def _allocate(self, engine: tensorrt.ICudaEngine) -> None:
-        self._stream = _call(self._cudart, "cudaStreamCreate")
+        # one that does not wait for the default stream, nor lets it wait
+        flag = self._cudart.cudaStreamNonBlocking
+        self._stream = call(self._cudart, "cudaStreamCreateWithFlags", flag)
         self._context = engine.create_execution_context()
         if self._context is None:
             raise EngineError("TensorRT makes no execution context: is the GPU's memory full?")
         pixels = self.info.batch_max * self.info.contract.height * self.info.contract.width
         for name, size_bytes in (("image", 3 * pixels), ("class_map", pixels)):
-            self._buffers.append(int(_call(self._cudart, "cudaMalloc", size_bytes)))
+            self._buffers.append(int(call(self._cudart, "cudaMalloc", size_bytes)))
+            self._staging.append(allocate_pinned(self._cudart, size_bytes))
             if not self._context.set_tensor_address(name, self._buffers[-1]):
                 raise EngineError(f"TensorRT takes no buffer for {name}")
 
+    def _free_graph(self) -> None:
+        if self._graph is not None:
+            graph, self._graph = self._graph, None
+            call(self._cudart, "cudaGraphExecDestroy", graph)
+
     def close(self) -> None:
-        """Free the context, the buffers and the engine."""
+        """Free the graphs, the context, the buffers and the engine."""
+        self._free_graph()
+        while self._bound:
+            call(self._cudart, "cudaGraphExecDestroy", self._bound.pop())
         self._context = None
         while self._buffers:
-            _call(self._cudart, "cudaFree", self._buffers.pop())
+            call(self._cudart, "cudaFree", self._buffers.pop())
+        while self._staging:
+            free_pinned(self._cudart, self._staging.pop())
         if self._stream is not None:
             stream, self._stream = self._stream, None
-            _call(self._cudart, "cudaStreamDestroy", stream)
+            call(self._cudart, "cudaStreamDestroy", stream)
         self._owners = ()
 
     def __enter__(self) -> Self:
@@ -245,11 +299,3 @@ def _ports(trt: Any, engine: tensorrt.ICudaEngine) -> tuple[list[Port], list[Por
 def sides(shape: tensorrt.Dims) -> tuple[int, ...]:
     """Return TensorRT's shape as a tuple; -1 stands for a side that is open."""
     return tuple(int(shape[index]) for index in range(len(shape)))
-
-
-def _call(cudart: Any, name: str, *arguments: Any) -> Any:
-    """Call a CUDA runtime function and return its value; its status is checked."""
-    status, *values = getattr(cudart, name)(*arguments)
-    if int(status) != 0:
-        raise EngineError(f"{name} failed: {status.name}")
-    return values[0] if values else None
