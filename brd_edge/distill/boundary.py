@@ -37,12 +37,13 @@ def boundary_residual(features: Tensor, kernel: int) -> Tensor:
 
     Args:
         features: (N, C, H, W), floating point.
-        kernel: Odd side of the averaging window; borders are padded by reflection.
+        kernel: Odd side of the averaging window, borders being padded by reflection; or 0: the whole image, of
+            which all regions stand out that are not like its mean, not their edges alone.
 
     Returns:
         (N, C, H, W); zero where the features are locally constant.
     """
-    return features - _average(features, kernel)
+    return features - (_average(features, kernel) if kernel else features.mean((2, 3), keepdim=True))
 
 
 def boundary_map(features: Tensor, kernel: int, known: Tensor | None = None) -> Tensor:
