@@ -29,12 +29,13 @@ def test_the_command_prints_one_json_line_last(tmp_path: Path) -> None:
     (case,) = result["cases"]
     assert (case["shape"], case["size"], case["align_corners"]) == ([1, 5, 12, 16], [48, 64], True)
     found = {name: entry for name, entry in case["contenders"].items() if "reason" not in entry}
-    assert {"dense", "torch, 1 thread", "sparse"} <= set(found)
-    assert found["sparse"]["agreement"] == 1
+    assert {"plain numpy", "dense", "torch, 1 thread", "sparse"} <= set(found)
+    assert found["sparse"]["agreement"] == found["plain numpy"]["agreement"] == 1
     assert found["torch, 1 thread"]["agreement"] > 0.999
     for entry in found.values():
         assert 0 < entry["ms"]["low"] <= entry["ms"]["value"] <= entry["ms"]["high"]
-    assert found["dense"]["speedup_over_dense"]["value"] == 1
+        assert set(entry["speedup_over"]) == {"plain numpy", "dense"}
+    assert all(found[base]["speedup_over"][base]["value"] == 1 for base in ("plain numpy", "dense"))
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2])
