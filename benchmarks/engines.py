@@ -2,7 +2,7 @@
 
     python -m benchmarks.engines RUN [--size 512x1024] [--images 20] [--rounds 30] [--output FILE]
 
-RUN is a finished run, whose student is exported anew at the given size. The baseline is ONNX Runtime in fp32 with
+RUN is a run with a trained student, which is exported anew at the given size. The baseline is ONNX Runtime in fp32 with
 normalisation in numpy before it, float logits at full size, and numpy's argmax behind it. Each engine is built with
 its class map in the graph and, where the model upsamples its logits, from coarse logits. In every round each contender
 segments one frame, in an order that rotates; what is compared are the ratios of a round. Accuracy is that over
@@ -45,13 +45,15 @@ from brd_edge.evaluate.accuracy import Predictor, evaluate_predictor
 from brd_edge.evaluate.intervals import score_losses
 from brd_edge.models.segmentation import load_model
 from brd_edge.progress import progress_bar
+from brd_edge.recipe import load_recipe
 from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import InputContract
-from brd_edge.runtime.engine import CoarseLogits, Runner, open_engine, read_engine
+from brd_edge.runtime.engine import CoarseLogits, Runner, open_engine
 from brd_edge.runtime.errors import BrdEdgeError, DataError, RunError
 from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.statistics import bootstrap_percentiles
 from brd_edge.runtime.targets import TARGETS
+from brd_edge.stages.context import input_contract
 
 BASELINE = "onnxruntime fp32, numpy around it"
 TARGET = "x86-cpu"
@@ -85,10 +87,9 @@ def export_student(run: Path, size: tuple[int, int], directory: Path, threads: i
     Raises:
         DataError: The run has no prepared data set, or no trained student.
     """
-    engines = sorted((run / "engines").glob("*/engine.json"))
-    if not engines or not (run / "distill" / "model").is_dir():
-        raise DataError(f"{run}: expected the directory of a finished run, with distill/model and engines/ in it")
-    contract = replace(read_engine(engines[0].parent).contract, height=size[0], width=size[1])
+    if not (run / "distill" / "model").is_dir():
+        raise DataError(f"{run}: expected the directory of a run whose student is trained, with distill/model in it")
+    contract = replace(input_contract(load_recipe(run / "recipe.yaml")), height=size[0], width=size[1])
     dataset = load_dataset(run / "data")
     model, spec = load_model(run / "distill" / "model")
     path = directory / "student.onnx"
@@ -337,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", type=Path, help="a finished run, such as runs/camvid_cpu")
+    parser.add_argument("run", type=Path, help="a run with a trained student, such as runs/camvid_cpu")
     parser.add_argument("--size", default="512x1024", metavar="HxW", help="of the frames")
     parser.add_argument("--images", type=int, default=20, help="of the validation split, spread over it")
     parser.add_argument("--rounds", type=int, default=30)
