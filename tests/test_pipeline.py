@@ -83,6 +83,23 @@ def test_a_run_leaves_everything(finished: Path) -> None:
     assert str(ROOT) not in (finished / "export" / "student.onnx").read_bytes().decode("latin-1")
 
 
+def test_graphs_say_where_they_come_from(finished: Path) -> None:
+    read = {
+        name: {item.key: item.value for item in onnx.load(finished / "export" / f"{name}.onnx").metadata_props}
+        for name in ("student", "plain")
+    }
+    assert set(read["student"]) == set(read["plain"]) >= {"recipe", "method", "commit", "val_miou"}
+    assert (read["student"]["method"], read["plain"]["method"]) == ("brd", "none")
+    trained = [json.loads(line) for line in (finished / "distill" / "metrics.jsonl").read_text().splitlines()]
+    best = max(entry["miou"] for entry in trained if "miou" in entry)
+    assert float(read["student"]["val_miou"]) == pytest.approx(best, abs=1e-6)
+    assert read["plain"]["val_miou"] == "not trained"
+    assert read["student"]["commit"] == read["plain"]["commit"]
+    assert re.fullmatch(r"unknown|[0-9a-f]{40}( with changes)?", read["student"]["commit"])
+    # or else every commit would export anew
+    assert "commit" not in (finished / "stages" / "export.json").read_text()
+
+
 def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
     benchmark = json.loads((finished / "benchmark.json").read_text(encoding="utf-8"))
 

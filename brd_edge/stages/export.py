@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from brd_edge.environment import package_version
+from brd_edge.environment import describe_environment, package_version
 from brd_edge.recipe import Recipe
 from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.files import write_json_atomic
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.training import load_run_dataset, model_spec
 
-__all__ = ["STAGE"]
+__all__ = ["STAGE", "graph_metadata"]
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -20,12 +20,35 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         "contract": input_contract(recipe).to_json(),
         "student": recipe.student.model_dump(mode="json", exclude={"encoder_weights"}),
         "export": recipe.export.model_dump(mode="json"),
-        "metadata": _metadata(recipe, recipe.distill.method),
+        "metadata": {"recipe": recipe.name, "method": recipe.distill.method},
     }
 
 
-def _metadata(recipe: Recipe, method: str) -> dict[str, str]:
-    return {"recipe": recipe.name, "method": method}
+def graph_metadata(recipe: str, method: str, *, commit: str | None, val_miou: float | None) -> dict[str, str]:
+    """Return what an exported graph says of itself beside its contract; every graph has the same keys.
+
+    Args:
+        recipe: Name of the recipe.
+        method: How the model was distilled.
+        commit: The commit of the source that exported it, where that is known.
+        val_miou: What training saw on the validation split, 0 to 1; None for a model that was not trained.
+    """
+    return {
+        "recipe": recipe,
+        "method": method,
+        "commit": commit or "unknown",
+        "val_miou": "not trained" if val_miou is None else f"{val_miou:.6f}",
+    }
+
+
+def _about(context: Context) -> dict[str, dict[str, str]]:
+    recipe, val_miou = context.recipe, float(context.inputs["distill"].result["miou"])
+    # not among the settings: another commit alone is no reason to export anew
+    commit = describe_environment()["commit"]
+    return {
+        "student": graph_metadata(recipe.name, recipe.distill.method, commit=commit, val_miou=val_miou),
+        "plain": graph_metadata(recipe.name, "none", commit=commit, val_miou=None),
+    }
 
 
 def _files(_recipe: Recipe) -> dict[str, str]:
@@ -50,7 +73,7 @@ def _work(context: Context) -> Outcome:
     require_contract(context.run.path("distill", "model"), contract)
     # the same recipe section, never distilled: what the student would be without the product
     plain = build_stand_in(model_spec(recipe.student, dataset), seed=recipe.seed + 1)
-    paths = {}
+    about, paths = _about(context), {}
     for name, model in (("student", student), ("plain", plain)):
         paths[name] = context.run.path("export", f"{name}.onnx")
         context.say(f"export: writing {name}.onnx")
@@ -60,7 +83,7 @@ def _work(context: Context) -> Outcome:
             contract=contract,
             classes=dataset.classes,
             palette=dataset.palette,
-            metadata=_metadata(recipe, recipe.distill.method if name == "student" else "none"),
+            metadata=about[name],
             opset=recipe.export.opset,
         )
     graphs = compare_graphs(paths["student"], paths["plain"])

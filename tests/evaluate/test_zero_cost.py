@@ -62,6 +62,11 @@ def test_a_trained_student_equals_an_untrained_one(plain, tmp_path):
     assert count_graph_parameters(distilled) == count_graph_parameters(plain)
 
 
+def test_what_a_graph_says_of_itself_is_no_difference(plain, edited):
+    about = {"commit": "0" * 40, "val_miou": "0.5"}
+    assert compare_graphs(edited(lambda proto: helper.set_model_props(proto, about)), plain).equal
+
+
 def test_one_more_channel_is_a_difference(plain, tmp_path):
     found = compare_graphs(export(tmp_path / "wider.onnx", channels=9), plain)
     assert not found.equal
