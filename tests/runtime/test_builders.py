@@ -14,10 +14,12 @@ import onnx.parser
 import pytest
 
 from brd_edge.runtime.builders import build_engine, runtime_version
+from brd_edge.runtime.builders.tensorrt import builder_config
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import SIDECAR, EngineInfo, open_engine, read_engine, verify_files
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.runtime.runners.openvino import openvino_core
+from brd_edge.runtime.runners.tensorrt import collecting_logger
 
 CLASSES = ("road", "sky", "car")
 PALETTE = ((128, 64, 128), (70, 130, 180), (0, 0, 142))
@@ -85,6 +87,14 @@ def test_tensorrt_rtx_builds_ahead_of_time(graph: Path, tmp_path: Path) -> None:
     assert len(content) == info.size_bytes
     # TensorRT writes the architectures' names into the engine
     assert {int(number) for number in re.findall(rb"\bsm(\d{2,3})\b", content)} == {75, 80, 86, 89, 120, 121}
+
+
+def test_float32_is_not_rounded_to_tf32() -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    logger, messages = collecting_logger(trt)
+    builder = trt.Builder(logger)
+    assert builder.create_builder_config().get_flag(trt.BuilderFlag.TF32), "TensorRT's own choice is TF32"
+    assert not builder_config(trt, builder, CONTRACT, 1, messages).get_flag(trt.BuilderFlag.TF32)
 
 
 def test_tensorrt_names_the_node_that_it_does_not_take(tmp_path: Path) -> None:

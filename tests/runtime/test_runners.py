@@ -194,6 +194,28 @@ def test_openvino_fp32_is_fp32_and_other_precisions_are_refused(engines: dict[st
         open_engine(directory)
 
 
+def test_cuda_computes_float32_in_float32(
+    engines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ONNX Runtime is told for a GPU; a session on the processor stands in for one there."""
+    ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    directory = shutil.copytree(engines["onnxruntime"], tmp_path / "engine")
+    values = json.loads((directory / SIDECAR).read_text())
+    (directory / SIDECAR).write_text(json.dumps({**values, "target": "cuda"}))
+    real, asked = ort.InferenceSession, []
+
+    def session(path: str, *, sess_options: Any, providers: list[Any]) -> Any:
+        asked.append(providers)
+        made = real(path, sess_options=sess_options, providers=["CPUExecutionProvider"])
+        monkeypatch.setattr(made, "get_providers", lambda: ["CUDAExecutionProvider"])
+        return made
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    open_engine(directory).close()
+    assert asked == [[("CUDAExecutionProvider", {"use_tf32": "0"})]]
+
+
 @pytest.mark.skipif(gpu() is not None, reason="this machine has an NVIDIA GPU")
 def test_tensorrt_without_a_gpu(engines: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(RuntimeMissingError, match=r"no NVIDIA driver|finds no GPU"):

@@ -20,7 +20,7 @@ from brd_edge.runtime.targets import RTX_COMPUTE_CAPABILITIES
 if TYPE_CHECKING:
     import tensorrt
 
-__all__ = ["build_tensorrt", "build_tensorrt_here", "timing_cache_path"]
+__all__ = ["build_tensorrt", "build_tensorrt_here", "builder_config", "timing_cache_path"]
 
 Made = TypeVar("Made")
 
@@ -55,8 +55,7 @@ def build_tensorrt(
     trt = import_runtime("tensorrt_rtx", INSTALL["tensorrt_rtx"])
     logger, messages = collecting_logger(trt)
     builder, network, _parser = _network(trt, logger, messages, onnx, contract, batch_max)
-    config = _made(builder.create_builder_config(), "builder config", messages)
-    _set_batch(builder, config, contract, batch_max, messages)
+    config = builder_config(trt, builder, contract, batch_max, messages)
     _set_compute_capabilities(trt, config, capabilities, messages)
     engine = _made(builder.build_serialized_network(network, config), f"engine of {onnx}", messages)
     (directory / "model.engine").write_bytes(engine)
@@ -85,8 +84,7 @@ def build_tensorrt_here(onnx: Path, directory: Path, contract: InputContract, ba
     capability = require_gpu()
     logger, messages = collecting_logger(trt)
     builder, network, _parser = _network(trt, logger, messages, onnx, contract, batch_max)
-    config = _made(builder.create_builder_config(), "builder config", messages)
-    _set_batch(builder, config, contract, batch_max, messages)
+    config = builder_config(trt, builder, contract, batch_max, messages)
     cache_path = timing_cache_path(trt.__version__, capability)
     known = cache_path.read_bytes() if cache_path.is_file() else b""
     cache = _made(config.create_timing_cache(known), "timing cache", messages)
@@ -118,6 +116,32 @@ def _network(
     _require_exact(onnx, messages)
     check_interface(str(onnx), contract, *_ports(network), batch_max=batch_max)
     return builder, network, parser
+
+
+def builder_config(
+    trt: Any, builder: tensorrt.Builder, contract: InputContract, batch_max: int, messages: list[str]
+) -> tensorrt.IBuilderConfig:
+    """Return the settings that every engine is built with: float32 is float32, and this many frames at once at most.
+
+    Args:
+        trt: The `tensorrt` or `tensorrt_rtx` module.
+        builder: Its builder.
+        contract: The frames.
+        batch_max: How many of them at once, at most.
+        messages: What the builder's logger collects.
+
+    Raises:
+        EngineError: TensorRT refuses a setting.
+    """
+    config: tensorrt.IBuilderConfig = _made(builder.create_builder_config(), "builder config", messages)
+    # unasked, products of float32 are rounded to the 10 bits of TF32 on GPUs from SM80 on
+    tf32 = getattr(trt.BuilderFlag, "TF32", None)
+    if tf32 is not None:
+        config.clear_flag(tf32)
+        if config.get_flag(tf32):
+            raise EngineError(f"TensorRT keeps TF32 for float32: {_last_words(messages)}")
+    _set_batch(builder, config, contract, batch_max, messages)
+    return config
 
 
 def _set_batch(

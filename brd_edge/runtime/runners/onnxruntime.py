@@ -27,6 +27,9 @@ __all__ = ["OnnxRuntimeRunner", "open_onnxruntime", "provider_of"]
 # ONNX's name of it
 _DTYPES = {"float": "float32"}
 
+# unasked, its products of float32 are rounded to the 10 bits of TF32
+_PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+
 INSTALL = 'pip install "brd-edge[onnxruntime]"'
 
 
@@ -73,7 +76,9 @@ def open_onnxruntime(directory: Path, info: EngineInfo, threads: int | None) -> 
     options.add_session_config_entry("session.force_spinning_stop", "1")
     path = directory / info.entry
     try:
-        session = ort.InferenceSession(str(path), sess_options=options, providers=[provider])
+        session = ort.InferenceSession(
+            str(path), sess_options=options, providers=[(provider, _PROVIDER_OPTIONS.get(provider, {}))]
+        )
     except Exception as error:
         raise EngineError(f"{path}: ONNX Runtime {ort.__version__} cannot load it: {error}") from error
     if session.get_providers()[0] != provider:
