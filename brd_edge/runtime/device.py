@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from brd_edge import __version__
-from brd_edge.runtime.builders import runtime_version
 from brd_edge.runtime.errors import RuntimeMissingError
 from brd_edge.runtime.manifest import BundledEngine
-from brd_edge.runtime.runners import RUNNERS
+from brd_edge.runtime.packages import DISTRIBUTIONS, package_of, runtime_version
 from brd_edge.runtime.runners.checks import import_runtime
 from brd_edge.runtime.runners.openvino import openvino_core
 from brd_edge.runtime.runners.tensorrt import require_gpu
@@ -30,9 +29,9 @@ def describe_device(root: Path) -> dict[str, Any]:
         root: Where releases go; it need not exist yet.
 
     Returns:
-        `machine`, `os`, `python`, `brd_edge`, `cores`, `runtimes` (version by name, None where it is not
-        installed), `gpu_compute_capability` (10 x major + minor, or None), `openvino_devices` (CPU, GPU, NPU),
-        `onnxruntime_providers`, `model`, `power_mode`,
+        `machine`, `os`, `python`, `brd_edge`, `cores`, `runtimes` (version by package, None where it is not
+        installed; TensorRT has two packages), `gpu_compute_capability` (10 x major + minor, or None),
+        `openvino_devices` (CPU, GPU, NPU), `onnxruntime_providers`, `model`, `power_mode`,
         `cpu_mhz` (None where the system does not say), `free_bytes`.
     """
     place = root
@@ -45,7 +44,7 @@ def describe_device(root: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "brd_edge": __version__,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "runtimes": {name: runtime_version(name) for name in RUNNERS},
+        "runtimes": {package: runtime_version(package) for package in DISTRIBUTIONS},
         "gpu_compute_capability": _gpu(),
         "openvino_devices": _openvino_devices(),
         "onnxruntime_providers": _onnxruntime_providers(),
@@ -70,12 +69,12 @@ def misfit(engine: BundledEngine, device: Mapping[str, Any]) -> str | None:
     missing = _missing_accelerator(engine, device)
     if missing is not None:
         return missing
-    installed = device["runtimes"].get(engine.runtime)
+    package = package_of(engine.runtime, engine.target)
+    installed = device["runtimes"].get(package)
     if installed is None:
-        return f"{engine.runtime} is not installed on the device"
-    version = str(installed).split()[-1]
-    if not version_fits(version, engine.runtime_range):
-        return f"it needs {engine.runtime} {engine.runtime_range}, the device has {installed}"
+        return f"{package} is not installed on the device"
+    if not version_fits(installed, engine.runtime_range):
+        return f"it needs {package} {engine.runtime_range}, the device has {installed}"
     return None
 
 

@@ -55,11 +55,13 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
-    from brd_edge.runtime.builders import runtime_version
+    from brd_edge.runtime.packages import package_of, runtime_version
+    from brd_edge.runtime.targets import TARGETS
 
     # an engine belongs to the version of its runtime, and one that was skipped is built once it is installed
-    runtimes = sorted({engine.runtime for engine in recipe.engines})
-    found = {f"runtime {name}": runtime_version(name) or "not installed" for name in runtimes}
+    here = [engine for engine in recipe.engines if TARGETS[engine.target].built == "here"]
+    packages = sorted({package_of(engine.runtime, engine.target) for engine in here})
+    found = {f"runtime {name}": runtime_version(name) or "not installed" for name in packages}
     if any(engine.runtime == "openvino" and is_quantised(engine.precision) for engine in recipe.engines):
         found["package nncf"] = package_version("nncf") or "not installed"
     return found
@@ -70,7 +72,10 @@ def _plan(recipe: Recipe) -> str:
 
 
 def _notes(recipe: Recipe) -> list[str]:
-    extras = {"package nncf": ("OpenVINO's int8 engines", "quantise")}
+    extras = {
+        "package nncf": ("OpenVINO's int8 engines", "quantise"),
+        "runtime tensorrt_rtx": ("its engines", "tensorrt"),
+    }
     notes = []
     for name, version in _files(recipe).items():
         package = name.split()[1]

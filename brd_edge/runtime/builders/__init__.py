@@ -6,8 +6,6 @@ that its place holds the old engine or the new one, never a part.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +25,10 @@ from brd_edge.runtime.engine import SIDECAR, CoarseLogits, EngineInfo, describe_
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.runtime.files import flush_path, sha256_file
 from brd_edge.runtime.manifest import MANIFEST_NAME
-from brd_edge.runtime.runners.checks import import_runtime
+from brd_edge.runtime.packages import package_of, runtime_version
 from brd_edge.runtime.targets import TARGETS, check_combination, compute_capabilities
 
-__all__ = ["BUILDERS", "build_engine", "build_planned", "built_directory", "runtime_version"]
+__all__ = ["BUILDERS", "build_engine", "build_planned", "built_directory"]
 
 Builder = Callable[[Path, Path, InputContract, int], tuple[str, ...]]
 BUILDERS: dict[str, Builder] = {
@@ -42,13 +40,6 @@ BUILDERS: dict[str, Builder] = {
 
 It returns their names, the entry first.
 """
-
-# The first that is installed counts; TensorRT's two packages tell themselves apart by name.
-PACKAGES = {
-    "onnxruntime": ("onnxruntime",),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt_rtx", "tensorrt"),
-}
 
 # Engines that run on the processor; a TensorRT engine needs the GPU that it was built for.
 CHECKED_BY_RUNNING = ("onnxruntime", "openvino")
@@ -110,7 +101,7 @@ def build_engine(
             runtime=runtime,
             precision=precision,
             target=target,
-            runtime_version=runtime_version(runtime) or "unknown",
+            runtime_version=_built_by(runtime, target),
             contract=contract,
             classes=tuple(classes),
             palette=tuple(palette),
@@ -130,9 +121,17 @@ def build_engine(
 def _builder(runtime: str, precision: str, target: str) -> Builder:
     if runtime != "tensorrt":
         return BUILDERS[runtime]
-    if TARGETS[target].built == "on device":
+    if package_of(runtime, target) == "tensorrt":
         return build_tensorrt_here
     return partial(build_tensorrt, capabilities=compute_capabilities(precision, target))
+
+
+def _built_by(runtime: str, target: str) -> str:
+    package = package_of(runtime, target)
+    version = runtime_version(package)
+    if version is None:
+        raise EngineError(f"{package} does not say its version; install it again")
+    return f"{package} {version}" if runtime == "tensorrt" else version
 
 
 def built_directory(bundle: Bundle, name: str) -> Path:
@@ -168,40 +167,6 @@ def build_planned(bundle: Bundle, name: str, out: Path) -> EngineInfo:
         batch_max=plan.batch_max,
         on_device=True,
     )
-
-
-def runtime_version(runtime: str) -> str | None:
-    """Return the version of a runtime that is installed, or None; the runtime is not imported.
-
-    For `"tensorrt"` the package's name comes first, as in `"tensorrt_rtx 1.7.1"`.
-
-    Raises:
-        EngineError: There is no such runtime.
-    """
-    if runtime not in PACKAGES:
-        raise EngineError(f"unknown runtime {runtime!r}: there are {', '.join(PACKAGES)}")
-    for package in PACKAGES[runtime]:
-        version = _package_version(package)
-        if version is not None:
-            return f"{package} {version}" if runtime == "tensorrt" else version
-    return None
-
-
-def _package_version(package: str) -> str | None:
-    """Ask the installer's records, since importing the runtimes takes seconds."""
-    try:
-        if importlib.util.find_spec(package) is None:
-            return None
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        pass  # another distribution brings the package, such as onnxruntime-gpu
-    except ImportError:
-        return None
-    try:
-        # OpenVINO appends its commit and branch
-        return str(import_runtime(package, "").__version__).split("-", maxsplit=1)[0]
-    except RuntimeMissingError:
-        return None
 
 
 @contextmanager
