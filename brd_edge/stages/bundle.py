@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from brd_edge import __version__
 from brd_edge.data.dataset import read_frame
 from brd_edge.recipe import Recipe
+from brd_edge.run import Run
 from brd_edge.runtime.errors import BundleError
 from brd_edge.runtime.signature import SIGNATURE_NAME
 from brd_edge.runtime.targets import TARGETS
@@ -19,7 +21,7 @@ from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.reporting import sample_indices
 from brd_edge.stages.training import load_run_dataset
 
-__all__ = ["STAGE"]
+__all__ = ["STAGE", "left_out", "planned_engine"]
 
 # of the pixels of a golden frame; what is quantised agrees as well as it did when it was made, but for this much
 _AGREEMENT_MIN = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.95}
@@ -51,7 +53,7 @@ def _missing(recipe: Recipe) -> list[str]:
 def _work(context: Context) -> Outcome:
     benchmark = json.loads(context.run.path("benchmark.json").read_text(encoding="utf-8"))
     contract, settings = input_contract(context.recipe), context.recipe.bundle
-    engines = [planned for entry in benchmark["engines"] if (planned := _planned(context, entry)) is not None]
+    engines = _chosen(context, benchmark["engines"])
     files = write_bundle(
         context.run.path("bundle"),
         engines=engines,
@@ -91,35 +93,67 @@ def _work(context: Context) -> Outcome:
     return Outcome(files, {"engines": [engine.name for engine in engines], "signed": settings.key is not None}, summary)
 
 
-def _planned(context: Context, entry: dict[str, Any]) -> PlannedEngine | None:
-    """Return an engine that held its gates, or the plan to build it on the device; nothing for the others."""
-    directory: Path | None = context.run.path("engines", entry["name"])
-    if entry["status"] in ("measured", "built") and not entry["gates_broken"]:
-        versions = version_range(entry["runtime"], entry["runtime_version"])
-    elif entry["status"] == "skipped" and TARGETS[entry["target"]].built == "on device":
+def _chosen(context: Context, entries: list[dict[str, Any]]) -> list[PlannedEngine]:
+    chosen = []
+    for entry in entries:
+        reason = left_out(entry)
+        if reason is None:
+            chosen.append(planned_engine(context.run, entry))
+        else:
+            context.say(f"bundle: {entry['name']} is left out: {reason}")
+    return chosen
+
+
+def left_out(entry: Mapping[str, Any]) -> str | None:
+    """Say why an engine is not bundled, or None where it is: built, or as a plan to build it on the device.
+
+    Args:
+        entry: The engine's entry of `benchmark.json`.
+    """
+    if entry["status"] in ("measured", "built"):
+        return f"gates not held: {'; '.join(entry['gates_broken'])}" if entry["gates_broken"] else None
+    # without a graph in its precision the device has nothing to build from
+    if _is_plan(entry) and entry["graph"] is not None:
+        return None
+    return str(entry["reason"])
+
+
+def _is_plan(entry: Mapping[str, Any]) -> bool:
+    return entry["status"] == "skipped" and TARGETS[entry["target"]].built == "on device"
+
+
+def planned_engine(run: Run, entry: Mapping[str, Any]) -> PlannedEngine:
+    """Return what the bundle holds of an engine that is not left out.
+
+    Args:
+        run: The run directory.
+        entry: The engine's entry of `benchmark.json`.
+    """
+    if _is_plan(entry):
         directory, versions = None, _BUILT_THERE[entry["runtime"]]
     else:
-        return None
+        directory = run.path("engines", entry["name"])
+        versions = version_range(entry["runtime"], entry["runtime_version"])
     names = {key: str(entry[key]) for key in ("name", "runtime", "precision", "target")}
     return PlannedEngine(
         **names,
         runtime_range=versions,
         batch_max=int(entry["batch_max"]),
         directory=directory,
-        graph=context.run.path(entry["graph"]),
+        graph=run.path(entry["graph"]),
         agreement_min=_agreement_min(entry),
         gates=entry["gates"],
         metrics=_metrics(entry),
     )
 
 
-def _agreement_min(entry: dict[str, Any]) -> float:
+def _agreement_min(entry: Mapping[str, Any]) -> float:
     if entry["precision"] in _AGREEMENT_MIN:
         return _AGREEMENT_MIN[entry["precision"]]
     return round(float(min(entry["agreement"].values())) - _WORSE_MAX, 3)
 
 
-def _metrics(entry: dict[str, Any]) -> dict[str, Any]:
+def _metrics(entry: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("status", "reason", "latency_ms", "miou", "boundary_iou", "argmax_agreement", "size_bytes")
     gates = "held" if entry["status"] == "measured" else "not measured here"
     return {**{key: entry[key] for key in keys}, "gates": gates}
