@@ -1,8 +1,8 @@
 """An engine on disk: a directory with a sidecar, `engine.json`, and the files that the runtime loads.
 
 The sidecar says what the engine is and which frames it takes, and holds the SHA-256 of every
-file. An engine is executable code, so `open_engine` compares the checksums before any runtime
-sees a byte of it.
+file. An engine is executable code, so `open_engine` compares the checksums, the target and the
+version of the runtime before any runtime sees a byte of it.
 """
 
 from __future__ import annotations
@@ -255,9 +255,11 @@ def open_engine(directory: Path, *, contract: InputContract | None = None, threa
 
     Raises:
         ContractError: The engine was made for another contract; the message names the fields.
-        EngineError: The sidecar or a file is not valid, or the runtime cannot load it.
-        RuntimeMissingError: The runtime is not installed, or its hardware is not here.
+        EngineError: The sidecar or a file is not valid, the target is unknown, the runtime that is installed has
+            another version than the engine needs, or it cannot load it.
+        RuntimeMissingError: The runtime is not installed, or the target's processor or hardware is not here.
     """
+    from brd_edge.runtime.packages import require_home
     from brd_edge.runtime.runners import RUNNERS
 
     info = read_engine(directory)
@@ -268,6 +270,7 @@ def open_engine(directory: Path, *, contract: InputContract | None = None, threa
     if contract is not None:
         contract.require_equal(info.contract, f"the engine {directory}")
     verify_files(directory, info)
+    require_home(directory / SIDECAR, info)
     return RUNNERS[info.runtime](directory, info, threads)
 
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.runtime.runners.checks import import_runtime
 from brd_edge.runtime.targets import TARGETS
+from brd_edge.runtime.versions import version_fits, version_range
 
-__all__ = ["DISTRIBUTIONS", "package_of", "recorded_versions", "runtime_version"]
+if TYPE_CHECKING:
+    from brd_edge.runtime.engine import EngineInfo
+
+__all__ = ["DISTRIBUTIONS", "package_of", "recorded_versions", "require_home", "runtime_version"]
 
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml"),
@@ -78,3 +85,39 @@ def runtime_version(package: str) -> str | None:
         return str(import_runtime(package, "").__version__).split("-", maxsplit=1)[0]
     except RuntimeMissingError:
         return None
+
+
+def require_home(path: Path, info: EngineInfo) -> None:
+    """Refuse an engine that is not for this machine, or not for the runtime that is installed; nothing is imported.
+
+    What the installer's records do not tell is left to the runner.
+
+    Args:
+        path: The sidecar, for the message.
+        info: What it says.
+
+    Raises:
+        RuntimeMissingError: The target has another processor.
+        EngineError: The target is unknown, or the runtime has a version that does not load the engine.
+    """
+    target = TARGETS.get(info.target)
+    if target is None:
+        raise EngineError(
+            f"{path}: target: expected one of {', '.join(TARGETS)}, got {info.target!r}; "
+            f"use a brd-edge that knows it ({info.created_by} wrote it), or rebuild the engine"
+        )
+    machine = platform.machine()
+    if machine not in target.machines:
+        raise RuntimeMissingError(
+            f"{path}: target: {info.target} is for {' or '.join(target.machines)}, this machine is {machine}: "
+            "run the engine on such a device, or build one for this one"
+        )
+    # TensorRT's two packages do not read each other's engines, so the sidecar names the one
+    package = info.runtime_version.split()[0] if info.runtime == "tensorrt" else info.runtime
+    recorded = recorded_versions(package) if package in DISTRIBUTIONS else ()
+    wanted = version_range(info.runtime, info.runtime_version)
+    if recorded and not any(version_fits(version, wanted) for version in recorded):
+        raise EngineError(
+            f"{path}: runtime_version: the engine was built by {info.runtime_version} and needs {package} {wanted}, "
+            f"installed is {' and '.join(recorded)}: install such a version, or rebuild the engine"
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from brd_edge.runtime.errors import EngineError
+
 __all__ = ["is_specifier", "version_fits", "version_range"]
 
 _CLAUSE = re.compile(r"(>=|==|<)(\d+(?:\.\d+)*)")
@@ -52,11 +54,15 @@ def version_range(runtime: str, built_by: str) -> str:
     Args:
         runtime: `"onnxruntime"`, `"openvino"` or `"tensorrt"`.
         built_by: For example `"1.32.0"`, or `"tensorrt_rtx 1.7.1"`.
+
+    Raises:
+        EngineError: `built_by` holds no version.
     """
     if runtime == "onnxruntime":
         return ">=1.18"  # the first that reads ONNX IR 10 and operator set 20
     version = re.search(r"\d+(?:\.\d+)*", built_by)
-    assert version is not None, f"{built_by}: a version has numbers"
+    if version is None:
+        raise EngineError(f"runtime_version: expected a version such as '1.20.0', got {built_by!r}; rebuild the engine")
     if runtime == "openvino":
         return f">={_numbers(version[0])[0]}.0"
     return f"=={version[0]}"

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import SIDECAR, open_engine, read_engine, verify_files, write_engine
-from brd_edge.runtime.errors import ContractError, EngineError
+from brd_edge.runtime.errors import ContractError, EngineError, RuntimeMissingError
+from brd_edge.runtime.targets import TARGETS
 
 RUNTIMES = ["onnxruntime", "openvino", "tensorrt"]
 
@@ -157,3 +162,69 @@ def test_write_refuses_what_read_would_refuse(engines: dict[str, Path], tmp_path
 def test_threads_are_checked(engines: dict[str, Path]) -> None:
     with pytest.raises(EngineError, match="threads: expected at least 1"):
         open_engine(engines["onnxruntime"], threads=0)
+
+
+LOADED = """
+import sys
+from pathlib import Path
+from brd_edge.runtime.engine import open_engine
+from brd_edge.runtime.errors import EngineError
+try:
+    open_engine(Path(sys.argv[1]))
+except EngineError as error:
+    print(type(error).__name__, error)
+print(sorted({"onnxruntime", "openvino", "tensorrt_rtx"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("runtime", "change", "kind", "words"),
+    [
+        (
+            "onnxruntime",
+            {"target": "toaster"},
+            "EngineError",
+            "engine.json: target: expected one of x86-cpu, arm64-cpu",
+        ),
+        ("tensorrt", {"target": "toaster"}, "EngineError", "got 'toaster'"),
+        ("onnxruntime", {"target": "OTHER"}, "RuntimeMissingError", "this machine is"),
+        ("openvino", {"runtime_version": "2999.1.0"}, "EngineError", "needs openvino >=2999.0, installed is 20"),
+        ("openvino", {"runtime_version": "unknown"}, "EngineError", "expected a version such as"),
+        (
+            "tensorrt",
+            {"runtime_version": "tensorrt_rtx 1.0.0"},
+            "EngineError",
+            "needs tensorrt_rtx ==1.0.0, installed is 1",
+        ),
+    ],
+)
+def test_what_belongs_elsewhere_is_refused_before_it_is_loaded(
+    engine: Callable[[str], Path], runtime: str, change: dict[str, str], kind: str, words: str
+) -> None:
+    directory = engine(runtime)
+    values = json.loads((directory / SIDECAR).read_text())
+    if change.get("target") == "OTHER":
+        change = {"target": "arm64-cpu" if platform.machine() in TARGETS["x86-cpu"].machines else "x86-cpu"}
+    (directory / SIDECAR).write_text(json.dumps({**values, **change}))
+    command = [sys.executable, "-W", "error", "-c", LOADED, str(directory)]
+    refused, loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert refused.startswith(f"{kind} ")
+    assert words in refused
+    assert loaded == "[]"
+
+
+def test_engines_for_other_processors_are_built_here(graph: Path, contract: InputContract, tmp_path: Path) -> None:
+    other = "arm64-cpu" if platform.machine() in TARGETS["x86-cpu"].machines else "x86-cpu"
+    for runtime in ("onnxruntime", "openvino"):
+        build_engine(
+            runtime=runtime,
+            precision="fp32",
+            target=other,
+            onnx=graph,
+            out=tmp_path / runtime,
+            contract=contract,
+            classes=["a", "b", "c", "d", "e"],
+            palette=[(0, 0, 0)] * 5,
+        )
+        with pytest.raises(RuntimeMissingError, match="run the engine on such a device"):
+            open_engine(tmp_path / runtime)

@@ -21,11 +21,12 @@ from brd_edge.runtime.builders.openvino import build_openvino
 from brd_edge.runtime.builders.tensorrt import build_tensorrt, build_tensorrt_here
 from brd_edge.runtime.bundle import Bundle
 from brd_edge.runtime.contract import InputContract
-from brd_edge.runtime.engine import SIDECAR, CoarseLogits, EngineInfo, describe_files, open_engine, write_engine
+from brd_edge.runtime.engine import SIDECAR, CoarseLogits, EngineInfo, describe_files, write_engine
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.runtime.files import flush_path, sha256_file
 from brd_edge.runtime.manifest import MANIFEST_NAME
 from brd_edge.runtime.packages import package_of, runtime_version
+from brd_edge.runtime.runners import RUNNERS
 from brd_edge.runtime.targets import TARGETS, check_combination, compute_capabilities
 
 __all__ = ["BUILDERS", "build_engine", "build_planned", "built_directory"]
@@ -113,7 +114,8 @@ def build_engine(
         )
         write_engine(work, info)
         if runtime in CHECKED_BY_RUNNING and TARGETS[target].device == "CPU":
-            with open_engine(work, contract=contract) as runner:
+            # not by open_engine, which refuses engines for other processors: these run here too
+            with RUNNERS[runtime](work, info, None) as runner:
                 runner.infer(np.zeros((batch_max, contract.height, contract.width, 3), np.uint8))
     return info
 
