@@ -73,8 +73,9 @@ def misfit(engine: BundledEngine, device: Mapping[str, Any]) -> str | None:
     installed = device["runtimes"].get(package)
     if installed is None:
         return f"{package} is not installed on the device"
-    if not version_fits(installed, engine.runtime_range):
-        return f"it needs {package} {engine.runtime_range}, the device has {installed}"
+    for wanted in (engine.runtime_range, target.versions.get(engine.runtime, engine.runtime_range)):
+        if not version_fits(installed, wanted):
+            return f"it needs {package} {wanted}, the device has {installed}"
     return None
 
 

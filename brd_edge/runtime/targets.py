@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from brd_edge.runtime.versions import ONNXRUNTIME_RANGE
+
 __all__ = ["RTX_COMPUTE_CAPABILITIES", "TARGETS", "Target", "check_combination", "compute_capabilities"]
 
 
@@ -16,6 +18,8 @@ class Target:
     Attributes:
         name: The target's name in a recipe.
         precisions: Runtimes that have engines for it, and the precisions that each has.
+        versions: Which versions of each runtime build and run engines for it. What is built may need fewer of them
+            (`brd_edge.runtime.versions.version_range`): a TensorRT engine only the one that built it.
         machines: Processor names (`platform.machine()`) of such devices.
         built: `"here"` on the machine that runs the recipe, or `"on device"`.
         description: One line for people.
@@ -25,6 +29,7 @@ class Target:
 
     name: str
     precisions: Mapping[str, tuple[str, ...]]
+    versions: Mapping[str, str]
     machines: tuple[str, ...]
     built: Literal["here", "on device"]
     description: str
@@ -39,6 +44,9 @@ class Target:
 
 _X86 = ("x86_64", "AMD64")
 _ARM64 = ("aarch64", "arm64")
+_ORT_VERSIONS = {"onnxruntime": ONNXRUNTIME_RANGE}
+_OPENVINO_VERSIONS = {"openvino": ">=2025.0"}
+_RTX_VERSIONS = {"tensorrt": ">=1.3"}
 _TENSORRT = ("fp32", "fp16", "bf16", "int8", "int8-fp16")
 _TURING = ("fp32", "fp16", "int8", "int8-fp16")
 RTX_COMPUTE_CAPABILITIES = (75, 80, 86, 89, 120, 121)
@@ -51,6 +59,7 @@ def _rtx(capability: int, description: str) -> Target:
     return Target(
         f"rtx-sm{capability}",
         {"tensorrt": precisions},
+        _RTX_VERSIONS,
         _X86,
         "here",
         f"{description} (SM{capability}), TensorRT-RTX; built without a GPU",
@@ -64,6 +73,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "x86-cpu",
             {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8", "int8-bf16")},
+            _ORT_VERSIONS | _OPENVINO_VERSIONS,
             _X86,
             "here",
             "x86-64 processor",
@@ -71,6 +81,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "arm64-cpu",
             {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "fp16")},
+            _ORT_VERSIONS | _OPENVINO_VERSIONS,
             _ARM64,
             "here",
             "64-bit ARM processor, from a Raspberry Pi upwards; the graph is the same on every processor",
@@ -78,6 +89,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "intel-igpu",
             {"openvino": ("fp32", "fp16", "int8", "int8-fp16")},
+            _OPENVINO_VERSIONS,
             _X86,
             "here",
             "graphics of an Intel processor, or an Arc GPU; OpenVINO compiles for it when the engine is opened",
@@ -86,6 +98,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "intel-npu",
             {"openvino": ("fp16", "int8-fp16")},
+            _OPENVINO_VERSIONS,
             _X86,
             "here",
             "NPU of an Intel Core Ultra processor; OpenVINO compiles for it when the engine is opened",
@@ -94,6 +107,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "rtx",
             {"tensorrt": _TENSORRT},
+            _RTX_VERSIONS,
             _X86,
             "here",
             "RTX-class GPU (SM75, 80, 86, 89, 120, 121; bf16 from SM80); one TensorRT-RTX engine for all, "
@@ -103,6 +117,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "cuda",
             {"onnxruntime": ("fp32", "fp16")},
+            _ORT_VERSIONS,
             _X86,
             "here",
             "NVIDIA GPU by ONNX Runtime's CUDA provider (onnxruntime-gpu); the graph is the same on every GPU",
@@ -116,6 +131,8 @@ TARGETS: dict[str, Target] = {
         Target(
             "jetson-orin",
             {"tensorrt": _TENSORRT},
+            # of JetPack 6 and 7; 10.3 is the first that reads the exported operators
+            {"tensorrt": ">=10.3,<11"},
             _ARM64,
             "on device",
             "Jetson Orin (SM87), JetPack's TensorRT",
@@ -124,6 +141,8 @@ TARGETS: dict[str, Target] = {
         Target(
             "jetson-thor",
             {"tensorrt": _TENSORRT},
+            # of JetPack 7
+            {"tensorrt": ">=10.13"},
             _ARM64,
             "on device",
             "Jetson Thor (SM110), JetPack's TensorRT",
@@ -132,6 +151,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "h100",
             {"tensorrt": _TENSORRT},
+            {"tensorrt": ">=10.3"},
             _X86,
             "on device",
             "H100 data-centre GPU (SM90), TensorRT",

@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 from brd_edge.runtime.errors import EngineError
 
-__all__ = ["is_specifier", "version_fits", "version_range"]
+__all__ = ["ONNXRUNTIME_RANGE", "is_specifier", "version_fits", "version_range"]
+
+ONNXRUNTIME_RANGE = ">=1.18"
+"""From the first that reads ONNX IR 10 and operator set 20."""
 
 _CLAUSE = re.compile(r"(>=|==|<)(\d+(?:\.\d+)*)")
 
@@ -59,7 +62,7 @@ def version_range(runtime: str, built_by: str) -> str:
         EngineError: `built_by` holds no version.
     """
     if runtime == "onnxruntime":
-        return ">=1.18"  # the first that reads ONNX IR 10 and operator set 20
+        return ONNXRUNTIME_RANGE
     version = re.search(r"\d+(?:\.\d+)*", built_by)
     if version is None:
         raise EngineError(f"runtime_version: expected a version such as '1.20.0', got {built_by!r}; rebuild the engine")

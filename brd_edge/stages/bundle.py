@@ -26,8 +26,6 @@ __all__ = ["STAGE", "left_out", "planned_engine"]
 # of the pixels of a golden frame; what is quantised agrees as well as it did when it was made, but for this much
 _AGREEMENT_MIN = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.95}
 _WORSE_MAX = 0.05
-# the first TensorRT that reads the exported graph's operators, in JetPack 6.1
-_BUILT_THERE = {"tensorrt": ">=10.3"}
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -130,7 +128,7 @@ def planned_engine(run: Run, entry: Mapping[str, Any]) -> PlannedEngine:
         entry: The engine's entry of `benchmark.json`.
     """
     if _is_plan(entry):
-        directory, versions = None, _BUILT_THERE[entry["runtime"]]
+        directory, versions = None, TARGETS[entry["target"]].versions[entry["runtime"]]
     else:
         directory = run.path("engines", entry["name"])
         versions = version_range(entry["runtime"], entry["runtime_version"])

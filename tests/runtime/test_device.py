@@ -41,6 +41,16 @@ def test_a_device_tells_every_package(tmp_path: Path) -> None:
             {"gpu_compute_capability": 89},
             "it needs tensorrt_rtx ==1.6.0, the device has 1.7.1",
         ),
+        (
+            {"target": "jetson-orin"},
+            {"machine": "aarch64", "gpu_compute_capability": 87, "runtimes": {"tensorrt": "11.0.0"}},
+            "it needs tensorrt >=10.3,<11, the device has 11.0.0",
+        ),
+        (
+            {"target": "jetson-thor"},
+            {"machine": "aarch64", "gpu_compute_capability": 110, "runtimes": {"tensorrt": "10.3.0"}},
+            "it needs tensorrt >=10.13, the device has 10.3.0",
+        ),
         ({"target": "toaster"}, {}, "unknown target 'toaster'"),
         ({"target": "jetson-orin"}, {}, "it is for aarch64 or arm64, the device is x86_64"),
     ],

@@ -5,6 +5,7 @@ import pytest
 from brd_edge.runtime.builders import BUILDERS
 from brd_edge.runtime.runners import RUNNERS
 from brd_edge.runtime.targets import TARGETS, check_combination, compute_capabilities
+from brd_edge.runtime.versions import is_specifier
 
 
 def test_targets_are_consistent() -> None:
@@ -14,6 +15,8 @@ def test_targets_are_consistent() -> None:
         assert target.name == name
         assert target.built in ("here", "on device")
         assert set(target.runtimes) <= set(RUNNERS)
+        assert set(target.versions) == set(target.runtimes)
+        assert all(is_specifier(versions) for versions in target.versions.values())
         for runtime in target.runtimes:
             for precision in target.precisions[runtime]:
                 assert check_combination(runtime, precision, name) is None
