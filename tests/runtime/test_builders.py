@@ -14,7 +14,7 @@ import onnx.parser
 import pytest
 
 from brd_edge.runtime.builders import build_engine
-from brd_edge.runtime.builders.tensorrt import builder_config
+from brd_edge.runtime.builders.tensorrt import builder_config, require_exact, set_timing_cache
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import SIDECAR, EngineInfo, open_engine, read_engine, verify_files
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
@@ -245,6 +245,39 @@ def test_tensorrt_refuses_what_it_would_read_as_other_numbers(tmp_path: Path) ->
     onnx.save(model, tmp_path / "student.onnx")
     with pytest.raises(EngineError, match="quantised for another runtime"):
         build(tmp_path / "student.onnx", tmp_path / "engine", runtime="tensorrt", target="rtx-sm89")
+
+
+class TimingConfig:
+    """A builder's settings that take these contents of a timing cache only."""
+
+    def __init__(self, readable: tuple[bytes, ...], taken: tuple[bytes, ...]) -> None:
+        self.readable, self.taken = readable, taken
+
+    def create_timing_cache(self, content: bytes) -> bytes | None:
+        return content if content in self.readable else None
+
+    def set_timing_cache(self, cache: bytes, *, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        return cache in self.taken
+
+
+def test_a_timing_cache_that_cannot_be_used_is_replaced() -> None:
+    good = TimingConfig((b"known", b""), (b"known", b""))
+    assert set_timing_cache(good, b"known", []) == b"known"
+    damaged, of_another = TimingConfig((b"",), (b"",)), TimingConfig((b"known", b""), (b"",))
+    for config in (damaged, of_another):
+        assert set_timing_cache(config, b"known", []) == b""
+    with pytest.raises(EngineError, match="takes no timing cache: ERROR: why"):
+        set_timing_cache(TimingConfig((), ()), b"known", ["ERROR: why"])
+
+
+@pytest.mark.parametrize(
+    "text", ["zero_point of UINT8", "the zeroPoint is uint8", "uint8 zero-point", "zero point: Uint8"]
+)
+def test_warnings_of_zero_points_are_found_however_they_are_written(text: str) -> None:
+    with pytest.raises(EngineError, match=r"graph\.onnx: quantised for another runtime"):
+        require_exact(Path("graph.onnx"), ["WARNING: something else", f"WARNING: {text}"])
+    require_exact(Path("graph.onnx"), ["WARNING: uint8 is slow", "WARNING: the zero point is int8"])
 
 
 def test_engines_for_cuda_are_built_without_it(graph: Path, tmp_path: Path) -> None:

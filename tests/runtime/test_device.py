@@ -26,7 +26,7 @@ def engine(**changes: Any) -> BundledEngine:
 
 
 def test_a_device_tells_every_package(tmp_path: Path) -> None:
-    assert set(describe_device(tmp_path)["runtimes"]) == set(H100["runtimes"])  # type: ignore[arg-type]
+    assert set(describe_device(tmp_path)["runtimes"]) == set(H100["runtimes"])
 
 
 @pytest.mark.parametrize(

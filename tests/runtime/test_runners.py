@@ -406,6 +406,28 @@ def test_tensorrt_is_told_how_many_frames_come(engines: dict[str, Path], graph: 
         np.testing.assert_array_equal(runner.infer(three[1]), expected[1])
 
 
+def test_tensorrt_rtx_compiles_for_a_number_of_frames_before_they_are_captured(
+    engines: dict[str, Path], graph: Path
+) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
+    reference, cuda, given = ReferenceEvaluator(str(graph)), HostMemoryCuda(), []
+    kinds = trt.DynamicShapesKernelSpecializationStrategy
+
+    def context(*settings: Any) -> HostContext:
+        given.append(settings)
+        return HostContext(reference, cuda)
+
+    def opened(batch_max: int, settings: Any) -> list[Any]:
+        engine = SimpleNamespace(create_execution_context=context, create_runtime_config=lambda: settings)
+        info = dataclasses.replace(read_engine(engines["tensorrt"]), batch_max=batch_max)
+        TensorRtRunner(info, cuda, None, engine).close()
+        return [item.dynamic_shapes_kernel_specialization_strategy for item in given.pop()]
+
+    assert opened(2, SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=kinds.LAZY)) == [kinds.EAGER]
+    assert opened(1, SimpleNamespace(dynamic_shapes_kernel_specialization_strategy=kinds.LAZY)) == []
+    assert opened(2, SimpleNamespace()) == [], "TensorRT has settings too, but not this one"
+
+
 OPEN_WITHOUT = """
 block("onnxruntime", "openvino", "tensorrt_rtx")
 from pathlib import Path

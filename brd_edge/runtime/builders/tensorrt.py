@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,9 +21,19 @@ from brd_edge.runtime.targets import RTX_COMPUTE_CAPABILITIES
 if TYPE_CHECKING:
     import tensorrt
 
-__all__ = ["build_tensorrt", "build_tensorrt_here", "builder_config", "timing_cache_path"]
+__all__ = [
+    "build_tensorrt",
+    "build_tensorrt_here",
+    "builder_config",
+    "require_exact",
+    "set_timing_cache",
+    "timing_cache_path",
+]
 
 Made = TypeVar("Made")
+
+# releases write it as zero_point, zero-point, zeroPoint and zero point
+_ZERO_POINT = re.compile(r"zero.?point", re.IGNORECASE)
 
 
 def build_tensorrt(
@@ -57,9 +68,7 @@ def build_tensorrt(
     builder, network, _parser = _network(trt, logger, messages, onnx, contract, batch_max)
     config = builder_config(trt, builder, contract, batch_max, messages)
     _set_compute_capabilities(trt, config, capabilities, messages)
-    engine = _made(builder.build_serialized_network(network, config), f"engine of {onnx}", messages)
-    (directory / "model.engine").write_bytes(engine)
-    return ("model.engine",)
+    return _build(builder, network, config, onnx, directory, messages)
 
 
 def build_tensorrt_here(onnx: Path, directory: Path, contract: InputContract, batch_max: int = 1) -> tuple[str, ...]:
@@ -86,13 +95,45 @@ def build_tensorrt_here(onnx: Path, directory: Path, contract: InputContract, ba
     builder, network, _parser = _network(trt, logger, messages, onnx, contract, batch_max)
     config = builder_config(trt, builder, contract, batch_max, messages)
     cache_path = timing_cache_path(trt.__version__, capability)
-    known = cache_path.read_bytes() if cache_path.is_file() else b""
-    cache = _made(config.create_timing_cache(known), "timing cache", messages)
-    config.set_timing_cache(cache, ignore_mismatch=False)
-    engine = _made(builder.build_serialized_network(network, config), f"engine of {onnx}", messages)
+    cache = set_timing_cache(config, cache_path.read_bytes() if cache_path.is_file() else b"", messages)
+    names = _build(builder, network, config, onnx, directory, messages)
     write_bytes_atomic(cache_path, bytes(cache.serialize()))
+    return names
+
+
+def _build(
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    config: tensorrt.IBuilderConfig,
+    onnx: Path,
+    directory: Path,
+    messages: list[str],
+) -> tuple[str, ...]:
+    engine = _made(builder.build_serialized_network(network, config), f"engine of {onnx}", messages)
+    require_exact(onnx, messages)
     (directory / "model.engine").write_bytes(engine)
     return ("model.engine",)
+
+
+def set_timing_cache(config: tensorrt.IBuilderConfig, known: bytes, messages: list[str]) -> tensorrt.ITimingCache:
+    """Give the builder what it timed earlier; where it does not take that, it times anew.
+
+    Args:
+        config: The builder's settings.
+        known: What the cache held; empty where there was none, anything where its file was damaged.
+        messages: What the builder's logger collects.
+
+    Returns:
+        The cache that the builder writes into.
+
+    Raises:
+        EngineError: It does not even take an empty one.
+    """
+    for content in dict.fromkeys((known, b"")):
+        cache: tensorrt.ITimingCache | None = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+    raise EngineError(f"TensorRT takes no timing cache: {_last_words(messages)}")
 
 
 def timing_cache_path(version: str, capability: int) -> Path:
@@ -113,7 +154,7 @@ def _network(
     parser: tensorrt.OnnxParser = _made(trt.OnnxParser(network, logger), "parser", messages)
     if not parser.parse(onnx.read_bytes()):
         raise EngineError(f"{onnx}: TensorRT does not take the graph: {'; '.join(_parser_errors(parser, messages))}")
-    _require_exact(onnx, messages)
+    require_exact(onnx, messages)
     check_interface(str(onnx), contract, *_ports(network), batch_max=batch_max)
     return builder, network, parser
 
@@ -162,9 +203,17 @@ def _set_batch(
         raise EngineError(f"TensorRT does not take 1 to {batch_max} frames at once: {_last_words(messages)}")
 
 
-def _require_exact(onnx: Path, messages: list[str]) -> None:
-    """Refuse a graph that TensorRT takes but computes differently, which it only warns of."""
-    found = [message for message in messages if "zero_point" in message.lower() and "uint8" in message.lower()]
+def require_exact(onnx: Path, messages: list[str]) -> None:
+    """Refuse a graph that TensorRT takes but computes differently, which it only warns of.
+
+    Args:
+        onnx: The graph, for the message.
+        messages: What parser and builder have said.
+
+    Raises:
+        EngineError: One of them warns of a uint8 zero point.
+    """
+    found = [text for text in messages if _ZERO_POINT.search(text) and "uint8" in text.lower()]
     if found:
         raise EngineError(
             f"{onnx}: quantised for another runtime, TensorRT would compute something else ({found[0]}): "

@@ -6,6 +6,7 @@
 Inference has not been run: it needs a GPU, and none was at hand when this was written. What a
 machine without one sees (the errors, and the order of the calls) is tested.
 
+TensorRT-RTX is told to compile the kernels of an engine for several frames before it runs them, not in the background.
 A frame is copied into pinned memory; the copy to the GPU, the engine and the copy back are captured as one CUDA graph
 when the first frame was run, and launched at once for those that follow.
 """
@@ -46,6 +47,9 @@ INSTALL = {
     "tensorrt_rtx": 'pip install "brd-edge[tensorrt]"',
 }
 """How to install each of the two packages."""
+
+
+_SPECIALISATION = "dynamic_shapes_kernel_specialization_strategy"
 
 
 def open_tensorrt(directory: Path, info: EngineInfo, threads: int | None) -> TensorRtRunner:
@@ -197,7 +201,7 @@ class TensorRtRunner:
         # one that does not wait for the default stream, nor lets it wait
         flag = self._cudart.cudaStreamNonBlocking
         self._stream = call(self._cudart, "cudaStreamCreateWithFlags", flag)
-        self._context = engine.create_execution_context()
+        self._context = self._make_context(engine)
         if self._context is None:
             raise EngineError("TensorRT makes no execution context: is the GPU's memory full?")
         pixels = self.info.batch_max * self.info.contract.height * self.info.contract.width
@@ -206,6 +210,23 @@ class TensorRtRunner:
             self._staging.append(allocate_pinned(self._cudart, size_bytes))
             if not self._context.set_tensor_address(name, self._buffers[-1]):
                 raise EngineError(f"TensorRT takes no buffer for {name}")
+
+    def _make_context(self, engine: tensorrt.ICudaEngine) -> tensorrt.IExecutionContext | None:
+        # typed as anything: TensorRT-RTX has settings that the stubs, which are TensorRT's, do not know
+        vendor: Any = engine
+        several = self.info.batch_max > 1 and hasattr(vendor, "create_runtime_config")
+        settings = vendor.create_runtime_config() if several else None
+        strategy = getattr(settings, _SPECIALISATION, None)
+        context: tensorrt.IExecutionContext | None
+        if strategy is None:
+            context = vendor.create_execution_context()
+            return context
+        # unasked, TensorRT-RTX compiles the kernels of a number of frames in the background and makes do with slower
+        # ones until then, and those would be what is captured
+        setattr(settings, _SPECIALISATION, type(strategy).EAGER)
+        self._owners = (*self._owners, settings)
+        context = vendor.create_execution_context(settings)
+        return context
 
     def _free_graph(self) -> None:
         if self._graph is not None:
