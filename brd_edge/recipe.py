@@ -119,7 +119,7 @@ class EngineSection(Section):
     def _can_work(self) -> EngineSection:
         from brd_edge.runtime.targets import check_combination
 
-        problem = check_combination(self.runtime, self.precision, self.target)
+        problem = check_combination(self.runtime, self.precision, self.target, self.batch_max)
         if problem is not None:
             raise ValueError(problem)
         if self.output == "sparse" and self.runtime == "tensorrt":
@@ -266,6 +266,25 @@ class Recipe(Section):
         twice = sorted({"/".join(key) for key in keys if keys.count(key) > 1})
         if twice:
             raise ValueError(f"engines: every engine stands once, but these stand twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _engines_for_the_student(self) -> Recipe:
+        from brd_edge.models.spec import has_matrix_products
+        from brd_edge.runtime.targets import TARGETS, lacks_matrix_products
+
+        student = self.student
+        if not has_matrix_products(student.arch, student.encoder, student.options):
+            return self
+        for number, engine in enumerate(self.engines):
+            if lacks_matrix_products(engine.runtime, engine.precision, engine.target):
+                others = [name for name in TARGETS if name.startswith("rtx-") and name != "rtx-sm75"]
+                raise ValueError(
+                    f"engines.{number}: TensorRT-RTX multiplies no float32 matrices on SM75 (Turing), which "
+                    f"{student.arch} with encoder {student.encoder} does (attention or linear layers): take fp16 or "
+                    f"int8-fp16 in place of {engine.precision}, or a target without SM75 in place of {engine.target}: "
+                    f"{', '.join(others)}"
+                )
         return self
 
     @model_validator(mode="after")

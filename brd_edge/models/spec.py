@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from brd_edge.runtime.errors import ModelError
 
-__all__ = ["ARCHITECTURES", "RESERVED_OPTIONS", "Architecture", "ModelSpec", "nearest"]
+__all__ = ["ARCHITECTURES", "RESERVED_OPTIONS", "Architecture", "ModelSpec", "has_matrix_products", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,12 @@ class Architecture:
         class_name: Its class in `segmentation_models_pytorch`.
         any_size: It takes any height and width; otherwise both must be divisible by the stride of
             the encoder's deepest feature.
+        matrix_products: Its decoder multiplies matrices; convolutions are none.
     """
 
     class_name: str
     any_size: bool = False
+    matrix_products: bool = False
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -35,13 +38,24 @@ ARCHITECTURES: dict[str, Architecture] = {
     "DeepLabV3Plus": Architecture("DeepLabV3Plus"),
     "FPN": Architecture("FPN"),
     "Linknet": Architecture("Linknet"),
-    "MAnet": Architecture("MAnet"),
+    "MAnet": Architecture("MAnet", matrix_products=True),
     "PSPNet": Architecture("PSPNet"),
     "Segformer": Architecture("Segformer"),
     "UPerNet": Architecture("UPerNet"),
     "Unet": Architecture("Unet", any_size=True),
     "UnetPlusPlus": Architecture("UnetPlusPlus"),
 }
+
+# How the names of encoders begin that hold attention, or linear layers in place of 1x1 convolutions: timm's, and smp's
+# `mit_`. ConvNeXts of these sizes have linear layers unless `conv_mlp` is asked for.
+_MATRIX_ENCODERS = re.compile(
+    r"mit_|aimv2|bat_|beit|botnet|caformer|cait|coat|convit|cpubone|crossvit|csatv2|davit|deepseek|deit|eca_botnext|"
+    r"eca_halonext|edgenext|(tf_)?efficientnet_cc_|efficientformer|efficientvim|efficientvit|eva|fastvit_(ma|mci|sa)|flexivit|gc_|gcresne|"
+    r"gcvit|gemma|gmixer|gmlp|halo|hiera|iformer|lambda|lamhalo|levit|lowformer_(b|e3)|mambaout|maxvit|maxxvit|mixer|"
+    r"mobilenetv4_hybrid|mobilenetv5|mobilevit_|mvitv2|naflexvit|nest_|nextvit|pit_|pvt|qwen|resmlp|sam2|samvit|"
+    r"sebotnet|sehalonet|sequencer|shvit|swiftformer|swin|test_(coatnet|convnext|mambaout|maxvit|vit)|tiny_vit|tnt|twins|visformer|vit|volo|xcit"
+)
+_CONVNEXT = re.compile(r"convnext_(tiny(?!_hnf)|small|base|x*large)|convnextv2_(tiny|small|base|large|huge)")
 
 # Arguments of the model class that a spec sets by other means, or that would change what the model returns
 RESERVED_OPTIONS: dict[str, str] = {
@@ -116,6 +130,23 @@ class ModelSpec:
         if not isinstance(values["options"], Mapping):
             raise ModelError(f"model spec: options must be an object, got {values['options']!r}")
         return cls(**values)
+
+
+def has_matrix_products(arch: str, encoder: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Return whether a model is known to multiply matrices, as attention and linear layers do.
+
+    Told by names, since a recipe is read without building the model.
+
+    Args:
+        arch: A name in `ARCHITECTURES`. SegFormer's decoder has none: its linear layers are exported as convolutions.
+        encoder: As in `ModelSpec`.
+        options: As in `ModelSpec`.
+    """
+    if ARCHITECTURES[arch].matrix_products:
+        return True
+    name = encoder.removeprefix("tu-")
+    linear = _CONVNEXT.match(name) is not None and not (options or {}).get("conv_mlp", False)
+    return linear or _MATRIX_ENCODERS.match(name) is not None
 
 
 def nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:

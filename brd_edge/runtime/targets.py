@@ -8,7 +8,14 @@ from typing import Literal
 
 from brd_edge.runtime.versions import ONNXRUNTIME_RANGE
 
-__all__ = ["RTX_COMPUTE_CAPABILITIES", "TARGETS", "Target", "check_combination", "compute_capabilities"]
+__all__ = [
+    "RTX_COMPUTE_CAPABILITIES",
+    "TARGETS",
+    "Target",
+    "check_combination",
+    "compute_capabilities",
+    "lacks_matrix_products",
+]
 
 
 @dataclass(frozen=True)
@@ -162,13 +169,14 @@ TARGETS: dict[str, Target] = {
 """The targets by name."""
 
 
-def check_combination(runtime: str, precision: str, target: str) -> str | None:
+def check_combination(runtime: str, precision: str, target: str, batch_max: int = 1) -> str | None:
     """Say why there is no such engine, and what there is instead.
 
     Args:
         runtime: For example `"openvino"`.
         precision: For example `"fp32"`.
         target: For example `"x86-cpu"`.
+        batch_max: How many frames at once, at most.
 
     Returns:
         The reason, or None when the combination exists.
@@ -187,9 +195,19 @@ def check_combination(runtime: str, precision: str, target: str) -> str | None:
     precisions = known.precisions[runtime]
     if precision not in precisions:
         return f"target {target!r} has no {precision} engines of {runtime}: its precisions are {', '.join(precisions)}"
+    if batch_max > 1 and known.device == "NPU":
+        return f"target {target!r} takes graphs of fixed shape, one frame at a time: leave batch_max out"
     return None
 
 
 def compute_capabilities(precision: str, target: str) -> tuple[int, ...]:
     """Return the NVIDIA GPUs that an engine is built for; Turing, SM75, has no bfloat16."""
     return tuple(found for found in TARGETS[target].compute_capabilities if found >= 80 or precision != "bf16")
+
+
+def lacks_matrix_products(runtime: str, precision: str, target: str) -> bool:
+    """Return whether such an engine cannot multiply matrices: TensorRT-RTX has no float32 product for Turing, SM75.
+
+    What is not quantised of an `int8` engine is float32 too; fp16 products there are.
+    """
+    return runtime == "tensorrt" and precision in ("fp32", "int8") and 75 in TARGETS[target].compute_capabilities

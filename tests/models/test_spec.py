@@ -11,8 +11,22 @@ PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product_flash_attentio
 ENCODERS = (
     *("resnet10t", "seresnext26t_32x4d", "mobilenetv3_small_050", "mobilenetv4_conv_small", "tf_efficientnet_lite0"),
     *("convnext_atto", "fastvit_t8", "mobilevitv2_050", "poolformer_s12", "ese_vovnet19b_dw", "lowformer_e1"),
-    *("convnext_tiny", "fastvit_sa12", "mobilevit_xxs", "mobilenetv4_hybrid_medium_075", "swin_tiny_patch4_window7_224"),
-    *("vit_tiny_patch16_224", "pvt_v2_b0", "efficientvit_b0", "edgenext_xx_small", "gcresnext26ts", "lowformer_b0"),
+    *(
+        "convnext_tiny",
+        "fastvit_sa12",
+        "mobilevit_xxs",
+        "mobilenetv4_hybrid_medium_075",
+        "swin_tiny_patch4_window7_224",
+    ),
+    *(
+        "vit_tiny_patch16_224",
+        "pvt_v2_b0",
+        "efficientvit_b0",
+        "edgenext_xx_small",
+        "gcresnext26ts",
+        "lowformer_b0",
+        "efficientnet_cc_b0_4e",
+    ),
 )
 
 

@@ -87,7 +87,7 @@ def build_engine(
         RuntimeMissingError: The runtime is not installed, or the target's engines are built on the device.
         EngineError: There is no such combination, or the runtime does not take the graph, or `out` is in the way.
     """
-    reason = check_combination(runtime, precision, target)
+    reason = check_combination(runtime, precision, target, batch_max)
     if reason is not None:
         raise EngineError(reason)
     if TARGETS[target].built == "on device" and not on_device:
