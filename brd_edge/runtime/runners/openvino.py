@@ -170,8 +170,7 @@ class OpenVinoRunner:
         self._put(frame[None])
 
         def call() -> npt.NDArray[Any]:
-            request.start_async()
-            request.wait()
+            request.infer()
             # the runtime's own buffer: nothing is copied
             output: npt.NDArray[Any] = request.get_output_tensor().data
             return output
