@@ -7,8 +7,8 @@ normalisation in numpy before it, float logits at full size, and numpy's argmax 
 its class map in the graph and, where the model upsamples its logits, from coarse logits. In every round each contender
 segments one frame, in an order that rotates; what is compared are the ratios of a round. Accuracy is that over
 validation images brought to the size, against the exported fp32 graph. Where OpenVINO's `benchmark_app` is installed,
-it times the fp32 engine in turns with the runner. Nothing else may run on the machine meanwhile. The last line is one
-JSON object.
+it times the fp32 and the int8 engine in turns with the runner, each in a process of its own. Nothing else may run on
+the machine meanwhile. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,8 +48,8 @@ from brd_edge.progress import progress_bar
 from brd_edge.recipe import load_recipe
 from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import InputContract
-from brd_edge.runtime.engine import CoarseLogits, Runner, open_engine
-from brd_edge.runtime.errors import BrdEdgeError, DataError, RunError
+from brd_edge.runtime.engine import CoarseLogits, open_engine
+from brd_edge.runtime.errors import BrdEdgeError, DataError
 from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.statistics import bootstrap_percentiles
 from brd_edge.runtime.targets import TARGETS
@@ -225,38 +225,37 @@ def _median(values: npt.NDArray[np.float64]) -> dict[str, float]:
     return bootstrap_percentiles(values, [50])[0].to_json()
 
 
-def vendor_overhead(engine: Path, frame: Frame, threads: int, seconds: int) -> dict[str, Any]:
-    """Time OpenVINO's own tool and the runner's engine alone in turns: the medians, and their ratio."""
+def vendor_overhead(engine: Path, precision: str, threads: int, seconds: int) -> dict[str, Any]:
+    """Time OpenVINO's own tool and our runner in turns, each in a process of its own: the medians, and their ratio.
+
+    Args:
+        engine: Directory of an OpenVINO engine with the class map in its graph.
+        precision: What its layers compute in that are not quantised, as `benchmark_app` calls it.
+        threads: Of both.
+        seconds: Of each turn.
+    """
     tool = shutil.which("benchmark_app", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if tool is None:
         return {"status": "not measured", "reason": "benchmark_app is not installed"}
-    command = [tool, "-m", str(engine / "model.xml"), "-d", "CPU", "-hint", "none", "-nstreams", "1", "-api", "sync"]
-    command += ["-nireq", "1", "-nthreads", str(threads), "-infer_precision", "f32", "-t", str(seconds)]
-
-    def vendors() -> float:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-        told = re.search(r"Median:\s+([\d.]+) ms", done.stdout)
-        if done.returncode or told is None:
-            raise RunError(f"benchmark_app failed: {(done.stderr or done.stdout)[-300:]}")
-        return float(told[1])
-
-    def ours(call: Callable[[Runner], Callable[[], object]]) -> float:
-        with open_engine(engine, threads=threads) as runner:
-            return _median_ms(call(runner), seconds)
-
-    measures = (
-        vendors,
-        lambda: ours(lambda runner: runner.bind(frame)),
-        lambda: ours(lambda runner: _infer(runner, frame)),
+    theirs = [tool, "-m", str(engine / "model.xml"), "-d", "CPU", "-hint", "none", "-nstreams", "1", "-api", "sync"]
+    theirs += ["-nireq", "1", "-nthreads", str(threads), "-infer_precision", precision, "-t", str(seconds)]
+    ours = [sys.executable, "-m", "benchmarks.engine_process", str(engine), "--threads", str(threads)]
+    ours += ["--seconds", str(seconds), "--call"]
+    commands = (
+        (theirs, r"Median:\s+([\d.]+) (ms|us)"),
+        ([*ours, "bind"], r"([\d.]+) (ms)"),
+        ([*ours, "infer"], r"([\d.]+) (ms)"),
     )
-    taken = np.empty((_VENDOR_TURNS, len(measures)))
+    taken = np.empty((_VENDOR_TURNS, len(commands)))
     for turn in range(_VENDOR_TURNS):
-        for place in range(len(measures)):
-            which = (turn + place) % len(measures)
-            try:
-                taken[turn, which] = measures[which]()
-            except RunError as error:
-                return {"status": "not measured", "reason": str(error)}
+        for place in range(len(commands)):
+            which = (turn + place) % len(commands)
+            command, pattern = commands[which]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+            told = re.search(pattern, done.stdout)
+            if done.returncode or told is None:
+                return {"status": "not measured", "reason": f"{command[0]}: {(done.stderr or done.stdout)[-300:]}"}
+            taken[turn, which] = float(told[1]) / (1000 if told[2] == "us" else 1)
     vendor, alone, whole = taken.T
     return {
         "benchmark_app_ms": _median(vendor),
@@ -265,22 +264,6 @@ def vendor_overhead(engine: Path, frame: Frame, threads: int, seconds: int) -> d
         "engine_ratio": _median(alone / vendor),
         "infer_ratio": _median(whole / vendor),
     }
-
-
-def _infer(runner: Runner, frame: Frame) -> Callable[[], object]:
-    return lambda: runner.infer(frame)
-
-
-def _median_ms(call: Callable[[], object], seconds: float) -> float:
-    for _ in range(3):
-        call()
-    taken = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter_ns()
-        call()
-        taken.append((time.perf_counter_ns() - start) / 1e6)
-    return float(np.median(taken))
 
 
 def format_result(result: Mapping[str, Any]) -> str:
@@ -312,9 +295,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for name, path in built.items():
                 contenders[name] = stack.enter_context(open_engine(path, threads=options.threads)).infer
             entries = measure(student, contenders, options.images, options.rounds)
-            frame = read_frame(student.dataset.val[0], student.contract)
             stack.close()
-            vendor = vendor_overhead(built["openvino fp32, dense"], frame, options.threads, options.vendor_s)
+            vendor = {
+                name: vendor_overhead(built[f"{name}, dense"], precision, options.threads, options.vendor_s)
+                for name, precision in (("openvino fp32", "f32"), ("openvino int8", "f32"))
+            }
     except BrdEdgeError as error:
         print(f"engines: {error}", file=sys.stderr)
         return error.exit_code
