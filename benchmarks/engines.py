@@ -58,8 +58,8 @@ from brd_edge.stages.context import input_contract
 BASELINE = "onnxruntime fp32, numpy around it"
 TARGET = "x86-cpu"
 _CALIBRATED = 64
-# short ones, since a machine is not as fast in one minute as in the next
-_VENDOR_TURNS = 15
+# seconds of a turn of the vendor's tool: a machine is not as fast in one minute as in the next
+_VENDOR_S = 2
 
 Frame = npt.NDArray[np.uint8]
 
@@ -225,29 +225,29 @@ def _median(values: npt.NDArray[np.float64]) -> dict[str, float]:
     return bootstrap_percentiles(values, [50])[0].to_json()
 
 
-def vendor_overhead(engine: Path, precision: str, threads: int, seconds: int) -> dict[str, Any]:
+def vendor_overhead(engine: Path, precision: str, threads: int, turns: int) -> dict[str, Any]:
     """Time OpenVINO's own tool and our runner in turns, each in a process of its own: the medians, and their ratio.
 
     Args:
         engine: Directory of an OpenVINO engine with the class map in its graph.
         precision: What its layers compute in that are not quantised, as `benchmark_app` calls it.
         threads: Of both.
-        seconds: Of each turn.
+        turns: How often each is timed; none leaves it out.
     """
     tool = shutil.which("benchmark_app", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if tool is None:
-        return {"status": "not measured", "reason": "benchmark_app is not installed"}
+    if tool is None or turns < 1:
+        return {"status": "not measured", "reason": "not asked for" if tool else "benchmark_app is not installed"}
     theirs = [tool, "-m", str(engine / "model.xml"), "-d", "CPU", "-hint", "none", "-nstreams", "1", "-api", "sync"]
-    theirs += ["-nireq", "1", "-nthreads", str(threads), "-infer_precision", precision, "-t", str(seconds)]
+    theirs += ["-nireq", "1", "-nthreads", str(threads), "-infer_precision", precision, "-t", str(_VENDOR_S)]
     ours = [sys.executable, "-m", "benchmarks.engine_process", str(engine), "--threads", str(threads)]
-    ours += ["--seconds", str(seconds), "--call"]
+    ours += ["--seconds", str(_VENDOR_S), "--call"]
     commands = (
         (theirs, r"Median:\s+([\d.]+) (ms|us)"),
         ([*ours, "bind"], r"([\d.]+) (ms)"),
         ([*ours, "infer"], r"([\d.]+) (ms)"),
     )
-    taken = np.empty((_VENDOR_TURNS, len(commands)))
-    for turn in range(_VENDOR_TURNS):
+    taken = np.empty((turns, len(commands)))
+    for turn in range(turns):
         for place in range(len(commands)):
             which = (turn + place) % len(commands)
             command, pattern = commands[which]
@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             entries = measure(student, contenders, options.images, options.rounds)
             stack.close()
             vendor = {
-                name: vendor_overhead(built[f"{name}, dense"], precision, options.threads, options.vendor_s)
+                name: vendor_overhead(built[f"{name}, dense"], precision, options.threads, options.vendor_turns)
                 for name, precision in (("openvino fp32", "f32"), ("openvino int8", "f32"))
             }
     except BrdEdgeError as error:
@@ -328,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, default=20, help="of the validation split, spread over it")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--vendor-s", type=int, default=2, help="seconds of each turn of benchmark_app")
+    parser.add_argument("--vendor-turns", type=int, default=15, help="of benchmark_app; 0 leaves it out")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     return parser
 

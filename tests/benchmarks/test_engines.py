@@ -39,8 +39,8 @@ def test_the_vendors_tool_and_the_runner_are_timed_in_turns(
     from benchmarks.engines import vendor_overhead
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("benchmarks.engines._VENDOR_TURNS", 1)
-    found = vendor_overhead(engines["openvino"], "f32", threads=1, seconds=1)
+    monkeypatch.setattr("benchmarks.engines._VENDOR_S", 1)
+    found = vendor_overhead(engines["openvino"], "f32", threads=1, turns=1)
     assert "reason" not in found, found
     assert found["infer_ratio"]["value"] == pytest.approx(
         found["infer_ms"]["value"] / found["benchmark_app_ms"]["value"]
