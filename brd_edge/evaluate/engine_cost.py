@@ -20,6 +20,7 @@ from brd_edge.evaluate.layers import list_layers
 from brd_edge.evaluate.proof import judge_cost
 from brd_edge.runtime.compare import Open, PairedLatency, compare_latency
 from brd_edge.runtime.engine import open_engine, read_engine
+from brd_edge.runtime.errors import RuntimeMissingError
 
 __all__ = ["EngineCost", "LatencyOf", "compare_engines", "compare_structure"]
 
@@ -57,7 +58,7 @@ class EngineCost:
         if self.latency is None:
             return None
         found = self.latency.comparison
-        judged = judge_cost(found.verdict, (found.ratio.low, found.ratio.high), margin=found.margin)
+        judged = judge_cost(found.verdict, (found.equivalence.low, found.equivalence.high), margin=found.margin)
         return {"equal": True, "different": False}.get(judged)
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +76,8 @@ class EngineCost:
 def compare_structure(student: Path, plain: Path, *, threads: int | None = None) -> EngineCost:
     """Compare size and layers of two engines; nothing is timed.
 
+    Layers are not compared where the runtime or the device that could tell them is not here.
+
     Args:
         student: Directory of the distilled student's engine.
         plain: Directory of the undistilled student's, built alike.
@@ -82,14 +85,16 @@ def compare_structure(student: Path, plain: Path, *, threads: int | None = None)
 
     Raises:
         EngineError: An engine is not valid or cannot be loaded, or they are of different kinds.
-        RuntimeMissingError: The runtime is not installed.
     """
     sizes = tuple(sum(file.size_bytes for file in read_engine(path).files.values()) for path in (student, plain))
     differences = []
     if abs(sizes[0] - sizes[1]) > _METADATA_BYTES:
         differences.append(f"size: {sizes[0]:,} bytes against {sizes[1]:,}")
-    mine, theirs = (list_layers(path, threads=threads) for path in (student, plain))
     layers = None
+    try:
+        mine, theirs = (list_layers(path, threads=threads) for path in (student, plain))
+    except RuntimeMissingError:
+        mine = theirs = None
     if mine is not None and theirs is not None:
         layers = (len(mine), len(theirs))
         differences += _layer_differences(mine, theirs)

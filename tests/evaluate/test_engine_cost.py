@@ -9,14 +9,21 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from made_runs import made_cost, made_session
 
 from brd_edge.deploy.logits import cut_at_logits
 from brd_edge.evaluate.engine_cost import EngineCost, compare_engines, compare_structure
 from brd_edge.evaluate.layers import list_layers
 from brd_edge.evaluate.proof import judge_proof
+from brd_edge.interrupt import Stop
+from brd_edge.recipe import load_recipe
+from brd_edge.run import Run
 from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import InputContract
+from brd_edge.stages.context import Context
+from brd_edge.stages.cost import added_cost
 
+RECIPE = Path(__file__).parents[2] / "pipelines/quickstart.yaml"
 CONTRACT = InputContract(height=48, width=64, mean=(0, 0, 0), std=(1, 1, 1))
 GRAPH = """<ir_version: 10, opset_import: ["" : 20]>
 student (uint8[1,48,64,3] image) => (uint8[1,48,64] class_map) {{
@@ -131,6 +138,26 @@ def test_a_channel_more_is_found(build: Build) -> None:
     assert any(line.startswith("size: ") for line in found.differences)
 
 
+def test_what_the_stage_cannot_compare_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context(load_recipe(RECIPE), Run(tmp_path), {}, Stop(), lambda _line: None, "", "")
+    frame = np.zeros((48, 64, 3), np.uint8)
+    entry = {"name": "x", "plain": True}
+
+    def boom(*_args: object, **_settings: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("brd_edge.evaluate.engine_cost.compare_engines", boom)
+    for changes, status, reason in (
+        ({"plain": False}, "measured", "the undistilled student's engine was not built"),
+        ({}, "failed", "not compared: the engine failed"),
+        ({}, "measured", "RuntimeError: boom"),
+    ):
+        found = added_cost(context, {**entry, **changes}, frame, status=status)
+        assert found == {"name": "x", "held": None, "reason": reason}
+        graph = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 7, "differences": []}
+        assert judge_proof({**graph, "engines": [found, made_cost()]}).held is None
+
+
 def test_layers_are_those_that_the_runtime_executes(build: Build) -> None:
     layers = list_layers(build("student", seed=1), threads=1)
     assert layers is not None
@@ -142,14 +169,14 @@ def test_the_verdict_follows_the_engines(build: Build) -> None:
     cost = {"name": "x", "reason": "", **compare_structure(student, plain).to_json()}
     graph = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 7, "differences": []}
     proof = judge_proof({**graph, "engines": [cost]})
-    assert proof.held is True
     assert (proof.engines[0].structure, proof.engines[0].latency) == ("equal", "not checked")
+    # no engine was timed
+    assert proof.held is None
+    timed = {**cost, "name": "timed", "latency": made_session()}
+    assert judge_proof({**graph, "engines": [cost, timed]}).held is True
     worse = EngineCost((2, 1), None, ("size: 2 bytes against 1",), None).to_json()
-    assert judge_proof({**graph, "engines": [cost, {"name": "y", "reason": "", **worse}]}).held is False
-    missing = {"name": "z", "held": None, "reason": "the undistilled student's engine was not built"}
-    proof = judge_proof({**graph, "engines": [missing]})
-    assert proof.held is True
-    assert (proof.engines[0].structure, proof.engines[0].notes) == (
-        "not checked",
-        ("the undistilled student's engine was not built",),
-    )
+    assert judge_proof({**graph, "engines": [timed, {"name": "y", "reason": "", **worse}]}).held is False
+    for reason in ("the undistilled student's engine was not built", "RuntimeError: boom"):
+        proof = judge_proof({**graph, "engines": [timed, {"name": "z", "held": None, "reason": reason}]})
+        assert proof.held is None
+        assert (proof.engines[1].structure, proof.engines[1].notes) == ("not checked", (reason,))
