@@ -348,6 +348,7 @@ STAGE = Stage(
         "data/loader_state.py",
         "data/plan.py",
         "data/torch_loader.py",
+        "deploy",
         "environment.py",
         "evaluate",
         "models",

@@ -52,10 +52,12 @@ class EngineCostEntry(Entry):
     """What was not compared, and why."""
     size_bytes: tuple[Count, Count] | None = None
     """Size of the distilled student's engine and of the undistilled one's."""
+    weight_bytes: tuple[Count, Count] | None = None
+    """Size of the constants of both, equal to the byte where the proof holds."""
     layers: tuple[Count, Count] | None = None
     """Layers that the runtime executes, of both."""
     differences: tuple[str, ...] = ()
-    """What differs in size or layers."""
+    """What differs in size, weights, quantisers or layers."""
     latency: SessionEntry | None = None
     """The session in which both were timed."""
     latency_of: Literal["frame to class map", "engine alone"] | None = None
