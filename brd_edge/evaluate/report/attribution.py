@@ -76,7 +76,10 @@ def _waterfall(start: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], key
     for step in steps:
         after, lost = step.get(key), (step.get("lost") or {}).get(key)
         before = level if after is None or lost is None else after + lost["value"]
-        interval = None if before is None or lost is None else (before - lost["high"], before - lost["low"])
+        # of a single image nothing is known, and an interval of everything would leave no room for the bars
+        interval = None
+        if before is not None and lost is not None and lost["high"] - lost["low"] < 1:
+            interval = (before - lost["high"], before - lost["low"])
         measured = after is not None and before is not None
         rows.append(WaterfallStep(str(step["to"]), before, after if measured else None, interval))
         if after is not None and not step.get("engine"):
