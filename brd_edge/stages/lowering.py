@@ -64,9 +64,12 @@ class Lowered:
     attempts: tuple[dict[str, Any], ...] = ()
 
     def to_json(self, root: Path) -> dict[str, Any]:
-        """Return what the engine's entry says of it; `graph` is relative to `root`."""
+        """Return what the engine's entry says of it; `graph` and `lowered` are relative to `root`."""
+        graph = self.student.relative_to(root).as_posix()
         return {
-            "graph": self.student.relative_to(root).as_posix(),
+            # what the engine is built from may be a part of the graph that goes from frame to class map
+            "graph": graph,
+            "lowered": graph,
             "agreement": dict(self.agreement),
             "kept": list(self.kept),
             "attempts": list(self.attempts),
