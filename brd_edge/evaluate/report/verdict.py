@@ -104,6 +104,8 @@ def _compared(proof: Proof) -> str:
     text = f"{len(proof.compared)} of {len(proof.engines)} engines compared"
     if proof.compared:
         text += f", in latency {timed}, of which {equal} {'is' if equal == 1 else 'are'} equivalent"
+    alone = sum(engine.layers is None for engine in proof.compared)
+    text += f", {alone} in size alone" if alone else ""
     missing = [engine.name for engine in proof.engines if engine not in proof.compared]
     return f"{text}; not compared: {', '.join(missing)}." if missing else f"{text}."
 
