@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from brd_edge.data.dataset import Dataset
 from brd_edge.data.index import load_dataset
@@ -59,7 +60,7 @@ def explain_losses(arguments: Sequence[str]) -> int:
         print("brd-edge: interrupted", file=sys.stderr)
         return InterruptedRunError.exit_code
     print(json.dumps(found.to_json(), indent=2) if options.json else f"{_format(found)}\n\nas data: {path}")
-    unmeasured = {step.engine for step in found.steps if step.reason}
+    unmeasured = {step.engine for step in found.steps if step.reason and step.after == step.engine}
     return 1 if any(step.failed for step in found.steps) or unmeasured & set(options.engine or ()) else 0
 
 
@@ -126,8 +127,8 @@ def _again(run: Run, options: str) -> str:
     return f"run  python -m brd_edge.pipeline RECIPE --run-dir {run.directory} {options}"
 
 
-def _choose_engines(run: Run, build: Artifact, wanted: Sequence[str] | None) -> list[str]:
-    """Return the engines that were built for machines like this one, or of them the wanted ones."""
+def _choose_engines(run: Run, build: Artifact, wanted: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Return the entries of the engines that were built for machines like this one, or of them the wanted ones."""
     entries = {str(entry["name"]): entry for entry in build.result["engines"]}
     there = [
         name
@@ -143,7 +144,7 @@ def _choose_engines(run: Run, build: Artifact, wanted: Sequence[str] | None) -> 
             raise RecipeError(
                 f"--engine {name}: {run.directory} has no such engine; it has {', '.join(there) or 'none'}"
             )
-    return [name for name in there if wanted is None or name in wanted]
+    return [entries[name] for name in there if wanted is None or name in wanted]
 
 
 def _format(found: Attribution) -> str:
@@ -155,7 +156,7 @@ def _format(found: Attribution) -> str:
         rows, _HEADERS, tablefmt="simple", disable_numparse=True, colalign=["left", *["right"] * (len(_HEADERS) - 1)]
     )
     lines = [f"{found.images} images, 95 % intervals over images; each way differs from the one above it in one thing,"]
-    lines += ["and every engine from the last way before the engines", "", table]
+    lines += ["and every engine begins at the last way before the engines", "", table]
     notes = [_fill(f"{step.after}: not measured: {step.reason}") for step in found.steps if step.reason]
     notes += [
         _fill(f"{step.after}: against {step.before}, so the loss is of {step.title} together")

@@ -48,8 +48,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export_onnx(model, student, metadata={}, opset=20, **graph)
     out = directory / "engines" / ENGINE
     build_engine(runtime="onnxruntime", precision="fp32", target="x86-cpu", onnx=student, out=out, **graph)
-    entries = [{"name": ENGINE, "target": "x86-cpu", "status": "built"}]
-    entries += [{"name": name, "target": target, "status": status} for name, (target, status) in OTHERS.items()]
+    described = {"runtime": "onnxruntime", "precision": "fp32", "lowered": "export/student.onnx", "output": "dense"}
+    entries = [{"name": ENGINE, "target": "x86-cpu", "status": "built", **described}]
+    entries += [{**described, "name": name, "target": target, "status": s} for name, (target, s) in OTHERS.items()]
     run = Run(directory)
     for stage, result in (("prepare", {}), ("distill", {}), ("export", {}), ("build", {"engines": entries})):
         left = tree_files(directory / "export") if stage == "export" else []
@@ -90,7 +91,7 @@ def test_a_planted_fault_is_named(run: Path, capsys: pytest.CaptureFixture[str])
     steps = json.loads(output.out)["steps"]
     changed = {step["name"]: step["agreement"] < 0.99 for step in steps}
     # the engine was built from the graph as it was, so it undoes the fault
-    assert changed == {"loader": False, "preprocessing": True, "onnx": False, "class_map": False, "engine": True}
+    assert changed == {"loader": False, "preprocessing": True, "onnx": False, "class_map": False, "runtime": True}
     assert main(["explain", str(run)]) == 0
     *_, images, words, _ = capsys.readouterr().out.split("\n\n")
     assert images.startswith("images that changed most")
@@ -110,7 +111,8 @@ def test_the_stage_measures_the_same_or_nothing(run: Path, capsys: pytest.Captur
     contract = input_contract(recipe)
     predict = model_predictor(model, contract, torch.device("cpu"))
     known = [predict(read_frame(sample, contract)) for sample in dataset.val]
-    engines = [{"name": ENGINE, "status": "measured"}, {"name": "tensorrt-fp32-rtx", "status": "built"}]
+    described = {"runtime": "onnxruntime", "precision": "fp32"}
+    engines = [{"name": ENGINE, "status": "measured", **described}, {"name": "tensorrt-fp32-rtx", "status": "built"}]
     context = Context(recipe, Run(run), {}, Stop(), print, "", "")
     assert attribution_entry(context, dataset, engines, known) == expected
     off = load_recipe(run / "recipe.yaml", overrides=["benchmark.attribution=false"])

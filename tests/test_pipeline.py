@@ -142,7 +142,7 @@ def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
     attribution = benchmark["attribution"]
     assert attribution["images"] == benchmark["dataset"]["val"] == 3
     measured = [entry["name"] for entry in benchmark["engines"] if entry["status"] == "measured"]
-    assert [step["engine"] for step in attribution["steps"]] == [None] * 4 + measured
+    assert list(dict.fromkeys(step["engine"] for step in attribution["steps"])) == [None, *measured]
     assert all(step["agreement"] >= 0.999 for step in attribution["steps"])
     assert attribution["steps"][0]["miou"] == pytest.approx(benchmark["student"]["miou"], abs=1e-9)
     last = attribution["steps"][-1]

@@ -24,7 +24,7 @@ from brd_edge.runtime.runners.openvino import openvino_core
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["THRESHOLDS", "check_artefact", "stand_in"]
+__all__ = ["THRESHOLDS", "check_artefact", "in_floating_point", "stand_in"]
 
 THRESHOLDS = {"fp16": 0.995, "bf16": 0.97, "int8": 0.9}
 """Agreement below which a graph of a trained student counts as broken, by precision; accuracy is measured elsewhere."""
@@ -104,8 +104,29 @@ def stand_in(artefact: Path, *, runtime: str, here: bool = True) -> Predict:
         RuntimeMissingError: ONNX Runtime or OpenVINO is not installed.
         EngineError: The graph is not taken.
     """
-    predict = next(iter(_WAYS[runtime if here else "tensorrt"].values()))(artefact)
+    return _of_one_frame(next(iter(_WAYS[runtime if here else "tensorrt"].values()))(artefact))
 
+
+def in_floating_point(artefact: Path) -> Predict:
+    """Return what runs a graph of lower precision as it is written, in floating-point arithmetic, node by node.
+
+    What it says is what the precision alone makes of the fp32 graph: nothing is fused, and no kernel computes in
+    integers. ONNX graphs are run by ONNX Runtime, OpenVINO's by OpenVINO.
+
+    Args:
+        artefact: As for `check_artefact`.
+
+    Returns:
+        Frame uint8 (H, W, 3), RGB, to class map uint8 (H, W).
+
+    Raises:
+        RuntimeMissingError: ONNX Runtime or OpenVINO is not installed.
+        EngineError: The graph is not taken.
+    """
+    return _of_one_frame((_openvino_plain if artefact.suffix == ".xml" else _onnxruntime_plain)(artefact))
+
+
+def _of_one_frame(predict: Predict) -> Predict:
     def run(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         class_map: NDArray[np.uint8] = predict(np.ascontiguousarray(frame[None]))[0]
         return class_map

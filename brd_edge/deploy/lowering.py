@@ -40,6 +40,7 @@ def lower_graph(
     ranges: Callable[[], Ranges] | None = None,
     exclude: Iterable[str] = (),
     reduce_range: bool = True,
+    like: Path | None = None,
 ) -> Path:
     """Write the graph of an engine into a directory, atomically; the exported graph stays as it is.
 
@@ -52,6 +53,8 @@ def lower_graph(
         ranges: Gives `brd_edge.deploy.calibration.calibrate`'s ranges of `source`, for the other runtimes' int8.
         exclude: Names of nodes, or of groups of layers, that int8 leaves in floating point.
         reduce_range: Whether int8 weights keep to 7 bits, as x86 processors without VNNI need them.
+        like: For OpenVINO's int8: another graph that this function made, whose ranges of activations are taken; see
+            `quantise_openvino`. The other runtimes' int8 takes the ranges that it is given.
 
     Returns:
         The graph: `source` itself where `is_exact` says so, else an `.onnx` file, or for OpenVINO an `.xml`
@@ -71,7 +74,7 @@ def lower_graph(
     directory.mkdir(parents=True, exist_ok=True)
     if runtime == "openvino":
         path = path.with_suffix(".xml")
-        quantise_openvino(source, path, frames, exclude=exclude, reduce_range=reduce_range)
+        quantise_openvino(source, path, frames, exclude=exclude, reduce_range=reduce_range, like=like)
     elif is_quantised(precision) and ranges is not None and runtime == "onnxruntime":
         quantise_onnxruntime(source, path, ranges(), exclude=exclude, reduce_range=reduce_range)
     elif is_quantised(precision) and ranges is not None and runtime == "tensorrt":

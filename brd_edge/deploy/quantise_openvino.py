@@ -18,6 +18,7 @@ from brd_edge.deploy.calibration import calibration_frames
 from brd_edge.deploy.graphs import parts_of, read_graph
 from brd_edge.deploy.groups import excluded_nodes
 from brd_edge.deploy.quantise import NothingToQuantiseError
+from brd_edge.deploy.quantisers import RANGES, activation_quantisers, quantiser_form
 from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.files import flush_path
 from brd_edge.runtime.runners.checks import import_runtime
@@ -36,6 +37,7 @@ def quantise_openvino(
     *,
     exclude: Iterable[str] = (),
     reduce_range: bool = True,
+    like: Path | None = None,
 ) -> tuple[str, ...]:
     """Write the int8 model for OpenVINO, `model.xml` and beside it `model.bin`.
 
@@ -49,6 +51,10 @@ def quantise_openvino(
         exclude: Names of nodes, or of groups of `layer_groups`, that stay in floating point.
         reduce_range: Whether weights keep to 7 bits. Without, x86 processors that lack VNNI saturate and compute
             something else than was meant.
+        like: The int8 model of another student of the same architecture, whose ranges of activations are taken. It
+            is for a model that is only compared with: with ranges of its own a tensor that happens not to be
+            negative is unsigned, and another kernel computes it. Weights keep their own ranges. A tensor that is
+            not quantised alike in both keeps its own range too, and shows as a difference.
 
     Returns:
         The names of the two files, the model first.
@@ -83,6 +89,8 @@ def quantise_openvino(
         raise EngineError(f"{source}: NNCF cannot quantise the graph: {type(error).__name__}: {error}") from error
     if not any(operation.get_type_name() == "FakeQuantize" for operation in quantised.get_ops()):
         raise nothing
+    if like is not None:
+        _take_ranges(quantised, openvino_core().read_model(str(like)))
     _save(openvino, quantised, path)
     return path.name, path.with_suffix(".bin").name
 
@@ -105,6 +113,21 @@ def _quantise(nncf: Any, found: Any, images: list[NDArray[np.uint8]], kept: set[
             overflow_fix=OverflowFix.ENABLE if reduce_range else OverflowFix.DISABLE
         ),
     )
+
+
+def _take_ranges(model: Any, other: Any) -> None:
+    """Give the activations of a model the ranges that they have in another, where both quantise them in one way."""
+    from openvino import opset13
+
+    theirs = activation_quantisers(other)
+    for name, mine in activation_quantisers(model).items():
+        if name not in theirs or quantiser_form(theirs[name]) != quantiser_form(mine):
+            continue
+        for slot in RANGES:
+            taken = opset13.constant(theirs[name].input_value(slot).get_node().get_data())
+            # the name is written to the file, whose size is compared
+            taken.set_friendly_name(mine.input_value(slot).get_node().get_friendly_name())
+            mine.input(slot).replace_source_output(taken.output(0))
 
 
 def _save(openvino: Any, model: Any, path: Path) -> None:

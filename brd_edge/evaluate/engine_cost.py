@@ -1,32 +1,38 @@
 """The zero-cost proof on built engines: the distilled student's against the undistilled one's.
 
-For each runtime: equal size, equal layers after the runtime's own optimisation, and latency that is equivalent
-within a margin. The structural half, on the graphs, is `brd_edge.evaluate.zero_cost`.
+For each runtime: weights of equal size, equal quantisers, equal layers after the runtime's own optimisation, and
+latency that is equivalent within a margin. The structural half, on the graphs, is `brd_edge.evaluate.zero_cost`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from brd_edge.evaluate.contents import read_contents
 from brd_edge.evaluate.layers import list_layers
 from brd_edge.evaluate.proof import judge_cost
 from brd_edge.runtime.compare import Open, PairedLatency, compare_latency
 from brd_edge.runtime.engine import open_engine, read_engine
+from brd_edge.runtime.errors import RuntimeMissingError
 
 __all__ = ["EngineCost", "LatencyOf", "compare_engines", "compare_structure"]
 
 LatencyOf = Literal["frame to class map", "engine alone"]
 
+Told = TypeVar("Told")
+
 _METADATA_BYTES = 4096
-"""Sizes may differ by as much: engines hold texts, such as the name of the method and small numbers written out."""
+"""Files may differ by as much beside the weights: they hold texts, such as the name of the method, names that are
+numbered as they are made, and numbers written out; and equal constants may be stored once."""
 _SHOWN = 5
 
 
@@ -41,6 +47,7 @@ class EngineCost:
         latency: The session in which both were timed, or None where they cannot run here.
         latency_of: `"frame to class map"`, or `"engine alone"` where the class map is made from coarse logits
             outside of it; None where nothing was timed.
+        weight_bytes: Size of the constants of both, which must be equal to the byte; None where the files do not tell.
     """
 
     size_bytes: tuple[int, int]
@@ -48,6 +55,7 @@ class EngineCost:
     differences: tuple[str, ...]
     latency: PairedLatency | None
     latency_of: LatencyOf | None = None
+    weight_bytes: tuple[int, int] | None = None
 
     @property
     def held(self) -> bool | None:
@@ -57,7 +65,7 @@ class EngineCost:
         if self.latency is None:
             return None
         found = self.latency.comparison
-        judged = judge_cost(found.verdict, (found.ratio.low, found.ratio.high), margin=found.margin)
+        judged = judge_cost(found.verdict, (found.equivalence.low, found.equivalence.high), margin=found.margin)
         return {"equal": True, "different": False}.get(judged)
 
     def to_json(self) -> dict[str, Any]:
@@ -65,6 +73,7 @@ class EngineCost:
         return {
             "held": self.held,
             "size_bytes": list(self.size_bytes),
+            "weight_bytes": None if self.weight_bytes is None else list(self.weight_bytes),
             "layers": None if self.layers is None else list(self.layers),
             "differences": list(self.differences),
             "latency": None if self.latency is None else self.latency.to_json(),
@@ -73,7 +82,9 @@ class EngineCost:
 
 
 def compare_structure(student: Path, plain: Path, *, threads: int | None = None) -> EngineCost:
-    """Compare size and layers of two engines; nothing is timed.
+    """Compare size, weights, quantisers and layers of two engines; nothing is timed.
+
+    Layers are not compared where the runtime or the device that could tell them is not here.
 
     Args:
         student: Directory of the distilled student's engine.
@@ -82,18 +93,22 @@ def compare_structure(student: Path, plain: Path, *, threads: int | None = None)
 
     Raises:
         EngineError: An engine is not valid or cannot be loaded, or they are of different kinds.
-        RuntimeMissingError: The runtime is not installed.
     """
     sizes = tuple(sum(file.size_bytes for file in read_engine(path).files.values()) for path in (student, plain))
     differences = []
     if abs(sizes[0] - sizes[1]) > _METADATA_BYTES:
         differences.append(f"size: {sizes[0]:,} bytes against {sizes[1]:,}")
-    mine, theirs = (list_layers(path, threads=threads) for path in (student, plain))
-    layers = None
-    if mine is not None and theirs is not None:
-        layers = (len(mine), len(theirs))
-        differences += _layer_differences(mine, theirs)
-    return EngineCost((sizes[0], sizes[1]), layers, tuple(differences), None)
+    contents = _of_both(read_contents, student, plain)
+    weights = None if contents is None else (contents[0].weight_bytes, contents[1].weight_bytes)
+    if contents is not None and weights is not None:
+        if weights[0] != weights[1]:
+            differences.append(f"weights: {weights[0]:,} bytes against {weights[1]:,}")
+        differences += _differences("quantisers", contents[0].quantisers, contents[1].quantisers)
+    listed = _of_both(partial(list_layers, threads=threads), student, plain)
+    layers = None if listed is None else (len(listed[0]), len(listed[1]))
+    if listed is not None:
+        differences += _differences("layers", *listed)
+    return EngineCost((sizes[0], sizes[1]), layers, tuple(differences), None, weight_bytes=weights)
 
 
 def compare_engines(
@@ -136,12 +151,21 @@ def compare_engines(
     return replace(structure, latency=latency, latency_of="engine alone" if alone else "frame to class map")
 
 
-def _layer_differences(mine: list[str], theirs: list[str]) -> list[str]:
-    if mine == theirs:
+def _of_both(read: Callable[[Path], Told | None], student: Path, plain: Path) -> tuple[Told, Told] | None:
+    """Read something of both engines; nothing where it cannot be told here."""
+    try:
+        mine, theirs = read(student), read(plain)
+    except RuntimeMissingError:
+        return None
+    return None if mine is None or theirs is None else (mine, theirs)
+
+
+def _differences(what: str, mine: Sequence[str], theirs: Sequence[str]) -> list[str]:
+    if list(mine) == list(theirs):
         return []
     more, less = Counter(mine) - Counter(theirs), Counter(theirs) - Counter(mine)
     if not more and not less:
-        return ["layers: the same ones in another order"]
+        return [f"{what}: the same ones in another order"]
     parts = [f"{count} more {kind}" for kind, count in more.most_common(_SHOWN)]
     parts += [f"{count} fewer {kind}" for kind, count in less.most_common(_SHOWN)]
-    return [f"layers: {len(mine)} against {len(theirs)}: {', '.join(parts)}"]
+    return [f"{what}: {len(mine)} against {len(theirs)}: {', '.join(parts)}"]

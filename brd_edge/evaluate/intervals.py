@@ -1,4 +1,8 @@
-"""How certain scores are: bootstrap over images, alone and against a reference on the same images."""
+"""How certain scores are: bootstrap over images, alone and against a reference on the same images.
+
+The bootstrap draws images as if each were taken on its own. Frames of one video clip are not: they show the same street
+again, so intervals over them are narrower than what another clip would give.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +32,22 @@ def score_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.95) -
     """Return every score with its interval over which images happened to be in the split.
 
     Images are drawn with replacement, all counts of an image together; a class that a draw does not hold is left
-    out of its mean, as everywhere.
+    out of its mean, as everywhere. The intervals are widened as Student's are against the normal distribution's, so
+    that a few images do not look certain; one image says nothing of others, and its interval is all that there is.
 
     Args:
         metrics: With the counts of every image (`keep_images`); at least one image.
         confidence: Of the intervals, 0 to 1.
 
     Returns:
-        By the names of `SegmentationMetrics.to_json`; NaN for a score that was not counted.
+        By the names of `SegmentationMetrics.to_json`, within 0 and 1; NaN for a score that was not counted.
 
     Raises:
         DataError: The counts of the images were not kept.
     """
-    sums = _draws(_counts(metrics))
-    return {name: _interval(score(sums), confidence) for name, score in _SCORES.items()}
+    counts = _counts(metrics)
+    sums = _draws(counts)
+    return {name: _interval(score(sums), len(counts), confidence, lowest=0.0) for name, score in _SCORES.items()}
 
 
 def score_losses(
@@ -49,7 +55,8 @@ def score_losses(
 ) -> dict[str, Interval]:
     """Return how much of every score is lost against a reference, with intervals over images.
 
-    The same images are drawn for both, so that what makes an image easy or hard cancels.
+    The same images are drawn for both, so that what makes an image easy or hard cancels. The intervals are widened as
+    those of `score_intervals`; of one image it is from -1 to 1, whatever was lost in it.
 
     Args:
         metrics: With the counts of every image.
@@ -69,7 +76,10 @@ def score_losses(
             f"intervals: expected counts of the same images and classes, got {mine.shape} and {theirs.shape}"
         )
     first, second = _draws(theirs), _draws(mine)
-    return {name: _interval(score(first) - score(second), confidence) for name, score in _SCORES.items()}
+    return {
+        name: _interval(score(first) - score(second), len(mine), confidence, lowest=-1.0)
+        for name, score in _SCORES.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -165,13 +175,15 @@ def _draws(counts: Array) -> Array:
     return np.tensordot(weights, counts, axes=1)
 
 
-def _interval(scores: Array, confidence: float) -> Interval:
-    """Return the interval of the scores of all draws, the last of which is the value itself."""
-    known = scores[:-1][~np.isnan(scores[:-1])]
-    if not known.size:
-        return Interval(float(scores[-1]), math.nan, math.nan, confidence)
-    low, high = np.percentile(known, (50 * (1 - confidence), 50 * (1 + confidence)))
-    return Interval(float(scores[-1]), float(low), float(high), confidence)
+def _interval(scores: Array, images: int, confidence: float, *, lowest: float) -> Interval:
+    """Return the interval of the scores of all draws, the last of which is the value itself, from `lowest` to 1."""
+    value, known = float(scores[-1]), scores[:-1][~np.isnan(scores[:-1])]
+    if math.isnan(value) or not known.size:
+        return Interval(value, math.nan, math.nan, confidence)
+    if images == 1:
+        return Interval(value, lowest, 1.0, confidence)
+    found = _widened(value, known, images, confidence)
+    return Interval(value, max(found.low, lowest), min(found.high, 1.0), confidence)
 
 
 def _ratio(part: Array, whole: Array) -> Array:

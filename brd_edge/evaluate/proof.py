@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 __all__ = ["Check", "EngineProof", "Proof", "judge_cost", "judge_proof"]
@@ -21,7 +21,8 @@ class EngineProof:
         layers: Number of layers that the runtime executes; None where it cannot tell.
         latency: Whether latency is equivalent.
         ratio: The ratio of latency and the ends of its 95 % interval, or None.
-        verdict: The session's words on latency, such as `"equivalent within ±1 %"`, or an empty text.
+        verdict: Latency in words, such as `"equivalent within ±1 %"`, with the 90 % interval that was judged where it
+            is slower or faster; an empty text where nothing was timed.
         pairs: Number of paired ratios.
         notes: What differs, what was not compared and why, and what may have disturbed the session.
     """
@@ -41,8 +42,8 @@ class Proof:
     """The zero-cost proof.
 
     Attributes:
-        held: False as soon as one comparison found a difference; else None where one of the graphs' is missing, or
-            where an engine's latency was compared and is undecided.
+        held: False as soon as one comparison found a difference; else None where one is missing: of the graphs, of a
+            built engine, of the latency of any engine at all; or where an engine's latency is undecided.
         checks: The comparisons of the graphs, with what came of each.
         engines: The comparisons of the engines.
         nodes: Number of nodes of the graph, or None.
@@ -55,12 +56,24 @@ class Proof:
     nodes: int | None
     differences: tuple[str, ...]
 
+    @property
+    def compared(self) -> tuple[EngineProof, ...]:
+        """The engines whose size and layers were compared."""
+        return tuple(engine for engine in self.engines if engine.structure != "not checked")
+
+    @property
+    def timed(self) -> tuple[EngineProof, ...]:
+        """The engines whose latency was compared."""
+        return tuple(engine for engine in self.engines if engine.ratio is not None)
+
 
 def judge_proof(found: Mapping[str, Any] | None) -> Proof:
-    """Judge the `zero_cost` entry of `benchmark.json`: held only where the graphs were compared and nothing differs.
+    """Judge the `zero_cost` entry of `benchmark.json`, which has an entry for every engine that was built.
 
-    An engine that could not be compared, such as one that does not run here, does not break the proof; it is told.
-    One whose latency is undecided leaves it open.
+    It is held only where the graphs and every engine were compared and nothing differs. An engine whose comparison
+    failed, or that has no undistilled counterpart, leaves it open, and so does one whose latency is undecided. An
+    engine that does not run here is compared in size, and in layers where its runtime can tell; that is told, and
+    is enough where at least one other engine was timed.
     """
     found = found or {}
     checks = (
@@ -69,25 +82,26 @@ def judge_proof(found: Mapping[str, Any] | None) -> Proof:
         ("Numbers of multiply-accumulates (MACs) are equal", _check(found.get("macs_equal"))),
     )
     engines = tuple(_judge_engine(entry) for entry in found.get("engines") or ())
+    proof = Proof(None, checks, engines, found.get("nodes"), tuple(found.get("differences") or ()))
     results = [result for _, result in checks] + [
         item for engine in engines for item in (engine.structure, engine.latency)
     ]
-    open_ = "not checked" in results[: len(checks)] or "undecided" in results
-    held = False if "different" in results else None if open_ else True
-    return Proof(held, checks, engines, found.get("nodes"), tuple(found.get("differences") or ()))
+    missing = "not checked" in results[: len(checks)] or len(proof.compared) < len(engines) or not proof.timed
+    held = False if "different" in results else None if missing or "undecided" in results else True
+    return replace(proof, held=held)
 
 
 def judge_cost(verdict: str, interval: tuple[float, float], *, margin: float) -> Check:
     """Judge whether an engine costs what the undistilled one does.
 
-    Where many engines are compared, one is found slower or faster by a hair now and then. Neither "equal" nor
-    "different" is said of what is not certain: the first needs the verdict `equivalent`, the second an interval
-    that lies beyond the margin as a whole. Faster is not what was claimed either: it would mean that the session
-    measured something else.
+    Both answers are judged at the same level. "equal" needs the verdict `equivalent`: two one-sided tests at 5 %
+    place the ratio within the margin, which is to say that the 90 % interval lies within. "different" is said where
+    that interval lies beyond the margin as a whole: one of these tests at 5 % the other way round. Faster is not what
+    was claimed either: it would mean that the session measured something else.
 
     Args:
-        verdict: Of the session that compared both.
-        interval: Ends of the ratio's 95 % interval.
+        verdict: Of the session that compared both; nothing is concluded from one that is `undecided`.
+        interval: Ends of the ratio's 90 % interval.
         margin: Largest difference that counts as none, as a share.
     """
     if verdict == "equivalent":
@@ -111,18 +125,28 @@ def _judge_engine(entry: Mapping[str, Any]) -> EngineProof:
         return EngineProof(entry["name"], structure, layers, "not checked", None, "", 0, (*differences, *reason))
     comparison = entry["latency"]["comparison"]
     ratio = comparison["ratio"]
-    verdict, within = comparison["verdict"], f"within ±{100 * comparison['margin']:g} %"
-    latency = judge_cost(verdict, (ratio["low"], ratio["high"]), margin=comparison["margin"])
+    inner = comparison["equivalence"]
+    latency = judge_cost(comparison["verdict"], (inner["low"], inner["high"]), margin=comparison["margin"])
     return EngineProof(
         name=entry["name"],
         structure=structure,
         layers=layers,
         latency=latency,
         ratio=(ratio["value"], ratio["low"], ratio["high"]),
-        verdict=f"{verdict} {within}" if verdict == "equivalent" else verdict,
+        verdict=_in_words(comparison, latency),
         pairs=comparison["pairs"],
         notes=(*differences, *reason, *_timed(entry), *entry["latency"]["warnings"], *_control(entry["latency"])),
     )
+
+
+def _in_words(comparison: Mapping[str, Any], judged: Check) -> str:
+    """Say what came of a comparison of latencies, such as `slower by 1.4 % [1.0, 1.7]; not within ±1 %`."""
+    verdict, inner, margin = comparison["verdict"], comparison["equivalence"], f"±{100 * comparison['margin']:g} %"
+    if verdict not in ("slower", "faster"):
+        return f"{verdict} within {margin}" if verdict == "equivalent" else str(verdict)
+    low, value, high = sorted(abs(100 * (inner[key] - 1)) for key in ("low", "value", "high"))
+    certain = "not within" if judged == "different" else "perhaps within"
+    return f"{verdict} by {value:.1f} % [{low:.1f}, {high:.1f}]; {certain} {margin}"
 
 
 def _timed(entry: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brd_edge.data.dataset import Dataset, Sample
+from brd_edge.deploy.lowering import is_exact
 from brd_edge.evaluate.accuracy import ByteArray
-from brd_edge.evaluate.attribution.chain import SHARED_WAYS, Reading, Student
+from brd_edge.evaluate.attribution.chain import BuiltEngine, Reading, Student, count_ways
 from brd_edge.evaluate.attribution.losses import Attribution, attribute_losses
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
@@ -23,7 +24,7 @@ def attribute_run(
     samples: Sequence[Sample],
     *,
     classes: int,
-    engines: Sequence[str],
+    engines: Sequence[Mapping[str, Any]],
     title: str,
     known: Sequence[ByteArray] | None = None,
 ) -> Attribution:
@@ -34,7 +35,7 @@ def attribute_run(
         run: The run directory, with its stages up to `build` done.
         samples: What to measure on.
         classes: Number of classes.
-        engines: Names of the engines.
+        engines: Entries of the engines, as the stage `build` left them.
         title: Of the progress bar.
         known: The class map of each sample by PyTorch, where they are known already.
 
@@ -52,12 +53,13 @@ def attribute_run(
         contract=input_contract(recipe),
         classes=classes,
     )
+    built = {str(entry["name"]): _built_engine(run, entry) for entry in engines}
     gpu = (device.index or 0) if device.type == "cuda" else None
-    with progress_bar((SHARED_WAYS + len(engines)) * len(samples), title, unit="image") as bar:
+    with progress_bar(count_ways(built) * len(samples), title, unit="image") as bar:
         return attribute_losses(
             student,
             samples,
-            engines={name: run.path("engines", name) for name in engines},
+            engines=built,
             reading=Reading(recipe.data.loader, recipe.data.threads, gpu),
             threads=recipe.benchmark.threads,
             known=known,
@@ -83,8 +85,19 @@ def attribution_entry(
         context.run,
         dataset.val,
         classes=len(dataset.classes),
-        engines=[str(engine["name"]) for engine in engines if engine["status"] == "measured"],
+        engines=[engine for engine in engines if engine["status"] == "measured"],
         title="benchmark attribution",
         known=known,
     )
     return found.to_json()
+
+
+def _built_engine(run: Run, entry: Mapping[str, Any]) -> BuiltEngine:
+    runtime, precision, lowered = str(entry["runtime"]), str(entry["precision"]), entry.get("lowered")
+    return BuiltEngine(
+        directory=run.path("engines", str(entry["name"])),
+        runtime=runtime,
+        precision=precision,
+        lowered=None if lowered is None or is_exact(runtime, precision) else run.path(lowered),
+        sparse=entry.get("output") == "sparse",
+    )

@@ -155,7 +155,7 @@ def _measure_all(context: Context, validation: _Validation) -> tuple[list[dict[s
         engine["gates"] = present_limits(limits)
         if entry["status"] != "built":
             continue
-        costs.append(added_cost(context, entry, frame, timed=engine["status"] == "measured"))
+        costs.append(added_cost(context, entry, frame, status=engine["status"]))
         if engine["status"] in ("measured", "built"):
             engine["gates_broken"] = broken_gates(limits, engine=engine, cost=costs[-1])
     return engines, costs
@@ -348,6 +348,7 @@ STAGE = Stage(
         "data/loader_state.py",
         "data/plan.py",
         "data/torch_loader.py",
+        "deploy",
         "environment.py",
         "evaluate",
         "models",

@@ -103,7 +103,9 @@ def _work(context: Context) -> Outcome:
     built += [context.run.path("plain", entry["name"]) for entry in entries if entry["plain"]]
     outputs = [path for directory in built for path in tree_files(directory)]
     exported = context.run.path("export")
-    graphs = {context.run.path(entry["graph"]) for entry in entries if entry["graph"] is not None}
+    graphs = {
+        context.run.path(entry[key]) for entry in entries for key in ("graph", "lowered") if entry[key] is not None
+    }
     outputs += sorted(path for graph in graphs if graph.parent != exported for path in tree_files(graph.parent))
     summary = ", ".join(f"{entry['name']} {entry['status']}" for entry in entries)
     return Outcome(outputs, {"engines": entries}, summary)
@@ -121,6 +123,7 @@ def _build(bench: Bench, engine: EngineSection) -> dict[str, Any]:
         "runtime_version": None,
         "plain": False,
         "graph": None,
+        "lowered": None,
         "output": "dense",
     }
     lowered, failure = _attempt(engine, lambda: _with_batch(context, engine, lowered_graphs(bench, engine)))

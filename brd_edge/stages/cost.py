@@ -17,14 +17,14 @@ __all__ = ["added_cost"]
 log = logging.getLogger("brd_edge")
 
 
-def added_cost(context: Context, entry: dict[str, Any], frame: npt.NDArray[np.uint8], *, timed: bool) -> dict[str, Any]:
+def added_cost(context: Context, entry: dict[str, Any], frame: npt.NDArray[np.uint8], *, status: str) -> dict[str, Any]:
     """Compare an engine with the undistilled student's.
 
     Args:
         context: Where the stage works.
         entry: The engine, as the stage `build` left it.
         frame: What both are timed on, uint8 (H, W, 3) of the contract's size.
-        timed: Whether the engine runs here.
+        status: What came of measuring it: `"measured"`, `"built"` where it does not run here, or `"failed"`.
 
     Returns:
         The entry of `zero_cost.engines` in `benchmark.json`; `reason` says what could not be compared.
@@ -35,9 +35,11 @@ def added_cost(context: Context, entry: dict[str, Any], frame: npt.NDArray[np.ui
     result: dict[str, Any] = {"name": entry["name"], "held": None, "reason": ""}
     if not entry["plain"]:
         return {**result, "reason": "the undistilled student's engine was not built"}
+    if status == "failed":
+        return {**result, "reason": "not compared: the engine failed"}
     student, plain = (context.run.path(kind, entry["name"]) for kind in ("engines", "plain"))
     try:
-        if not timed:
+        if status != "measured":
             cost = compare_structure(student, plain, threads=settings.threads)
             return {**result, **cost.to_json(), "reason": "not timed: the engine does not run here"}
         context.say(f"benchmark: {entry['name']} against the undistilled one (about {settings.cost_budget_s:.0f} s)")

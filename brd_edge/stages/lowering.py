@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Bench", "Lowered", "lowered_graphs"]
 
-# the graph of an untrained student is calibrated too, though what it says is of no interest
-_PLAIN_IMAGES = 4
+# NNCF wants to see images, but what it finds in an untrained student is replaced by the student's
+_PLAIN_IMAGES = 1
 # two executions of each, node by node, take their time
 _CHECKED_IMAGES = 8
 # two ways of executing a graph round differently, and no more than that
@@ -65,9 +64,12 @@ class Lowered:
     attempts: tuple[dict[str, Any], ...] = ()
 
     def to_json(self, root: Path) -> dict[str, Any]:
-        """Return what the engine's entry says of it; `graph` is relative to `root`."""
+        """Return what the engine's entry says of it; `graph` and `lowered` are relative to `root`."""
+        graph = self.student.relative_to(root).as_posix()
         return {
-            "graph": self.student.relative_to(root).as_posix(),
+            # what the engine is built from may be a part of the graph that goes from frame to class map
+            "graph": graph,
+            "lowered": graph,
             "agreement": dict(self.agreement),
             "kept": list(self.kept),
             "attempts": list(self.attempts),
@@ -81,7 +83,7 @@ class Bench:
     Attributes:
         context: Where the stage works.
         images: The calibration frames, once they were read.
-        calibrated: The ranges of `student` and `plain`.
+        calibrated: The ranges of the student's tensors, under `student`.
         reference: What the fp32 graph scores, under `fp32`.
         sensitive: The groups of layers by their loss, for each form of int8.
         made: Graphs that several engines may share.
@@ -112,17 +114,15 @@ class Bench:
                     bar.update(1)
         return self.images
 
-    def ranges(self, name: str) -> Ranges:
-        """Range of every tensor of `student.onnx` or `plain.onnx` on those images."""
+    def ranges(self) -> Ranges:
+        """Range of every tensor of `student.onnx` on those images; `plain.onnx` is quantised with the same ones."""
         from brd_edge.deploy.calibration import calibrate
 
-        if name not in self.calibrated:
-            self.context.say(f"build: calibrating {name}.onnx")
-            frames = self.frames() if name == "student" else self.frames()[:_PLAIN_IMAGES]
-            method = self.context.recipe.int8.method
-            graph = self.context.run.path("export", f"{name}.onnx")
-            self.calibrated[name] = calibrate(graph, frames, method=method)
-        return self.calibrated[name]
+        if "student" not in self.calibrated:
+            self.context.say("build: calibrating student.onnx")
+            graph, method = self.context.run.path("export", "student.onnx"), self.context.recipe.int8.method
+            self.calibrated["student"] = calibrate(graph, self.frames(), method=method)
+        return self.calibrated["student"]
 
     def losses(self, predict: Predictor, title: str) -> dict[str, Any]:
         """What a predictor loses against the fp32 graph over the validation split, as in `benchmark.json`."""
@@ -194,7 +194,8 @@ def _quantised(bench: Bench, engine: EngineSection, directory: Path, limits: Lim
     problems = _disagreement(found.agreement)
     if problems:
         raise EngineError(f"{found.student}: {problems[0]}; calibrate on more images, or use another precision")
-    return replace(found, plain=_lower(bench, engine, found.student.parent, "plain", found.kept))
+    plain = _lower(bench, engine, found.student.parent, "plain", found.kept, like=found.student)
+    return replace(found, plain=plain)
 
 
 def _places(directory: Path, count: int) -> Iterator[Path]:
@@ -204,7 +205,9 @@ def _places(directory: Path, count: int) -> Iterator[Path]:
         yield directory / str(number)
 
 
-def _lower(bench: Bench, engine: EngineSection, directory: Path, name: str, kept: Iterable[str]) -> Path:
+def _lower(
+    bench: Bench, engine: EngineSection, directory: Path, name: str, kept: Iterable[str], *, like: Path | None = None
+) -> Path:
     quantised = is_quantised(engine.precision)
     frames: list[NDArray[np.uint8]] = []
     if quantised:
@@ -215,9 +218,10 @@ def _lower(bench: Bench, engine: EngineSection, directory: Path, name: str, kept
         runtime=engine.runtime,
         precision=engine.precision,
         frames=frames,
-        ranges=partial(bench.ranges, name),
+        ranges=bench.ranges,
         exclude=kept if quantised else (),
         reduce_range=_is_x86(engine),
+        like=like,
     )
 
 
@@ -273,7 +277,7 @@ def _by_loss(bench: Bench, engine: EngineSection) -> list[str]:
         found = sensitivity(
             bench.context.run.path("export", "student.onnx"),
             bench.frames()[:_CHECKED_IMAGES],
-            bench.ranges("student"),
+            bench.ranges(),
             runtime=form,
             reduce_range=_is_x86(engine),
         )

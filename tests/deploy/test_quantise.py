@@ -10,15 +10,22 @@ import torch
 
 from brd_edge.deploy.agreement import check_artefact
 from brd_edge.deploy.calibration import calibrate, calibration_frames
+from brd_edge.deploy.export import export_onnx
 from brd_edge.deploy.groups import layer_groups
 from brd_edge.deploy.qdq import activation_grid, quantise_weight
 from brd_edge.deploy.quantise import NothingToQuantiseError, quantise_onnxruntime, quantise_tensorrt
 from brd_edge.deploy.sensitivity import sensitivity
+from brd_edge.evaluate.engine_cost import compare_structure
+from brd_edge.models.build import build_stand_in
+from brd_edge.models.spec import ModelSpec
+from brd_edge.runtime.builders import build_engine
+from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.runners.openvino import openvino_core
 
 # less than of trained students: these are undecided in many places, and quantising decides them anew
 AGREEMENT = 0.9
+SMALL = ModelSpec("Unet", "tu-mobilenetv3_small_050", 5, {"encoder_depth": 3, "decoder_channels": [8, 8, 8]})
 
 
 @pytest.fixture(scope="module")
@@ -340,3 +347,43 @@ def test_the_group_with_the_worst_ranges_is_found(residual, runtime):
     assert losses[0].logits_error > 2 * losses[1].logits_error > 0
     assert [loss.logits_error for loss in losses] == sorted((loss.logits_error for loss in losses), reverse=True)
     assert {loss.group for loss in losses} <= set(layer_groups(residual.path))
+
+
+def test_an_undistilled_student_is_quantised_like_the_distilled_one(tmp_path):
+    """Left to itself, NNCF takes other tensors of it for unsigned ones, and other kernels compute them."""
+    pytest.importorskip("nncf", reason="nncf is not installed")
+
+    from brd_edge.deploy.quantise_openvino import quantise_openvino
+
+    contract, classes = InputContract(64, 96, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25)), tuple("abcde")
+    palette = [(10 * index, 20, 30) for index in range(5)]
+    for seed, name in enumerate(("student", "plain")):
+        model = build_stand_in(SMALL, seed=seed)
+        described = {"classes": classes, "palette": palette, "metadata": {"recipe": "test"}}
+        export_onnx(model, tmp_path / f"{name}.onnx", contract=contract, **described)
+    frames = [np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)]
+    quantise_openvino(tmp_path / "student.onnx", tmp_path / "student.xml", frames)
+    quantise_openvino(tmp_path / "plain.onnx", tmp_path / "alone.xml", frames)
+    quantise_openvino(tmp_path / "plain.onnx", tmp_path / "like.xml", frames, like=tmp_path / "student.xml")
+    engines = {}
+    for name in ("student", "alone", "like"):
+        engines[name] = tmp_path / name
+        build_engine(
+            runtime="openvino",
+            precision="int8",
+            target="x86-cpu",
+            onnx=tmp_path / f"{name}.xml",
+            out=engines[name],
+            contract=contract,
+            classes=classes,
+            palette=tuple(palette),
+        )
+    (alone,) = compare_structure(engines["student"], engines["alone"], threads=1).differences
+    assert alone.startswith("quantisers: ")
+    assert "unsigned" in alone
+    found = compare_structure(engines["student"], engines["like"], threads=1)
+    assert found.differences == ()
+    assert found.weight_bytes is not None
+    assert found.weight_bytes[0] == found.weight_bytes[1] > 0
+    # the weights are its own
+    assert (engines["like"] / "model.bin").read_bytes() != (engines["student"] / "model.bin").read_bytes()

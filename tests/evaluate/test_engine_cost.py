@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from made_runs import made_cost, made_session
 
 from brd_edge.deploy.logits import cut_at_logits
 from brd_edge.evaluate.engine_cost import EngineCost, compare_engines, compare_structure
 from brd_edge.evaluate.layers import list_layers
 from brd_edge.evaluate.proof import judge_proof
+from brd_edge.evaluate.zero_cost import compare_graphs
+from brd_edge.interrupt import Stop
+from brd_edge.recipe import load_recipe
+from brd_edge.run import Run
 from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import InputContract
+from brd_edge.stages.context import Context
+from brd_edge.stages.cost import added_cost
 
+RECIPE = Path(__file__).parents[2] / "pipelines/quickstart.yaml"
 CONTRACT = InputContract(height=48, width=64, mean=(0, 0, 0), std=(1, 1, 1))
 GRAPH = """<ir_version: 10, opset_import: ["" : 20]>
 student (uint8[1,48,64,3] image) => (uint8[1,48,64] class_map) {{
@@ -41,6 +51,7 @@ student (uint8[1,48,64,3] image) => (uint8[1,48,64] class_map) {
     class_map = Cast<to=2>(ids)
 }"""
 
+GRAPH_EQUAL = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 7, "differences": []}
 Build = Callable[..., Path]
 
 
@@ -126,30 +137,66 @@ def test_a_planted_layer_is_found(build: Build) -> None:
 
 
 def test_a_channel_more_is_found(build: Build) -> None:
-    found = compare_structure(build("student", seed=1, channels=80), build("plain", seed=1, channels=64))
+    """17 instead of 16: 128 weights more, which is less than the texts of an engine may differ by."""
+    student, plain = build("student", seed=1, channels=17), build("plain", seed=1, channels=16)
+    found = compare_structure(student, plain)
     assert found.held is False
-    assert any(line.startswith("size: ") for line in found.differences)
+    assert found.weight_bytes is not None
+    # 3 * 3 * 3 more weights before it, 5 * 3 * 3 behind it, float32
+    assert found.weight_bytes[0] - found.weight_bytes[1] == 4 * (27 + 45)
+    assert not [line for line in found.differences if line.startswith("size: ")]
+    shown = " ".join(found.differences)
+    assert f"weights: {found.weight_bytes[0]:,} bytes against {found.weight_bytes[1]:,}" in shown
+    assert any(line.startswith("layers: ") for line in found.differences)
+    graphs = compare_graphs(student.with_suffix(".onnx"), plain.with_suffix(".onnx"))
+    cost = {"name": "x", "reason": "", **found.to_json()}
+    assert judge_proof({**asdict(graphs), "params_equal": True, "macs_equal": True, "engines": [cost]}).held is False
+    # the engine alone, too
+    assert judge_proof({**GRAPH_EQUAL, "engines": [cost, made_cost()]}).held is False
+
+
+def test_what_the_stage_cannot_compare_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context(load_recipe(RECIPE), Run(tmp_path), {}, Stop(), lambda _line: None, "", "")
+    frame = np.zeros((48, 64, 3), np.uint8)
+    entry = {"name": "x", "plain": True}
+
+    def boom(*_args: object, **_settings: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr("brd_edge.evaluate.engine_cost.compare_engines", boom)
+    for changes, status, reason in (
+        ({"plain": False}, "measured", "the undistilled student's engine was not built"),
+        ({}, "failed", "not compared: the engine failed"),
+        ({}, "measured", "RuntimeError: boom"),
+    ):
+        found = added_cost(context, {**entry, **changes}, frame, status=status)
+        assert found == {"name": "x", "held": None, "reason": reason}
+        assert judge_proof({**GRAPH_EQUAL, "engines": [found, made_cost()]}).held is None
 
 
 def test_layers_are_those_that_the_runtime_executes(build: Build) -> None:
     layers = list_layers(build("student", seed=1), threads=1)
     assert layers is not None
-    assert sum("Conv" in layer for layer in layers) >= 2
+    # what a runtime adds or leaves out, its convolutions keep their weights, and the class map its size
+    convolutions = [layer for layer in layers if re.match(r"(\S+\.\w*Conv|Convolution) ", layer)]
+    assert len(convolutions) == 2
+    assert any(f"[{shape}" in convolutions[0] for shape in ("16,3,3,3", "16,4,3,3", "16,8,3,3"))
+    assert layers[-1].endswith("[1,48,64]")
 
 
 def test_the_verdict_follows_the_engines(build: Build) -> None:
     student, plain = build("student", seed=1), build("plain", seed=2)
     cost = {"name": "x", "reason": "", **compare_structure(student, plain).to_json()}
-    graph = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 7, "differences": []}
+    graph = GRAPH_EQUAL
     proof = judge_proof({**graph, "engines": [cost]})
-    assert proof.held is True
     assert (proof.engines[0].structure, proof.engines[0].latency) == ("equal", "not checked")
+    # no engine was timed
+    assert proof.held is None
+    timed = {**cost, "name": "timed", "latency": made_session()}
+    assert judge_proof({**graph, "engines": [cost, timed]}).held is True
     worse = EngineCost((2, 1), None, ("size: 2 bytes against 1",), None).to_json()
-    assert judge_proof({**graph, "engines": [cost, {"name": "y", "reason": "", **worse}]}).held is False
-    missing = {"name": "z", "held": None, "reason": "the undistilled student's engine was not built"}
-    proof = judge_proof({**graph, "engines": [missing]})
-    assert proof.held is True
-    assert (proof.engines[0].structure, proof.engines[0].notes) == (
-        "not checked",
-        ("the undistilled student's engine was not built",),
-    )
+    assert judge_proof({**graph, "engines": [timed, {"name": "y", "reason": "", **worse}]}).held is False
+    for reason in ("the undistilled student's engine was not built", "RuntimeError: boom"):
+        proof = judge_proof({**graph, "engines": [timed, {"name": "z", "held": None, "reason": reason}]})
+        assert proof.held is None
+        assert (proof.engines[1].structure, proof.engines[1].notes) == ("not checked", (reason,))

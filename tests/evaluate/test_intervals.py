@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from brd_edge.evaluate.gates import Limits, broken_accuracy_gates
 from brd_edge.evaluate.intervals import score_changes, score_intervals, score_losses
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.metrics import SegmentationMetrics
@@ -50,7 +51,7 @@ def test_estimates_are_the_scores_themselves(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_intervals_are_those_of_scipy(name: str) -> None:
+def test_intervals_are_those_of_scipy_widened_for_few_images(name: str) -> None:
     worse, better = ([make_image(noise, i) for i in range(IMAGES)] for noise in (0.1, 0.05))
 
     def score(images: list[SegmentationMetrics], drawn: np.ndarray) -> float:
@@ -69,9 +70,14 @@ def test_intervals_are_those_of_scipy(name: str) -> None:
             vectorized=False,
             rng=np.random.default_rng(0),
         ).confidence_interval
-        width = theirs.high - theirs.low
-        assert found.low == pytest.approx(theirs.low, abs=0.17 * width)
-        assert found.high == pytest.approx(theirs.high, abs=0.17 * width)
+        low, high = found.value + few_images(0.95) * (np.array(theirs) - found.value)
+        assert found.low == pytest.approx(low, abs=0.17 * (high - low))
+        assert found.high == pytest.approx(high, abs=0.17 * (high - low))
+
+
+def few_images(confidence: float) -> float:
+    level = 0.5 + confidence / 2
+    return float(stats.t(IMAGES - 1).ppf(level) / stats.norm.ppf(level) * np.sqrt(IMAGES / (IMAGES - 1)))
 
 
 def test_pairing_makes_the_difference_more_certain() -> None:
@@ -126,10 +132,7 @@ def test_changes_are_those_of_scipy_widened_for_few_images(name: str, rows: tupl
             bootstrap_result=theirs,
             rng=np.random.default_rng(0),
         )
-        level = 0.5 + confidence / 2
-        factor = stats.t(IMAGES - 1).ppf(level) / stats.norm.ppf(level) * np.sqrt(IMAGES / (IMAGES - 1))
-        ends = np.array(theirs.confidence_interval)
-        low, high = interval.value + factor * (ends - interval.value)
+        low, high = interval.value + few_images(confidence) * (np.array(theirs.confidence_interval) - interval.value)
         assert interval.value == pytest.approx(found.after - found.before, abs=1e-12)
         assert interval.low == pytest.approx(low, abs=0.15 * (high - low))
         assert interval.high == pytest.approx(high, abs=0.15 * (high - low))
@@ -184,6 +187,24 @@ def test_one_image_decides_nothing() -> None:
     before, after = (np.stack(make_metrics(noise).per_image)[:1] for noise in (0.05, 0.2))
     assert score_changes(before, after, margin=0.005)["miou"].verdict == "undecided"
     assert score_changes(before, before, margin=0.005)["miou"].verdict == "equivalent"
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_one_image_says_nothing_of_others(noise: float) -> None:
+    """Whether something was lost in it or not: a gate is not held, unless the value alone is to decide."""
+    reference, metrics = merged([make_image(0.05, 0)]), merged([make_image(noise, 0)])
+    lost, alone = score_losses(metrics, reference)["miou"], score_intervals(metrics)["miou"]
+    assert (lost.low, lost.high) == (-1, 1)
+    assert (alone.low, alone.high) == (0, 1)
+    assert lost.value == pytest.approx(reference.miou() - metrics.miou(), abs=1e-12)
+    losses = {"miou": lost.to_json()}
+    (broken,) = broken_accuracy_gates(Limits(miou_drop_max=99.0), losses)
+    assert "but up to 100.00 within the 95 % interval" in broken
+    assert broken_accuracy_gates(Limits(miou_drop_max=99.0, uncertain="held"), losses) == []
+    # two are more than one, and less than many
+    two, many = ([make_image(noise, i) for i in range(count)] for count in (2, IMAGES))
+    widths = [item.high - item.low for item in (score_intervals(merged(each))["miou"] for each in (two, many))]
+    assert 1 >= widths[0] > widths[1] > 0
 
 
 def test_changes_of_what_is_not_there_are_left_out() -> None:

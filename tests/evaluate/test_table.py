@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from made_runs import made_cost
+
 from brd_edge.evaluate.table import format_table
 
 
@@ -79,6 +81,7 @@ def test_models_follow_with_their_accuracy() -> None:
 def test_the_proof_and_what_disturbed_a_measurement_are_told() -> None:
     latency = {"p50": 2.0, "p95": 3.0, "warnings": ["other programs took 25 % of the processor's time meanwhile"]}
     proof = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 3, "differences": []}
+    proof["engines"] = [made_cost()]
     engine = an_engine("onnxruntime", status="measured", latency_ms=latency, miou=0.5)
     text = " ".join(format_table({"engines": [engine], "zero_cost": proof}).split())
     assert "onnxruntime fp32 x86-cpu: latency: other programs took 25 %" in text

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from made_runs import made_cost
 from onnx import TensorProto, helper, numpy_helper
 
 from brd_edge.deploy.export import export_onnx
+from brd_edge.evaluate.proof import judge_proof
 from brd_edge.evaluate.zero_cost import compare_graphs, count_graph_parameters
 from brd_edge.models.segmentation import ModelSpec, build_model
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import EngineError
 
 
-def export(path, *, seed=0, train=False, channels=8):
+def export(path, *, seed=0, train=False, channels=8, planted=False):
     spec = ModelSpec("Unet", "tu-resnet10t", 3, {"encoder_depth": 3, "decoder_channels": [channels, 8, 8]})
     model = build_model(spec, encoder_weights=None, seed=seed)
     if train:
@@ -25,6 +28,10 @@ def export(path, *, seed=0, train=False, channels=8):
         images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         model(images).square().mean().backward()
         optimizer.step()
+    if planted:
+        # as a method may need it to compare features with the teacher's, and must take out again
+        projection = torch.nn.Conv2d(8, 8, 1)
+        model.segmentation_head = torch.nn.Sequential(projection, model.segmentation_head)
     contract = InputContract(32, 32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     export_onnx(model, path, contract=contract, classes=["a", "b", "c"], palette=[(0, 0, 0)] * 3, metadata={})
     return path
@@ -65,6 +72,19 @@ def test_a_trained_student_equals_an_untrained_one(plain, tmp_path):
 def test_what_a_graph_says_of_itself_is_no_difference(plain, edited):
     about = {"commit": "0" * 40, "val_miou": "0.5"}
     assert compare_graphs(edited(lambda proto: helper.set_model_props(proto, about)), plain).equal
+
+
+def test_a_distillation_only_layer_in_the_student_breaks_the_proof(plain, tmp_path):
+    """Planted in the PyTorch model; the engines are said to be alike, so that the graphs alone decide."""
+    for planted in (True, False):
+        student = export(tmp_path / "student.onnx", planted=planted)
+        found = compare_graphs(student, plain)
+        params = count_graph_parameters(student) == count_graph_parameters(plain)
+        counted = {"params_equal": params, "macs_equal": True, "engines": [made_cost()]}
+        proof = judge_proof({**asdict(found), **counted})
+        assert proof.held is not planted
+        assert params is not planted
+        assert any("Conv: only in the distilled graph" in text for text in proof.differences) is planted
 
 
 def test_one_more_channel_is_a_difference(plain, tmp_path):

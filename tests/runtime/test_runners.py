@@ -395,6 +395,18 @@ def test_tensorrt_copies_frames_in_and_class_maps_out(
     assert cuda.streams == 0
 
 
+def test_tensorrt_is_asked_for_the_layers_as_json(engines: dict[str, Path], graph: Path) -> None:
+    reference, cuda = ReferenceEvaluator(str(graph)), HostMemoryCuda()
+    engine = SimpleNamespace(
+        create_execution_context=lambda: HostContext(reference, cuda),
+        create_engine_inspector=lambda: SimpleNamespace(get_engine_information=lambda form: form.name),
+    )
+    with TensorRtRunner(read_engine(engines["tensorrt"]), cuda, None, engine) as runner:
+        assert runner.inspect() == "JSON"
+    with pytest.raises(EngineError, match="closed"):
+        runner.inspect()
+
+
 def test_tensorrt_is_told_how_many_frames_come(engines: dict[str, Path], graph: Path, frames: list[np.ndarray]) -> None:
     reference, cuda = ReferenceEvaluator(str(graph)), HostMemoryCuda()
     engine = SimpleNamespace(create_execution_context=lambda: HostContext(reference, cuda))

@@ -1,17 +1,25 @@
-"""The chain of ways from an image file to a class map in which neighbours differ in one thing."""
+"""The chain of ways from an image file to a class map in which neighbours differ in one thing.
+
+The first ways are shared; from the last of them every engine has a chain of its own: its graph in floating-point
+arithmetic (precision), the engine (runtime), and, for one of coarse logits, the class map.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from brd_edge.data.dataset import Sample
 from brd_edge.data.loader import Backend, choose_backend
-from brd_edge.evaluate.accuracy import ByteArray, model_predictor
+from brd_edge.deploy.agreement import in_floating_point, stand_in
+from brd_edge.deploy.lowering import is_exact, is_quantised
+from brd_edge.evaluate.accuracy import ByteArray, Predictor, model_predictor
 from brd_edge.evaluate.attribution.ways import (
     ClassMaps,
+    dense_predictor,
     graph_logits_predictor,
     graph_normalisation_predictor,
     graph_predictor,
@@ -24,10 +32,10 @@ from brd_edge.runtime.engine import open_engine
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["SHARED_WAYS", "Reading", "Student", "Way", "chain_ways"]
+__all__ = ["BuiltEngine", "Reading", "Student", "Way", "chain_ways", "count_ways"]
 
-SHARED_WAYS = 5
-"""Ways before those of the engines, which come one by one after the last of these."""
+_SHARED_WAYS = 5
+"""Ways before those of the engines, whose chains all begin at the last of these."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,26 @@ class Student:
     graph: Path
     contract: InputContract
     classes: int
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine, and what it was built from.
+
+    Attributes:
+        directory: Its directory.
+        runtime: For example `"openvino"`.
+        precision: For example `"int8-bf16"`.
+        lowered: The graph in its precision, from frame to class map; None where it is built from the exported graph,
+            or where that is not known.
+        sparse: Whether its class map is made from coarse logits.
+    """
+
+    directory: Path
+    runtime: str
+    precision: str
+    lowered: Path | None = None
+    sparse: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +117,7 @@ def chain_ways(
     student: Student,
     samples: Sequence[Sample],
     *,
-    engines: Mapping[str, Path],
+    engines: Mapping[str, BuiltEngine],
     reading: Reading,
     threads: int | None,
     known: Sequence[ByteArray] | None,
@@ -99,7 +127,7 @@ def chain_ways(
     Args:
         student: The trained student.
         samples: What each way is run on.
-        engines: Engine directories by name; their ways come last and all follow the whole graph's.
+        engines: Engines by name; their ways come last, and those of each begin at the whole graph's.
         reading: How images are read.
         threads: Threads of the graph and the engines; None leaves the choice to the runtime.
         known: The class map of each sample by PyTorch with the reference preprocessing, where they are known already.
@@ -107,8 +135,13 @@ def chain_ways(
     return [
         *_pytorch_ways(student, samples, reading, threads, known),
         *_graph_ways(student, samples, reading, threads),
-        *(_engine_way(student.contract, samples, item, reading, threads) for item in engines.items()),
+        *(way for name in engines for way in _engine_ways(student, samples, name, engines[name], reading, threads)),
     ]
+
+
+def count_ways(engines: Mapping[str, BuiltEngine]) -> int:
+    """Return how many ways `chain_ways` returns."""
+    return _SHARED_WAYS + sum(len(_engine_steps(name, engine)) for name, engine in engines.items())
 
 
 def _pytorch_ways(
@@ -169,13 +202,62 @@ def _graph_ways(student: Student, samples: Sequence[Sample], reading: Reading, t
     ]
 
 
-def _engine_way(
-    contract: InputContract, samples: Sequence[Sample], engine: tuple[str, Path], reading: Reading, threads: int | None
-) -> Way:
-    name, directory = engine
+@dataclass(frozen=True)
+class _EngineStep:
+    """A step within an engine's chain: `Way`'s own, and what makes the class map after it."""
 
-    def run() -> ClassMaps:
-        with open_engine(directory, contract=contract, threads=threads) as runner:
-            yield from segment_frames(runner.infer, samples, contract=contract, threads=reading.threads)
+    step: str
+    differs: str
+    title: str
+    by: Literal["graph", "runtime", "engine, dense", "engine"]
 
-    return Way("engine", "runtime and precision", name, run, engine=name)
+
+def _engine_steps(name: str, engine: BuiltEngine) -> list[_EngineStep]:
+    """Return the steps from the exported graph to an engine, one thing at a time."""
+    steps: list[_EngineStep] = []
+    first, _, second = engine.precision.partition("-")
+    told = engine.runtime == "openvino" and (second or first) in ("fp16", "bf16")
+    if engine.lowered is not None:
+        precision = first if told else engine.precision
+        steps.append(_EngineStep("precision", f"precision ({precision})", f"{name}: in float", "graph"))
+    if told:
+        # what OpenVINO computes the rest in is no part of the graph: it is told when the engine is opened
+        rest = "rest in fp32" if is_quantised(engine.precision) else "in fp32"
+        steps.append(_EngineStep("runtime", "runtime", f"{name}: {rest}", "runtime"))
+        last = ("precision", f"precision ({second or first})")
+    elif engine.lowered is None and not is_exact(engine.runtime, engine.precision):
+        last = ("engine", "runtime and precision")
+    else:
+        last = ("runtime", "runtime")
+    if not engine.sparse:
+        return [*steps, _EngineStep(*last, name, "engine")]
+    steps.append(_EngineStep(*last, f"{name}: dense argmax", "engine, dense"))
+    return [*steps, _EngineStep("class_map", "class map from coarse logits", name, "engine")]
+
+
+def _engine_ways(
+    student: Student,
+    samples: Sequence[Sample],
+    name: str,
+    engine: BuiltEngine,
+    reading: Reading,
+    threads: int | None,
+) -> list[Way]:
+    contract = student.contract
+
+    def segment(predict: Predictor) -> ClassMaps:
+        return segment_frames(predict, samples, contract=contract, threads=reading.threads)
+
+    def run(by: str) -> ClassMaps:
+        if by == "graph" and engine.lowered is not None:
+            yield from segment(in_floating_point(engine.lowered))
+        elif by == "runtime":
+            yield from segment(stand_in(engine.lowered or student.graph, runtime=engine.runtime))
+        else:
+            with open_engine(engine.directory, contract=contract, threads=threads) as runner:
+                yield from segment(runner.infer if by == "engine" else dense_predictor(runner))
+
+    return [
+        Way(item.step, item.differs, item.title, partial(run, item.by), engine=name)
+        for item in _engine_steps(name, engine)
+    ]

@@ -1,8 +1,9 @@
 """Where accuracy went between the trained student and each engine: ways that differ in one thing, one after the other.
 
 The ways from an image file to a class map form a chain: the training loader's images, the reference preprocessing
-and the graph's own, all three into the student in PyTorch; then the graph's logits in ONNX Runtime, its class map,
-and, each from there, the engines. What a step loses is what its one difference costs, on the same images for both.
+and the graph's own, all three into the student in PyTorch; then the graph's logits in ONNX Runtime, and its class map.
+From there each engine has a chain of its own. What a step loses is what its one difference costs, on the same images
+for both.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from brd_edge.data.dataset import Sample, read_label
 from brd_edge.evaluate.accuracy import ByteArray, to_label_size
-from brd_edge.evaluate.attribution.chain import Reading, Student, Way, chain_ways
+from brd_edge.evaluate.attribution.chain import BuiltEngine, Reading, Student, Way, chain_ways
 from brd_edge.evaluate.intervals import score_intervals, score_losses
 from brd_edge.runtime.errors import BrdEdgeError, DataError, RuntimeMissingError
 from brd_edge.runtime.metrics import SegmentationMetrics
@@ -56,9 +56,10 @@ class Step:
     """What one difference between two ways costs.
 
     Attributes:
-        name: `"loader"`, `"preprocessing"`, `"onnx"`, `"class_map"` or `"engine"`.
+        name: `"loader"`, `"preprocessing"`, `"onnx"` or `"class_map"`; of an engine `"precision"`, `"runtime"` or
+            `"class_map"`, or `"engine"` where precision and runtime cannot be told apart.
         title: What differs, in words; several things where ways between could not be measured.
-        engine: The engine's name, of a step to an engine.
+        engine: The engine's name, of a step on the way to an engine; the last one's `after` is that name.
         before: The way before, in words.
         after: The way after, in words.
         scores: mIoU and Boundary IoU after the step, 0 to 1, by `"miou"` and `"boundary_iou"`; None for a score
@@ -106,7 +107,7 @@ class Attribution:
         images: Number of images that every way was run on.
         title: The way that the first step starts from, in words.
         scores: What that way scores, as `Step.scores`.
-        steps: In the order of the chain; those to engines all start from the same way.
+        steps: In the order of the chain; the first of each engine starts from the last way that all share.
     """
 
     images: int
@@ -143,7 +144,7 @@ def attribute_losses(
     student: Student,
     samples: Sequence[Sample],
     *,
-    engines: Mapping[str, Path],
+    engines: Mapping[str, BuiltEngine],
     reading: Reading,
     threads: int | None = None,
     known: Sequence[ByteArray] | None = None,
@@ -157,48 +158,60 @@ def attribute_losses(
     Args:
         student: The trained student.
         samples: What every way is run on, at least one.
-        engines: Engine directories by name.
+        engines: Engines by name.
         reading: How images are read.
         threads: Threads of the graph and the engines; None leaves the choice to the runtime.
         known: The class map of each sample by PyTorch with the reference preprocessing, where they are known already.
         on_image: Called after each image of each way.
 
     Returns:
-        One step for each pair of neighbouring ways, those to engines last.
+        One step for each pair of neighbouring ways, those of the engines last.
 
     Raises:
         DataError: There are no samples, or they cannot be read.
 
     Example:
-        >>> engines = {"onnxruntime": Path("engines/onnxruntime-fp32-x86-cpu")}
-        >>> found = attribute_losses(student, dataset.val, engines=engines, reading=Reading())
+        >>> engine = BuiltEngine(Path("engines/openvino-int8-x86-cpu"), "openvino", "int8", Path("graphs/student.xml"))
+        >>> found = attribute_losses(student, dataset.val, engines={"openvino-int8": engine}, reading=Reading())
         >>> [step.name for step in found.steps]
-        ['loader', 'preprocessing', 'onnx', 'class_map', 'engine']
+        ['loader', 'preprocessing', 'onnx', 'class_map', 'precision', 'runtime']
     """
     if not samples:
         raise DataError("attribution: expected at least one sample, got none")
     ways = chain_ways(student, samples, engines=engines, reading=reading, threads=threads, known=known)
-    start: _Result | None = None
-    last: _Result | None = None
-    skipped: list[_Result] = []
+    shared = _Chain()
+    chain, engine = shared, None
     steps: list[Step] = []
     for way in ways:
-        found = _run(way, samples, student.classes, last, on_image)
-        if last is not None:
-            steps.append(_step(last, found, skipped, samples, student.classes))
-        elif skipped and found.reason:
+        if way.engine != engine:
+            # every engine's chain begins where the shared one ends
+            chain, engine = replace(shared, skipped=[*shared.skipped]), way.engine
+        found = _run(way, samples, student.classes, chain.last, on_image)
+        if chain.last is not None:
+            steps.append(_step(chain.last, found, chain.skipped, samples, student.classes))
+        elif chain.skipped and found.reason:
             raise DataError(f"attribution: the student cannot be run on the images: {found.reason}")
-        elif skipped:
-            steps.append(_unmeasured(found.way, skipped[0].way.title, skipped[0]))
-        if way.engine is not None:
-            continue
+        elif chain.skipped:
+            steps.append(_unmeasured(found.way, chain.skipped[0].way.title, chain.skipped[0]))
+        chain.add(found)
+    assert shared.start is not None
+    scores = _scores(_total(shared.start, student.classes))
+    return Attribution(len(samples), shared.start.way.title, scores, tuple(steps))
+
+
+@dataclass
+class _Chain:
+    """Where a chain is: its first way that ran, its last one, and those since then that could not be run."""
+
+    start: _Result | None = None
+    last: _Result | None = None
+    skipped: list[_Result] = field(default_factory=list)
+
+    def add(self, found: _Result) -> None:
         if found.reason:
-            skipped.append(found)
+            self.skipped.append(found)
         else:
-            start, last, skipped = start or found, found, []
-    assert start is not None
-    scores = _scores(_total(start, student.classes))
-    return Attribution(len(samples), start.way.title, scores, tuple(steps))
+            self.start, self.last, self.skipped = self.start or found, found, []
 
 
 def _run(

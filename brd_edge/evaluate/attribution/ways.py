@@ -15,7 +15,9 @@ from brd_edge.data.evaluation import read_for_evaluation
 from brd_edge.data.loader import Backend, open_train_loader
 from brd_edge.data.plan import Augmentation
 from brd_edge.evaluate.accuracy import ByteArray, Predictor, network_predictor
+from brd_edge.runtime.class_map import dense_class_map
 from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.engine import Runner
 from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.frames import segment_image
 from brd_edge.runtime.runners.checks import check_class_maps, import_runtime
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ClassMaps",
+    "dense_predictor",
     "graph_logits_predictor",
     "graph_normalisation",
     "graph_normalisation_predictor",
@@ -204,6 +207,28 @@ def graph_predictor(path: Path, contract: InputContract, *, threads: int | None 
     """
     run = run_graph(str(path), threads=threads)
     return lambda frame: check_class_maps(run(frame), contract)[0]
+
+
+def dense_predictor(runner: Runner) -> Predictor:
+    """Return a predictor that upsamples an engine's coarse logits and compares all classes at every pixel.
+
+    Args:
+        runner: An engine that returns coarse logits to its runtime.
+
+    Raises:
+        EngineError: The engine makes the class map itself; or, on a frame, its logits do not come to this processor.
+    """
+    form = runner.info.logits
+    if form is None:
+        raise EngineError(f"{runner.info.runtime}: expected an engine of coarse logits, its class map is in its graph")
+
+    def predict(frame: ByteArray) -> ByteArray:
+        logits = runner.bind(frame)()
+        if not isinstance(logits, np.ndarray):
+            raise EngineError(f"{runner.info.runtime}: the engine's logits stay on its device")
+        return dense_class_map(logits, *frame.shape[:2], align_corners=form.align_corners)
+
+    return predict
 
 
 def run_graph(model: bytes | str, *, threads: int | None = None) -> Callable[[ByteArray], NDArray[Any]]:

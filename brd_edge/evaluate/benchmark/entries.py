@@ -286,6 +286,8 @@ class EngineEntry(Scores):
     """Whether the undistilled student's engine was built too."""
     graph: str | None
     """The file that it was built from, below the run directory."""
+    lowered: str | None = None
+    """The graph in its precision, from frame to class map, which `graph` is a part of where the output is sparse."""
     batch_max: Annotated[int, Field(ge=1, le=64)] = 1
     """How many frames it takes at once, at most; latency is that of one."""
     output: Literal["dense", "sparse"] = "dense"

@@ -52,10 +52,12 @@ class EngineCostEntry(Entry):
     """What was not compared, and why."""
     size_bytes: tuple[Count, Count] | None = None
     """Size of the distilled student's engine and of the undistilled one's."""
+    weight_bytes: tuple[Count, Count] | None = None
+    """Size of the constants of both, equal to the byte where the proof holds."""
     layers: tuple[Count, Count] | None = None
     """Layers that the runtime executes, of both."""
     differences: tuple[str, ...] = ()
-    """What differs in size or layers."""
+    """What differs in size, weights, quantisers or layers."""
     latency: SessionEntry | None = None
     """The session in which both were timed."""
     latency_of: Literal["frame to class map", "engine alone"] | None = None
@@ -107,15 +109,16 @@ class AttributionStep(Entry):
     """One step on the way from the student in PyTorch to an engine, and what it lost."""
 
     name: str
-    """Name of the step."""
+    """`loader`, `preprocessing`, `onnx` or `class_map`; of an engine `precision`, `runtime` or `class_map`, or `engine`
+    where precision and runtime could not be told apart."""
     title: str
-    """The same for people."""
+    """What is swapped, in words; several things where what lies between them could not be measured."""
     engine: str | None
-    """The engine that it belongs to; null where it belongs to all."""
+    """The engine whose chain it belongs to, which begins where the shared one ends; null where it belongs to all."""
     before: Annotated[str, Field(alias="from")]
     """What it is compared with."""
     after: Annotated[str, Field(alias="to")]
-    """What it leads to."""
+    """What it leads to; of an engine's last step, the engine's name."""
     miou: Unit | None
     """mIoU after it; null where it could not be taken."""
     boundary_iou: Unit | None

@@ -66,19 +66,23 @@ def _chart(found: Mapping[str, Any], key: str, title: str) -> dict[str, Any] | N
         waterfall_svg(f"attribution-{key.replace('_', '-')}", steps, score=title),
         alt=f"{title} after each step. {'; '.join(words)}.",
         note="Each bar goes from the score before a step to the score after it. Thin lines: 95 % intervals of the "
-        "difference. Every engine is compared with the exported graph.",
+        "difference. Every engine begins at the exported graph; its last row is the engine itself.",
     )
 
 
 def _waterfall(start: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], key: str) -> list[WaterfallStep]:
     level = start.get(key)
-    rows = [WaterfallStep(str(start["title"]), None, level)]
+    rows, engine = [WaterfallStep(str(start["title"]), None, level)], None
     for step in steps:
         after, lost = step.get(key), (step.get("lost") or {}).get(key)
         before = level if after is None or lost is None else after + lost["value"]
-        interval = None if before is None or lost is None else (before - lost["high"], before - lost["low"])
+        # of a single image nothing is known, and an interval of everything would leave no room for the bars
+        interval = None
+        if before is not None and lost is not None and lost["high"] - lost["low"] < 1:
+            interval = (before - lost["high"], before - lost["low"])
         measured = after is not None and before is not None
-        rows.append(WaterfallStep(str(step["to"]), before, after if measured else None, interval))
+        apart, engine = step.get("engine") != engine, step.get("engine")
+        rows.append(WaterfallStep(str(step["to"]), before, after if measured else None, interval, apart))
         if after is not None and not step.get("engine"):
             level = after
     return rows

@@ -80,29 +80,52 @@ def _proof_tile(proof: Proof) -> VerdictTile:
     title = "Zero added inference cost"
     if proof.held:
         nodes = f"All {proof.nodes} graph nodes" if proof.nodes else "The graph"
-        detail = f"{nodes}, parameters and MACs equal those of the same student trained plainly."
-        timed = [engine.latency for engine in proof.engines if engine.ratio is not None]
-        if timed:
-            detail += f" Latency is equivalent for {timed.count('equal')} of {len(timed)} timed engines."
+        detail = f"{nodes}, parameters and MACs equal those of the same student trained plainly. {_compared(proof)}"
         return VerdictTile("good", title, "Held", detail, "The zero-cost proof held.")
     if proof.held is False:
-        count = len(proof.differences)
-        named = f"{count} {'difference' if count == 1 else 'differences'}" if count else "It differs"
-        wrong = [engine.name for engine in proof.engines if "different" in (engine.structure, engine.latency)]
-        if not count and wrong:
-            named = f"{', '.join(wrong)} differ{'s' if len(wrong) == 1 else ''}"
-        detail = f"{named} from the same student trained plainly, listed under Zero-cost proof."
+        detail = " ".join([*_graph_differences(proof), *_engine_differences(proof)])
+        detail += " Listed under Zero-cost proof."
         return VerdictTile("bad", title, "Not held", detail, "The zero-cost proof did not hold.")
-    undecided = [engine.name for engine in proof.engines if engine.latency == "undecided"]
-    if undecided and all(result == "equal" for _, result in proof.checks):
-        detail = "Graph, parameters, MACs and layers are equal, sizes within 4 kB; the latency of "
-        detail += (
-            f"{', '.join(undecided)} is undecided. A quiet machine or a larger benchmark.cost_budget_s decides it."
-        )
+    graphs = all(result == "equal" for _, result in proof.checks)
+    undecided = [f"{engine.name} ({engine.verdict})" for engine in proof.engines if engine.latency == "undecided"]
+    if undecided and graphs and len(proof.compared) == len(proof.engines):
+        detail = "Graph, parameters, MACs, sizes and layers are equal; the latency of "
+        detail += f"{', '.join(undecided)} is open. A quiet machine or a larger benchmark.cost_budget_s may decide it."
         sentence = "Distillation added nothing to graph, size and layers; whether it added latency is undecided."
         return VerdictTile("open", title, "Latency undecided", detail, sentence)
-    detail = "The student was not, or not fully, compared with the same student trained plainly."
+    detail = "The student was not, or not fully, compared with the same student trained plainly"
+    detail += f": {_compared(proof)}" if graphs else "."
     return VerdictTile("open", title, "Not proven", detail, "Zero added inference cost is not proven.")
+
+
+def _compared(proof: Proof) -> str:
+    """Say how many engines were compared, in what, and which were not."""
+    timed, equal = len(proof.timed), sum(engine.latency == "equal" for engine in proof.timed)
+    text = f"{len(proof.compared)} of {len(proof.engines)} engines compared"
+    if proof.compared:
+        text += f", in latency {timed}, of which {equal} {'is' if equal == 1 else 'are'} equivalent"
+    alone = sum(engine.layers is None for engine in proof.compared)
+    text += f", {alone} in size alone" if alone else ""
+    missing = [engine.name for engine in proof.engines if engine not in proof.compared]
+    return f"{text}; not compared: {', '.join(missing)}." if missing else f"{text}."
+
+
+def _graph_differences(proof: Proof) -> list[str]:
+    count = len(proof.differences)
+    if count:
+        named = f"{count} {'difference' if count == 1 else 'differences'}"
+        return [f"The graph has {named} from the same student trained plainly."]
+    return [f"{text}: no." for text, result in proof.checks if result == "different"]
+
+
+def _engine_differences(proof: Proof) -> list[str]:
+    found = []
+    for engine in proof.engines:
+        structure = ["size or layers differ from the undistilled student's"] if engine.structure == "different" else []
+        latency = [engine.verdict] if engine.latency == "different" else []
+        if structure or latency:
+            found.append(f"{engine.name}: {'; '.join([*structure, *latency])}.")
+    return found
 
 
 def _engine_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:

@@ -26,12 +26,14 @@ class WaterfallStep:
         before: Score before it; None for the first row, which only has a level.
         after: Score after it; None where the step could not be measured.
         interval: Ends of the interval of `after`, from that of the paired difference; or None.
+        apart: Whether a line above it says that it does not go on from the row before, as where an engine begins.
     """
 
     label: str
     before: float | None
     after: float | None
     interval: tuple[float, float] | None = None
+    apart: bool = False
 
 
 def waterfall_svg(name: str, steps: Sequence[WaterfallStep], *, score: str) -> str:
@@ -66,6 +68,8 @@ def _limits(steps: Sequence[WaterfallStep]) -> tuple[float, float]:
 
 
 def _draw_step(axes: Axes, row: int, step: WaterfallStep) -> None:
+    if step.apart:
+        axes.axhline(row - 0.6, color=MUTED, linewidth=0.6)
     # above its row, where a long name takes no width from the chart
     axes.text(0, row - 0.34, step.label, transform=axes.get_yaxis_transform(), color=INK, va="center")
     place = row + 0.12

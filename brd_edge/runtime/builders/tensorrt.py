@@ -175,6 +175,7 @@ def builder_config(
         EngineError: TensorRT refuses a setting.
     """
     config: tensorrt.IBuilderConfig = _made(builder.create_builder_config(), "builder config", messages)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the layers can be told
     # unasked, products of float32 are rounded to the 10 bits of TF32 on GPUs from SM80 on
     tf32 = getattr(trt.BuilderFlag, "TF32", None)
     if tf32 is not None:

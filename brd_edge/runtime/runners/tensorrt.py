@@ -197,6 +197,23 @@ class TensorRtRunner:
 
         return run
 
+    def inspect(self) -> str:
+        """Return what TensorRT's inspector says of the engine's layers, as JSON.
+
+        Raises:
+            EngineError: The runner is closed, or TensorRT says nothing.
+        """
+        if not self._owners:
+            raise EngineError("the runner is closed: open the engine again")
+        engine: tensorrt.ICudaEngine = self._owners[1]
+        package = self.info.runtime_version.split()[0]
+        trt = import_runtime(package, INSTALL[package])
+        inspector: tensorrt.EngineInspector | None = engine.create_engine_inspector()
+        if inspector is None:
+            raise EngineError("TensorRT makes no inspector for the engine")
+        text: str = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        return text
+
     def _allocate(self, engine: tensorrt.ICudaEngine) -> None:
         # one that does not wait for the default stream, nor lets it wait
         flag = self._cudart.cudaStreamNonBlocking

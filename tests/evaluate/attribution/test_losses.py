@@ -16,18 +16,20 @@ from PIL import Image
 from torch import nn
 
 from brd_edge.data.dataset import Sample, find_class_pixels, read_frame, read_label
+from brd_edge.deploy.logits import cut_at_logits
 from brd_edge.evaluate.accuracy import model_predictor, to_label_size
-from brd_edge.evaluate.attribution.chain import Reading, Student
+from brd_edge.evaluate.attribution.chain import BuiltEngine, Reading, Student, chain_ways, count_ways
 from brd_edge.evaluate.attribution.losses import Attribution, attribute_losses
 from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import SLIDING_WINDOW, InputContract
 from brd_edge.runtime.engine import open_engine
 from brd_edge.runtime.errors import DataError
+from brd_edge.runtime.statistics import Interval
 
 CLASSES = 5
 CONTRACT = InputContract(24, 32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 NATIVE = (48, 64)
-STEPS = ("loader", "preprocessing", "onnx", "class_map", "engine")
+STEPS = ("loader", "preprocessing", "onnx", "class_map", "runtime")
 GRAPH = """<ir_version: 10, opset_import: ["" : 20]>
 student (uint8[1,24,32,3] image) => (uint8[1,24,32] class_map) {
     pixels = Cast<to=1>(image)
@@ -42,13 +44,25 @@ student (uint8[1,24,32,3] image) => (uint8[1,24,32] class_map) {
     class_map = Cast<to=2>(chosen)
 }"""
 
+COARSE = """<ir_version: 10, opset_import: ["" : 20]>
+student (uint8[1,24,32,3] image) => (uint8[1,24,32] class_map) {
+    pixels = Cast<to=1>(image)
+    planes = Transpose<perm=[0,3,1,2]>(pixels)
+    scaled = Mul(planes, scale)
+    normal = Add(scaled, shift)
+    logits = Conv<strides=[4,4], kernel_shape=[4,4]>(normal, w)
+    full = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(logits, , scales)
+    ids = ArgMax<axis=1, keepdims=0>(full)
+    class_map = Cast<to=2>(ids)
+}"""
+
 
 @dataclass(frozen=True)
 class Made:
     student: Student
     samples: list[Sample]
     write_graph: Callable[..., Path]
-    build: Callable[[Path, str], Path]
+    build: Callable[..., BuiltEngine]
 
 
 def network() -> nn.Sequential:
@@ -87,20 +101,21 @@ def made(tmp_path: Path) -> Made:
         onnx.save(graph, path)
         return path
 
-    def build(path: Path, runtime: str) -> Path:
-        out = tmp_path / f"{path.stem}-{runtime}"
+    def build(path: Path, runtime: str, *, precision: str = "fp32", **described: Any) -> BuiltEngine:
+        out = tmp_path / f"{path.stem}-{runtime}-{precision}"
         palette = tuple((index, 0, 0) for index in range(CLASSES))
         build_engine(
             runtime=runtime,
-            precision="fp32",
+            precision=precision,
             target="x86-cpu",
             onnx=path,
             out=out,
             contract=CONTRACT,
             classes=tuple("abcde"),
             palette=palette,
+            logits=described.pop("logits", None),
         )
-        return out
+        return BuiltEngine(out, runtime, precision, **described)
 
     student = Student(model, torch.device("cpu"), write_graph(), CONTRACT, CLASSES)
     predict = model_predictor(model, CONTRACT, student.device)
@@ -118,7 +133,7 @@ def made(tmp_path: Path) -> Made:
     return Made(student, samples, write_graph, build)
 
 
-def attribute(made: Made, engines: dict[str, Path] | None = None, **changes: Any) -> Attribution:
+def attribute(made: Made, engines: dict[str, BuiltEngine] | None = None, **changes: Any) -> Attribution:
     student = replace(made.student, **{key: changes.pop(key) for key in ("graph", "contract") if key in changes})
     if engines is None:
         engines = {"ort": made.build(student.graph, "onnxruntime")}
@@ -144,7 +159,7 @@ def test_without_a_fault_nothing_is_lost(made: Made) -> None:
     graph = made.student.graph
     engines = {name: made.build(graph, name) for name in ("onnxruntime", "openvino")}
     found = attribute(made, engines)
-    assert tuple(step.name for step in found.steps) == (*STEPS, "engine")
+    assert tuple(step.name for step in found.steps) == (*STEPS, "runtime")
     assert [step.engine for step in found.steps[-2:]] == ["onnxruntime", "openvino"]
     assert found.images == 6
     assert found.scores["miou"] > 0.999
@@ -181,7 +196,7 @@ def test_an_engine_of_another_graph(made: Made) -> None:
     # scores and changes as numpy counts them from the engine's own class maps
     shares, right = [], []
     predict = model_predictor(made.student.model, CONTRACT, made.student.device)
-    with open_engine(engines["wrong"]) as runner:
+    with open_engine(engines["wrong"].directory) as runner:
         for sample in made.samples:
             frame, label = read_frame(sample, CONTRACT), read_label(sample)
             before, after = predict(frame), runner.infer(frame)
@@ -194,6 +209,78 @@ def test_an_engine_of_another_graph(made: Made) -> None:
     assert step.worst[0].image == made.samples[first].id
     assert step.worst[0].changed == pytest.approx(shares[first], abs=2e-3)
     assert step.worst[0].right == pytest.approx(right[first], abs=2e-3)
+
+
+def test_precision_and_runtime_are_told_apart(made: Made) -> None:
+    """An engine whose graph was lowered wrongly, and one that computes something else than its graph says."""
+    graph, bias = made.student.graph, constants(made.student.model)["b2"].copy()
+    bias[1] += 0.5
+    wrong = made.write_graph("wrong", b2=bias)
+    engines = {
+        "lowered": made.build(wrong, "onnxruntime", precision="int8", lowered=wrong),
+        "computed": made.build(wrong, "openvino", precision="int8", lowered=graph),
+    }
+    found = attribute(made, engines)
+    first, second, third, fourth = found.steps[4:]
+    assert [step.name for step in found.steps[4:]] == ["precision", "runtime"] * 2
+    assert [step.after for step in (first, second)] == ["lowered: in float", "lowered"]
+    # the second engine's chain begins where the shared one ends, not at the first engine
+    assert first.before == third.before == found.steps[3].after
+    assert (second.before, fourth.before) == (first.after, third.after)
+    require_fault_only_at(replace(found, steps=found.steps[:6]), 4)
+    require_fault_only_at(replace(found, steps=(*found.steps[:4], third, fourth)), 5)
+
+
+def test_a_precision_that_is_told_when_the_engine_is_opened_comes_after_the_runtime(made: Made) -> None:
+    graph = made.student.graph
+    engines = {
+        "whole": made.build(graph, "openvino", precision="bf16"),
+        "rest": made.build(graph, "openvino", precision="int8-bf16", lowered=graph),
+        # built by a version that did not keep its graph
+        "unknown": BuiltEngine(Path("nowhere"), "onnxruntime", "int8"),
+    }
+    found = attribute(made, engines)
+    assert [(step.engine, step.name, step.title, step.after) for step in found.steps[4:]] == [
+        ("whole", "runtime", "runtime", "whole: in fp32"),
+        ("whole", "precision", "precision (bf16)", "whole"),
+        ("rest", "precision", "precision (int8)", "rest: in float"),
+        ("rest", "runtime", "runtime", "rest: rest in fp32"),
+        ("rest", "precision", "precision (bf16)", "rest"),
+        ("unknown", "engine", "runtime and precision", "unknown"),
+    ]
+    assert [step.agreement for step in found.steps[7:8]] == [1]
+    reading = {"engines": engines, "reading": Reading("torch"), "threads": 1, "known": None}
+    assert count_ways(engines) == len(chain_ways(made.student, made.samples, **reading)) == len(found.steps) + 1
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_the_class_map_from_coarse_logits_is_a_step_of_its_own_and_loses_nothing(made: Made, runtime: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    convolution = nn.Conv2d(3, CLASSES, 4, stride=4, bias=False)
+    with torch.no_grad():
+        convolution.weight.copy_(torch.randn(convolution.weight.shape, generator=generator))
+    model = nn.Sequential(convolution, nn.Upsample(scale_factor=4, mode="bilinear")).eval().requires_grad_(False)
+    known = constants(made.student.model)
+    values = {"w": convolution.weight.numpy(), "scales": np.array([1, 1, 4, 4], np.float32)}
+    graph = onnx.parser.parse_model(COARSE)
+    for name, value in {**values, "scale": known["scale"], "shift": known["shift"]}.items():
+        graph.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    path = made.student.graph.with_name("coarse.onnx")
+    onnx.save(graph, path)
+    cut = path.with_name("cut.onnx")
+    logits = cut_at_logits(path, cut)
+    student = replace(made.student, model=model, graph=path)
+    engines = {"sparse": made.build(cut, runtime, logits=logits, sparse=True)}
+    found = attribute(replace(made, student=student), engines)
+    *_, upsampled, sparse = found.steps
+    assert [(step.name, step.after) for step in (upsampled, sparse)] == [
+        ("runtime", "sparse: dense argmax"),
+        ("class_map", "sparse"),
+    ]
+    assert upsampled.agreement is not None
+    assert upsampled.agreement > 0.999
+    assert sparse.agreement == 1
+    assert sparse.lost["miou"] == Interval(0, 0, 0)
 
 
 def test_an_image_that_training_reads_otherwise(made: Made) -> None:
@@ -239,9 +326,10 @@ def test_windows_have_no_loader_step(made: Made) -> None:
 
 
 def test_what_cannot_run_says_why_and_hides_nothing(made: Made) -> None:
-    engines = {"ort": made.build(made.student.graph, "onnxruntime"), "gone": Path("nowhere")}
+    gone = BuiltEngine(Path("nowhere"), "onnxruntime", "fp32")
+    engines = {"ort": made.build(made.student.graph, "onnxruntime"), "gone": gone}
     damaged = made.build(made.write_graph("damaged"), "onnxruntime")
-    (damaged / "model.onnx").write_bytes(b"damaged")
+    (damaged.directory / "model.onnx").write_bytes(b"damaged")
     broken = made.student.graph.with_name("broken.onnx")
     broken.write_bytes(b"not a graph")
     found = attribute(made, {**engines, "damaged": damaged}, graph=broken)
@@ -251,13 +339,13 @@ def test_what_cannot_run_says_why_and_hides_nothing(made: Made) -> None:
         assert step.lost == {}
     reached = found.steps[4]
     assert reached.before == "reference preprocessing, PyTorch"
-    assert reached.title == "preprocessing in the graph + ONNX fp32 + class map in the graph + runtime and precision"
+    assert reached.title == "preprocessing in the graph + ONNX fp32 + class map in the graph + runtime"
     assert reached.agreement > 0.999
     assert "nowhere" in found.steps[5].reason
     assert "SHA-256" in found.steps[6].reason or "bytes" in found.steps[6].reason
     assert found.to_json()["steps"][5] == {
-        "name": "engine",
-        "title": "runtime and precision",
+        "name": "runtime",
+        "title": "runtime",
         "engine": "gone",
         "from": "reference preprocessing, PyTorch",
         "to": "gone",

@@ -142,7 +142,7 @@ def a_benchmark() -> dict[str, Any]:
 
 def a_cost(runtime: str, verdict: str) -> dict[str, Any]:
     ratio = {"value": 1.001, "low": 0.996, "high": 1.006 if verdict == "equivalent" else 1.02, "confidence": 0.95}
-    comparison = {"verdict": verdict, "ratio": ratio, "margin": 0.01, "pairs": 120}
+    comparison = {"verdict": verdict, "ratio": ratio, "equivalence": ratio, "margin": 0.01, "pairs": 120}
     return {
         **{"name": f"{runtime}-fp32-x86-cpu", "held": verdict == "equivalent" or None, "reason": ""},
         **{"size_bytes": [10, 10], "layers": [138, 138], "differences": []},

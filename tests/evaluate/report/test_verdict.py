@@ -47,31 +47,71 @@ def test_proof_is_held_only_where_everything_was_compared(
     equal: bool | None, params: bool | None, macs: bool | None, held: bool | None
 ) -> None:
     found = {"equal": equal, "params_equal": params, "macs_equal": macs, "nodes": 97, "differences": []}
-    assert judge_proof(found).held is held
+    proof = {**found, "engines": [compared("equivalent", 0.995, 1.005)]}
+    assert judge_proof(proof).held is held
     tone = {True: "good", False: "bad", None: "open"}[held]
-    assert verdict({"zero_cost": found})[0].tone == tone
+    assert verdict({"zero_cost": proof})[0].tone == tone
+    # graphs alone prove nothing about engines
+    assert judge_proof(found).held is (False if held is False else None)
 
 
-def test_a_latency_that_is_undecided_leaves_the_proof_open() -> None:
-    engine = {"name": "a", "reason": "", "size_bytes": [1, 1], "layers": [7, 7], "differences": []}
-    elsewhere = {**engine, "name": "b", "reason": "not timed: it does not run here", "latency": None}
-    graph = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 97, "differences": []}
-    for found, low, high, held, value in (
-        ("undecided", 0.97, 1.03, None, "Latency undecided"),
-        ("equivalent", 0.995, 1.005, True, "Held"),
-        ("equivalent", 1.001, 1.009, True, "Held"),
-        ("slower", 1.011, 1.03, False, "Not held"),
-        ("slower", 1.001, 1.03, None, "Latency undecided"),
-        ("faster", 0.9, 0.98, False, "Not held"),
+def compared(found: str, low: float, high: float, name: str = "a") -> dict[str, Any]:
+    """An engine's entry of a session whose 90 % interval is given."""
+    value = (low + high) / 2
+    inner = {"value": value, "low": low, "high": high, "confidence": 0.9}
+    ratio = {"value": value, "low": low - 0.001, "high": high + 0.001, "confidence": 0.95}
+    comparison = {"verdict": found, "ratio": ratio, "equivalence": inner, "margin": 0.01, "pairs": 80}
+    engine = {"name": name, "reason": "", "size_bytes": [1, 1], "layers": [7, 7], "differences": []}
+    return {**engine, "latency": {"comparison": comparison, "warnings": []}}
+
+
+GRAPH = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 97, "differences": []}
+ELSEWHERE = {
+    **{"name": "b", "reason": "not timed: it does not run here", "size_bytes": [1, 1], "layers": None},
+    **{"differences": [], "latency": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("found", "low", "high", "held", "value", "words"),
+    [
+        ("undecided", 0.97, 1.03, None, "Latency undecided", "a (undecided) is open"),
+        ("equivalent", 0.995, 1.005, True, "Held", "in latency 1, of which 1 is equivalent, 1 in size alone."),
+        ("equivalent", 1.001, 1.009, True, "Held", "2 of 2 engines compared"),
+        ("slower", 1.011, 1.03, False, "Not held", "a: slower by 2.0 % [1.1, 3.0]; not within ±1 %."),
+        # as measured once: the 95 % interval, from 1.0095, is not beyond the margin as a whole
+        ("slower", 1.0102, 1.0165, False, "Not held", "a: slower by 1.3 % [1.0, 1.6]; not within ±1 %."),
+        ("slower", 1.002, 1.03, None, "Latency undecided", "a (slower by 1.6 % [0.2, 3.0]; perhaps within ±1 %)"),
+        ("faster", 0.9, 0.98, False, "Not held", "a: faster by 6.0 % [2.0, 10.0]; not within ±1 %."),
         # the control differed from itself
-        ("undecided", 1.02, 1.03, None, "Latency undecided"),
-    ):
-        ratio = {"value": (low + high) / 2, "low": low, "high": high, "confidence": 0.95}
-        comparison = {"verdict": found, "ratio": ratio, "margin": 0.01, "pairs": 80}
-        timed = {**engine, "latency": {"comparison": comparison, "warnings": []}}
-        proof = {**graph, "engines": [timed, elsewhere]}
-        assert judge_proof(proof).held is held
-        assert verdict({"zero_cost": proof})[0].value == value
+        ("undecided", 1.02, 1.03, None, "Latency undecided", "a (undecided) is open"),
+    ],
+)
+def test_latency_is_judged_on_the_interval_of_the_equivalence_test(
+    found: str, low: float, high: float, held: bool | None, value: str, words: str
+) -> None:
+    proof = {**GRAPH, "engines": [compared(found, low, high), ELSEWHERE]}
+    assert judge_proof(proof).held is held
+    tile = verdict({"zero_cost": proof})[0]
+    assert tile.value == value
+    assert words in tile.detail
+
+
+@pytest.mark.parametrize(
+    ("engines", "words"),
+    [
+        ([], "0 of 0 engines compared"),
+        ([ELSEWHERE], "1 of 1 engines compared, in latency 0"),
+        ([compared("equivalent", 0.999, 1.001), {"name": "c", "reason": "RuntimeError: boom"}], "not compared: c."),
+        ([{"name": "c", "reason": "the undistilled student's engine was not built"}], "0 of 1 engines compared"),
+    ],
+)
+def test_an_engine_that_was_not_compared_leaves_the_proof_open(engines: list[dict[str, Any]], words: str) -> None:
+    proof = {**GRAPH, "engines": engines}
+    assert judge_proof(proof).held is None
+    tile = verdict({"zero_cost": proof})[0]
+    assert (tile.tone, tile.value) == ("open", "Not proven")
+    assert words in tile.detail
 
 
 def test_gap_has_its_sign_and_an_equal_model_is_level() -> None:
