@@ -19,7 +19,7 @@ from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.runners.checks import import_runtime
 from brd_edge.runtime.runners.onnxruntime import INSTALL as INSTALL_ONNXRUNTIME
 from brd_edge.runtime.runners.openvino import INSTALL as INSTALL_OPENVINO
-from brd_edge.runtime.runners.openvino import openvino_core
+from brd_edge.runtime.runners.openvino import PRECISION_HINTS, openvino_core
 
 if TYPE_CHECKING:
     import onnx
@@ -30,7 +30,7 @@ THRESHOLDS = {"fp16": 0.995, "bf16": 0.97, "int8": 0.9}
 """Agreement below which a graph of a trained student counts as broken, by precision; accuracy is measured elsewhere."""
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-_Way = Callable[[Path], Predict]
+_Way = Callable[[Path, str], Predict]
 
 
 def check_artefact(
@@ -39,22 +39,25 @@ def check_artefact(
     frames: Iterable[NDArray[np.uint8]],
     *,
     runtime: Literal["onnxruntime", "openvino", "tensorrt"],
+    precision: str = "fp32",
     here: bool = True,
     threshold: float,
 ) -> dict[str, float]:
     """Run a graph of lower precision in two ways and compare its class maps with those of the fp32 graph.
 
     For ONNX Runtime: by ONNX Runtime as on the device, and by OpenVINO in floating point. For OpenVINO: by OpenVINO
-    as on the device, and in floating point. For TensorRT: by ONNX Runtime without optimisations (with them it runs
-    int8 graphs with a float16 rest wrongly), and by OpenVINO in floating point (its int8 kernels run such graphs
-    wrongly). ONNX Runtime has no bfloat16 convolutions: such a graph is run in float32, every tensor rounded to
-    bfloat16.
+    as on the device, what is not quantised in the engine's precision, and in floating point. For TensorRT: by ONNX
+    Runtime without optimisations (with them it runs int8 graphs with a float16 rest wrongly), and by OpenVINO in
+    floating point (its int8 kernels run such graphs wrongly). ONNX Runtime has no bfloat16 convolutions: such a
+    graph is run in float32, every tensor rounded to bfloat16.
 
     Args:
         artefact: What is checked: an ONNX graph, or for OpenVINO the `.xml` of its model or an ONNX graph.
         reference: The exported fp32 graph that it was made from.
         frames: What `brd_edge.deploy.calibration.calibration_frames` takes.
         runtime: What the artefact is for.
+        precision: The engine's precision. Only OpenVINO is told: its graph does not say what the rest of an int8
+            engine is computed in.
         here: Whether it is for processors of this machine's kind; what is not is executed as for TensorRT.
         threshold: Smallest share of pixels with equal classes, 0 to 1; see `THRESHOLDS`.
 
@@ -70,8 +73,8 @@ def check_artefact(
         raise EngineError(f"{artefact}: there is no runtime {runtime!r} to check for; there are {', '.join(_WAYS)}")
     model = read_graph(reference)
     _, height, width, _ = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)
-    ways = {name: way(artefact) for name, way in _WAYS[runtime if here else "tensorrt"].items()}
-    expect = _onnxruntime(reference)
+    ways = {name: way(artefact, precision) for name, way in _WAYS[runtime if here else "tensorrt"].items()}
+    expect = _onnxruntime(reference, "fp32")
     equal, pixels = dict.fromkeys(ways, 0), 0
     for frame in calibration_frames(frames, height, width):
         expected = expect(frame)
@@ -89,12 +92,13 @@ def check_artefact(
     return shares
 
 
-def stand_in(artefact: Path, *, runtime: str, here: bool = True) -> Predict:
+def stand_in(artefact: Path, *, runtime: str, precision: str = "fp32", here: bool = True) -> Predict:
     """Return what runs a graph of lower precision on this machine as nearly as can be as on its device.
 
     Args:
         artefact: As for `check_artefact`.
         runtime: What it is for.
+        precision: As for `check_artefact`.
         here: Whether it is for processors of this machine's kind.
 
     Returns:
@@ -104,7 +108,7 @@ def stand_in(artefact: Path, *, runtime: str, here: bool = True) -> Predict:
         RuntimeMissingError: ONNX Runtime or OpenVINO is not installed.
         EngineError: The graph is not taken.
     """
-    return _of_one_frame(next(iter(_WAYS[runtime if here else "tensorrt"].values()))(artefact))
+    return _of_one_frame(next(iter(_WAYS[runtime if here else "tensorrt"].values()))(artefact, precision))
 
 
 def in_floating_point(artefact: Path) -> Predict:
@@ -123,7 +127,7 @@ def in_floating_point(artefact: Path) -> Predict:
         RuntimeMissingError: ONNX Runtime or OpenVINO is not installed.
         EngineError: The graph is not taken.
     """
-    return _of_one_frame((_openvino_plain if artefact.suffix == ".xml" else _onnxruntime_plain)(artefact))
+    return _of_one_frame((_openvino_plain if artefact.suffix == ".xml" else _onnxruntime_plain)(artefact, "fp32"))
 
 
 def _of_one_frame(predict: Predict) -> Predict:
@@ -134,12 +138,12 @@ def _of_one_frame(predict: Predict) -> Predict:
     return run
 
 
-def _onnxruntime(path: Path) -> Predict:
+def _onnxruntime(path: Path, _precision: str) -> Predict:
     """As on the device."""
     return _session(path.read_bytes(), path, optimised=True)
 
 
-def _onnxruntime_plain(path: Path) -> Predict:
+def _onnxruntime_plain(path: Path, _precision: str) -> Predict:
     """Node by node as the graph says."""
     import onnx
 
@@ -168,12 +172,12 @@ def _session(content: bytes, path: Path, *, optimised: bool) -> Predict:
     return predict
 
 
-def _openvino(path: Path) -> Predict:
-    """As on the device."""
-    return _compiled(str(path), path, {})
+def _openvino(path: Path, precision: str) -> Predict:
+    """As on the device; a processor without bf16 computes in float32 and rounds."""
+    return _compiled(str(path), path, {"INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]})
 
 
-def _openvino_plain(path: Path) -> Predict:
+def _openvino_plain(path: Path, _precision: str) -> Predict:
     """With quantisation computed in float32: the passes that choose int8 kernels are off."""
     import onnx
 
@@ -184,7 +188,7 @@ def _openvino_plain(path: Path) -> Predict:
             # OpenVINO computes in float32 here anyway, but stumbles over scales in float16 behind a Transpose
             _widen(model, onnx.TensorProto.FLOAT16, rounded=False)
             content = model.SerializeToString()
-    return _compiled(content, path, {"LP_TRANSFORMS_MODE": "NO"})
+    return _compiled(content, path, {"INFERENCE_PRECISION_HINT": "f32", "LP_TRANSFORMS_MODE": "NO"})
 
 
 def _compiled(content: str | bytes, path: Path, settings: dict[str, Any]) -> Predict:
@@ -192,7 +196,7 @@ def _compiled(content: str | bytes, path: Path, settings: dict[str, Any]) -> Pre
     core = openvino_core()
     try:
         model = core.read_model(content) if isinstance(content, str) else core.read_model(content, b"")
-        compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", **settings})
+        compiled = core.compile_model(model, "CPU", settings)
     except Exception as error:
         raise EngineError(f"{path}: OpenVINO {openvino.__version__} does not take the graph: {error}") from error
 

@@ -24,7 +24,7 @@ from brd_edge.runtime.targets import TARGETS
 if TYPE_CHECKING:
     from typing import Self  # novm
 
-__all__ = ["INSTALL", "OpenVinoRunner", "compile_model", "open_openvino", "openvino_core"]
+__all__ = ["INSTALL", "PRECISION_HINTS", "OpenVinoRunner", "compile_model", "open_openvino", "openvino_core"]
 
 INSTALL = 'pip install "brd-edge[openvino]"'
 
@@ -38,6 +38,7 @@ PRECISION_HINTS = {
     "int8-fp16": "f16",
     "int8-bf16": "bf16",
 }
+"""From an engine's precision to what OpenVINO is told to compute in."""
 
 
 @cache
