@@ -1,4 +1,4 @@
-"""Gates: limits that a measured engine must hold before it may be bundled."""
+"""Gates: limits that an engine must hold before it may be bundled."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class _Measured:
 def broken_gates(limits: Limits, *, engine: Mapping[str, Any], cost: Mapping[str, Any] | None = None) -> list[str]:
     """Return which gates an engine does not hold, and by how much.
 
-    An engine that was built but not measured is held to its size alone.
+    An engine that was not measured is held to its size and, in int8, to what its graph is known to lose: `attempts`
+    of the stage `build` has that of the graph, against the fp32 graph and as another runtime executes it.
 
     Args:
         limits: The gates.
@@ -60,10 +61,11 @@ def broken_gates(limits: Limits, *, engine: Mapping[str, Any], cost: Mapping[str
         One line per broken gate; empty when all hold.
     """
     found = []
-    if limits.size_bytes_max is not None and engine["size_bytes"] > limits.size_bytes_max:
-        found.append(f"size_bytes_max: {engine['size_bytes']:,} bytes, the limit is {limits.size_bytes_max:,}")
+    size_bytes = engine["size_bytes"]
+    if limits.size_bytes_max is not None and size_bytes is not None and size_bytes > limits.size_bytes_max:
+        found.append(f"size_bytes_max: {size_bytes:,} bytes, the limit is {limits.size_bytes_max:,}")
     if engine["latency_ms"] is None:
-        return found
+        return found + _known_misses(limits, engine)
     measured = [*_losses(limits, engine.get("lost")), _latency(limits, engine), _added(limits, cost)]
     return found + [line for line in (_judge(item, limits.uncertain) for item in measured) if line is not None]
 
@@ -76,6 +78,18 @@ def broken_accuracy_gates(limits: Limits, losses: Mapping[str, Any]) -> list[str
         losses: An engine's `lost` of `benchmark.json`.
     """
     return [line for line in (_judge(item, limits.uncertain) for item in _losses(limits, losses)) if line is not None]
+
+
+def _known_misses(limits: Limits, engine: Mapping[str, Any]) -> list[str]:
+    attempts = engine.get("attempts") or ()
+    losses = attempts[-1]["lost"] if attempts else None
+    if losses is None:
+        return []
+    way = next(iter(engine.get("agreement") or ()), "another runtime")
+    return [
+        f"{line} (its graph as executed here by {way}; the engine itself was not measured)"
+        for line in broken_accuracy_gates(limits, losses)
+    ]
 
 
 def _judge(item: _Measured, uncertain: str) -> str | None:

@@ -33,6 +33,7 @@ from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.statistics import Interval, bootstrap_mean
 from brd_edge.runtime.targets import TARGETS
 from brd_edge.stages.attribution import attribution_entry
+from brd_edge.stages.build import is_planned
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract, training_device
 from brd_edge.stages.cost import added_cost
 from brd_edge.stages.reporting import report_curves, report_samples, sample_indices
@@ -153,6 +154,9 @@ def _measure_all(context: Context, validation: _Validation) -> tuple[list[dict[s
         kind = {key: entry[key] for key in ("runtime", "precision", "target")}
         limits = Limits(**limits_of(context.recipe.gates, **kind))
         engine["gates"] = present_limits(limits)
+        if is_planned(entry):
+            # the device builds it from a graph that is known already
+            engine["gates_broken"] = broken_gates(limits, engine=engine)
         if entry["status"] != "built":
             continue
         costs.append(added_cost(context, entry, frame, status=engine["status"]))
@@ -355,6 +359,7 @@ STAGE = Stage(
         "runtime",
         "stages/attribution.py",
         "stages/benchmark.py",
+        "stages/build.py",
         "stages/context.py",
         "stages/cost.py",
         "stages/reporting.py",

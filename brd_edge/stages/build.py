@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from brd_edge.recipe import EngineSection, Recipe
 from brd_edge.recipe_gates import limits_of
 from brd_edge.run import tree_files
 from brd_edge.runtime.errors import BrdEdgeError, RuntimeMissingError
+from brd_edge.runtime.targets import TARGETS
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.lowering import Bench, Lowered, lowered_graphs
 from brd_edge.stages.outputs import build_output
@@ -26,7 +27,7 @@ from brd_edge.stages.training import load_run_dataset
 if TYPE_CHECKING:
     from brd_edge.runtime.engine import CoarseLogits, EngineInfo
 
-__all__ = ["STAGE", "engine_name"]
+__all__ = ["STAGE", "engine_name", "is_planned"]
 
 log = logging.getLogger("brd_edge")
 
@@ -37,6 +38,12 @@ def engine_name(engine: EngineSection) -> str:
     """Return the name of an engine's directory, such as `openvino-fp32-x86-cpu`, or that with `-batch4`."""
     batch = f"-batch{engine.batch_max}" if engine.batch_max > 1 else ""
     return f"{engine.runtime}-{engine.precision}-{engine.target}{batch}"
+
+
+def is_planned(entry: Mapping[str, Any]) -> bool:
+    """Whether an engine's entry is of one that its device is to build from the bundled graph."""
+    # without a graph in its precision the device has nothing to build from
+    return entry["status"] == "skipped" and entry["graph"] is not None and TARGETS[entry["target"]].built == "on device"
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

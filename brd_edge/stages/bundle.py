@@ -17,6 +17,7 @@ from brd_edge.runtime.targets import TARGETS
 from brd_edge.runtime.versions import version_range
 from brd_edge.ship.bundle import GoldenFrame, PlannedEngine, pack_bundle, write_bundle
 from brd_edge.ship.keys import read_private_key, sign_bundle
+from brd_edge.stages.build import is_planned
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.reporting import sample_indices
 from brd_edge.stages.training import load_run_dataset
@@ -108,16 +109,9 @@ def left_out(entry: Mapping[str, Any]) -> str | None:
     Args:
         entry: The engine's entry of `benchmark.json`.
     """
-    if entry["status"] in ("measured", "built"):
+    if entry["status"] in ("measured", "built") or is_planned(entry):
         return f"gates not held: {'; '.join(entry['gates_broken'])}" if entry["gates_broken"] else None
-    # without a graph in its precision the device has nothing to build from
-    if _is_plan(entry) and entry["graph"] is not None:
-        return None
     return str(entry["reason"])
-
-
-def _is_plan(entry: Mapping[str, Any]) -> bool:
-    return entry["status"] == "skipped" and TARGETS[entry["target"]].built == "on device"
 
 
 def planned_engine(run: Run, entry: Mapping[str, Any]) -> PlannedEngine:
@@ -127,7 +121,7 @@ def planned_engine(run: Run, entry: Mapping[str, Any]) -> PlannedEngine:
         run: The run directory.
         entry: The engine's entry of `benchmark.json`.
     """
-    if _is_plan(entry):
+    if is_planned(entry):
         directory, versions = None, TARGETS[entry["target"]].versions[entry["runtime"]]
     else:
         directory = run.path("engines", entry["name"])
@@ -187,6 +181,7 @@ STAGE = Stage(
         "ship/bundle.py",
         "ship/keys.py",
         "ship/wheel.py",
+        "stages/build.py",
         "stages/bundle.py",
         "stages/context.py",
         "stages/reporting.py",

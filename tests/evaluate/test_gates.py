@@ -69,3 +69,27 @@ def test_what_could_not_be_measured_is_not_held() -> None:
 def test_an_engine_that_was_only_built_is_held_to_its_size() -> None:
     limits = Limits(0.1, 0.1, 1.0, 999, 0.1)
     assert len(broken_gates(limits, engine=make_engine(latency_ms=None, lost=None))) == 1
+
+
+@pytest.mark.parametrize("size_bytes", [1000, None], ids=["built", "planned"])
+def test_what_the_graph_of_an_unmeasured_engine_is_known_to_lose_counts(size_bytes: int | None) -> None:
+    lost = {"value": 0.008, "low": 0.007, "high": 0.009}
+    attempts = [{"kept": [], "lost": {"miou": {**lost, "high": 0.2}}}, {"kept": ["head"], "lost": {"miou": lost}}]
+    engine = make_engine(
+        latency_ms=None,
+        lost=None,
+        size_bytes=size_bytes,
+        attempts=attempts,
+        agreement={"A node by node": 0.9, "B": 1.0},
+    )
+    limits = Limits(miou_drop_max=0.5, latency_ms_p95_max=1.0, size_bytes_max=1000)
+    assert broken_gates(limits, engine=engine) == [
+        "miou_drop_max: lost 0.80 points, the limit is 0.5 "
+        "(its graph as executed here by A node by node; the engine itself was not measured)"
+    ]
+    assert broken_gates(Limits(miou_drop_max=1.0), engine=engine) == []
+    # without gates of accuracy nothing was lost, because nobody looked
+    assert broken_gates(limits, engine={**engine, "attempts": [{"kept": [], "lost": None}]}) == []
+    # what was measured counts, not what its graph was thought to lose
+    measured = make_engine(attempts=attempts, lost={"miou": {"value": 0.001, "low": 0.0, "high": 0.002}})
+    assert broken_gates(Limits(miou_drop_max=0.5), engine=measured) == []

@@ -152,7 +152,7 @@ def _engine_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
 
 def _gates_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
     title, labels = "Gates", engine_labels(engines)
-    held = [engine for engine in engines if engine.get("status") in ("measured", "built")]
+    held = [engine for engine in engines if engine.get("status") in ("measured", "built") or engine.get("gates_broken")]
     missed = [label for label, engine in zip(labels, engines, strict=True) if engine.get("gates_broken")]
     if missed:
         count = f"{len(missed)} of {len(held)} engines"
@@ -167,7 +167,7 @@ def _gates_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
     measured = sum(engine.get("status") == "measured" for engine in held)
     detail = f"{measured} measured {'engine holds all of its' if measured == 1 else 'engines hold all of their'} gates."
     if measured < len(held):
-        detail += " Engines that do not run here are held to their size only."
+        detail += " Engines that do not run here are held to their size, int8 to its graph's accuracy too."
     limits = [
         {name: limit for name, limit in (engine.get("gates") or {}).items() if name != "uncertain"} for engine in held
     ]

@@ -138,6 +138,7 @@ def test_an_engine_that_misses_a_gate_is_not_the_best() -> None:
         ([], "measured", "good", "1 measured engine holds all of its gates."),
         (["miou_drop_max: lost 2.00 points"], "measured", "bad", "fast fp32: not bundled"),
         ([], "skipped", "open", "No engine was built."),
+        (["miou_drop_max: lost 2.00 points"], "skipped", "bad", "fast fp32: not bundled"),
     ],
 )
 def test_gates_are_told(broken: list[str], status: str, tone: str, words: str) -> None:
@@ -145,6 +146,8 @@ def test_gates_are_told(broken: list[str], status: str, tone: str, words: str) -
     tile = verdict({"engines": [engine]})[3]
     assert (tile.title, tile.tone) == ("Gates", tone)
     assert tile.detail.startswith(words)
+    if tone == "bad":
+        assert tile.sentence == "1 of 1 engines misses a gate."
     if tone == "good":
         assert tile.detail.endswith("Limits: miou_drop_max 1.")
     without = verdict({"engines": [{**engine, "gates": {"uncertain": "broken"}}]})
