@@ -79,6 +79,8 @@ def test_a_run_leaves_everything(finished: Path) -> None:
     ):
         assert (finished / name).is_file(), name
     assert {path.stem for path in (finished / "stages").iterdir()} == set(STAGES)
+    exported = json.loads((finished / "stages" / "export.json").read_text(encoding="utf-8"))["result"]
+    assert exported["agreement"] >= 0.9999, "the graph says what PyTorch says"
     assert not list(finished.rglob("checkpoint.safetensors")), "unfinished work is cleared away"
     assert str(ROOT) not in (finished / "export" / "student.onnx").read_bytes().decode("latin-1")
 
