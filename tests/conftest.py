@@ -64,6 +64,19 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def named_graph(graph: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same graph with a name for every node, as the exporter writes them."""
+    import onnx
+
+    model = onnx.load(graph)
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node_{index}"
+    path = tmp_path_factory.mktemp("named") / "student.onnx"
+    onnx.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def frames() -> list[np.ndarray]:
     rng = np.random.default_rng(11)
     return [rng.integers(0, 256, (24, 40, 3), dtype=np.uint8) for _ in range(3)]

@@ -121,6 +121,7 @@ def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
     assert benchmark["student"]["method"] == "brd"
     engines = {entry["runtime"]: entry for entry in benchmark["engines"]}
     assert set(engines) == {"onnxruntime", "openvino", "tensorrt"}
+    assert all(len(entry["agreement"]) == 2 for entry in engines.values()), "each graph was checked in two runtimes"
     for runtime in ("onnxruntime", "openvino"):
         entry = engines[runtime]
         assert entry["status"] == "measured", entry["reason"]

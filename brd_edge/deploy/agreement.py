@@ -1,4 +1,4 @@
-"""Whether a graph of lower precision still says what the fp32 graph says, as two runtimes execute it.
+"""Whether a graph says what the fp32 graph says, as two runtimes execute it.
 
 One runtime alone proves little: a runtime may fuse a graph into something else, and integer kernels saturate
 on some processors. The second way is always plain floating-point arithmetic.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["THRESHOLDS", "check_artefact", "in_floating_point", "stand_in"]
 
-THRESHOLDS = {"fp16": 0.995, "bf16": 0.97, "int8": 0.9}
+THRESHOLDS = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.97, "int8": 0.9}
 """Agreement below which a graph of a trained student counts as broken, by precision; accuracy is measured elsewhere."""
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
@@ -58,7 +58,8 @@ def check_artefact(
         runtime: What the artefact is for.
         precision: The engine's precision. Only OpenVINO is told: its graph does not say what the rest of an int8
             engine is computed in.
-        here: Whether it is for processors of this machine's kind; what is not is executed as for TensorRT.
+        here: Whether it is for processors of this machine's kind; what is not, and what is for any, is executed as
+            for TensorRT.
         threshold: Smallest share of pixels with equal classes, 0 to 1; see `THRESHOLDS`.
 
     Returns:

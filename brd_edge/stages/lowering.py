@@ -1,4 +1,4 @@
-"""The graphs that engines of lower precision are built from; part of the stage `build`.
+"""The graphs that engines are built from, each checked in two runtimes; part of the stage `build`.
 
 An int8 graph that misses a gate of accuracy gets groups of layers back in floating point, the one that loses most
 first, until the gates hold or no more may be given back.
@@ -24,7 +24,7 @@ from brd_edge.evaluate.gates import Limits, broken_accuracy_gates
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import EngineSection
 from brd_edge.recipe_gates import limits_of
-from brd_edge.runtime.errors import EngineError, RunError
+from brd_edge.runtime.errors import EngineError, RunError, RuntimeMissingError
 from brd_edge.runtime.targets import TARGETS
 from brd_edge.stages.context import Context, input_contract
 from brd_edge.stages.reporting import sample_indices
@@ -41,6 +41,8 @@ __all__ = ["Bench", "Lowered", "lowered_graphs"]
 _PLAIN_IMAGES = 1
 # two executions of each, node by node, take their time
 _CHECKED_IMAGES = 8
+# where nothing was rounded, fewer do
+_EXPORTED_IMAGES = 4
 # two ways of executing a graph round differently, and no more than that
 _SPREAD_MAX = 0.02
 
@@ -146,7 +148,7 @@ def lowered_graphs(bench: Bench, engine: EngineSection) -> Lowered:
     """
     context = bench.context
     if is_exact(engine.runtime, engine.precision):
-        return Lowered(context.run.path("export", "student.onnx"), context.run.path("export", "plain.onnx"))
+        return _exported(bench)
     kind = {"runtime": engine.runtime, "precision": engine.precision, "target": engine.target}
     limits = Limits(**limits_of(context.recipe.gates, **kind))
     key = (engine.runtime, engine.precision, _is_x86(engine), _is_here(engine), limits)
@@ -157,6 +159,29 @@ def lowered_graphs(bench: Bench, engine: EngineSection) -> Lowered:
         else:
             bench.made[key] = _halved(bench, engine, directory)
     return bench.made[key]
+
+
+def _exported(bench: Bench) -> Lowered:
+    """Return the exported graphs; the student's is compared in two runtimes, once for all engines that have it."""
+    if ("exported",) not in bench.made:
+        context = bench.context
+        student, plain = (context.run.path("export", f"{name}.onnx") for name in ("student", "plain"))
+        train, contract = load_run_dataset(context).train, input_contract(context.recipe)
+        frames = [read_frame(train[index], contract) for index in sample_indices(len(train), _EXPORTED_IMAGES)]
+        agreement: dict[str, float] = {}
+        try:
+            agreement = check_artefact(student, student, frames, runtime="onnxruntime", here=False, threshold=0.0)
+        except RuntimeMissingError as error:
+            # the engine itself may not need it
+            context.say(f"build: student.onnx was not checked in two runtimes: {error}")
+        if agreement and min(agreement.values()) < THRESHOLDS["fp32"]:
+            raise EngineError(
+                f"{student}: {_figures(agreement)} of the pixels are as in ONNX Runtime, at least "
+                f"{100 * THRESHOLDS['fp32']:.1f} % are expected: the runtimes read the graph differently; "
+                "try another export.opset"
+            )
+        bench.made["exported",] = Lowered(student, plain, agreement)
+    return bench.made["exported",]
 
 
 def _halved(bench: Bench, engine: EngineSection, directory: Path) -> Lowered:
@@ -260,12 +285,16 @@ def _disagreement(engine: EngineSection, agreement: Mapping[str, float]) -> list
     threshold = THRESHOLDS[form]
     # OpenVINO in floating point does not round what is not quantised
     spread_max = _SPREAD_MAX + (1 - THRESHOLDS[rest] if rest and engine.runtime == "openvino" else 0)
-    figures = ", ".join(f"{100 * share:.2f} % by {way}" for way, share in agreement.items())
+    figures = _figures(agreement)
     if low < threshold:
         return [f"agrees with fp32 on {figures} of the pixels, at least {100 * threshold:.1f} % are expected"]
     if high - low > spread_max:
         return [f"agrees with fp32 on {figures} of the pixels: one of the two computes something else"]
     return []
+
+
+def _figures(agreement: Mapping[str, float]) -> str:
+    return ", ".join(f"{100 * share:.2f} % by {way}" for way, share in agreement.items())
 
 
 def _missed(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import onnx
 import pytest
 
 from brd_edge.deploy import agreement
@@ -12,21 +11,10 @@ from brd_edge.deploy.agreement import check_artefact, stand_in
 from brd_edge.runtime.runners.openvino import openvino_core
 
 
-@pytest.fixture(scope="module")
-def exported(graph, tmp_path_factory):
-    """The small graph, its nodes named as the exporter names them."""
-    model = onnx.load(graph)
-    for index, node in enumerate(model.graph.node):
-        node.name = f"node_{index}"
-    path = tmp_path_factory.mktemp("exported") / "student.onnx"
-    onnx.save(model, path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("precision", "hint"), [("int8", "f32"), ("int8-bf16", "bf16"), ("int8-fp16", "f16"), ("bf16", "bf16")]
 )
-def test_openvino_computes_the_rest_as_on_the_device(exported, frames, monkeypatch, precision, hint):
+def test_openvino_computes_the_rest_as_on_the_device(named_graph, frames, monkeypatch, precision, hint):
     """Asked of OpenVINO's settings, since not every processor rounds."""
     asked = []
 
@@ -36,9 +24,9 @@ def test_openvino_computes_the_rest_as_on_the_device(exported, frames, monkeypat
 
     core = SimpleNamespace(read_model=openvino_core().read_model, compile_model=compile_model)
     monkeypatch.setattr(agreement, "openvino_core", lambda: core)
-    shares = check_artefact(exported, exported, frames, runtime="openvino", precision=precision, threshold=0.9)
+    shares = check_artefact(named_graph, named_graph, frames, runtime="openvino", precision=precision, threshold=0.9)
     assert [settings["INFERENCE_PRECISION_HINT"] for settings in asked] == [hint, "f32"]
     assert ["LP_TRANSFORMS_MODE" in settings for settings in asked] == [False, True]
     assert shares["OpenVINO in floating point"] == 1.0
-    stand_in(exported, runtime="openvino", precision=precision)
+    stand_in(named_graph, runtime="openvino", precision=precision)
     assert asked[2] == asked[0]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from brd_edge.recipe import Recipe, load_recipe
 from brd_edge.run import Run
+from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.stages import lowering
 from brd_edge.stages.lowering import Bench, lowered_graphs
 
@@ -18,7 +22,8 @@ QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.yaml"
 
 def make_bench(directory: Path, *settings: str) -> Bench:
     recipe: Recipe = load_recipe(QUICKSTART, overrides=settings)
-    return Bench(SimpleNamespace(recipe=recipe, run=Run(directory), say=lambda _line: None))  # type: ignore[arg-type]
+    said: list[str] = []
+    return Bench(SimpleNamespace(recipe=recipe, run=Run(directory), say=said.append, said=said))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -87,3 +92,62 @@ def test_ways_may_differ_by_rounding_alone(precision: str, shares: dict[str, flo
     engine = SimpleNamespace(runtime="openvino", precision=precision)
     found = "".join(lowering._disagreement(engine, shares))  # type: ignore[arg-type]
     assert (problem in found) if problem else not found
+
+
+EXACT = "engines=[{runtime: onnxruntime}, {runtime: openvino, precision: bf16}, {runtime: tensorrt, target: rtx}]"
+
+
+@pytest.fixture
+def exported(
+    named_graph: Path, frames: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Bench]:
+    """Makes a bench over a run whose student is a graph of the tests."""
+    monkeypatch.setattr(lowering, "load_run_dataset", lambda _context: SimpleNamespace(train=frames))
+    monkeypatch.setattr(lowering, "read_frame", lambda sample, _contract: sample)
+
+    def make() -> Bench:
+        (tmp_path / "export").mkdir(exist_ok=True)
+        shutil.copy(named_graph, tmp_path / "export" / "student.onnx")
+        return make_bench(tmp_path, EXACT)
+
+    return make
+
+
+def test_the_exported_graph_is_checked_once_for_all_engines_that_have_it(
+    exported: Callable[[], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench, checked = exported(), []
+    whole = lowering.check_artefact
+    monkeypatch.setattr(lowering, "check_artefact", lambda *args, **rest: checked.append(args) or whole(*args, **rest))
+    found = [lowered_graphs(bench, engine) for engine in bench.context.recipe.engines]
+
+    assert len(checked) == 1
+    assert {item.student.name for item in found} == {"student.onnx"}
+    # whole numbers are exact in float32
+    for item in found:
+        assert item.agreement == {"ONNX Runtime node by node": 1.0, "OpenVINO in floating point": 1.0}
+
+
+def test_runtimes_that_read_the_graph_differently_fail_its_engines(
+    exported: Callable[[], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = exported()
+    wrong = {"ONNX Runtime node by node": 1.0, "OpenVINO in floating point": 0.9}
+    monkeypatch.setattr(lowering, "check_artefact", lambda *_args, **_rest: wrong)
+    with pytest.raises(
+        EngineError, match=r"100\.00 % by ONNX .*, 90\.00 % by OpenVINO .*at least 99\.9 % are expected"
+    ):
+        lowered_graphs(bench, bench.context.recipe.engines[0])
+
+
+def test_an_engine_does_not_need_the_runtime_that_would_check_it(
+    exported: Callable[[], Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_args: object, **_rest: object) -> None:
+        raise RuntimeMissingError("openvino is not installed")
+
+    bench: Any = exported()
+    monkeypatch.setattr(lowering, "check_artefact", missing)
+    found = [lowered_graphs(bench, engine) for engine in bench.context.recipe.engines]
+    assert [item.agreement for item in found] == [{}] * 3
+    assert bench.context.said == ["build: student.onnx was not checked in two runtimes: openvino is not installed"]
