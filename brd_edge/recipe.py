@@ -136,6 +136,9 @@ class Int8Section(Section):
     """Shell pattern of the names of train images to choose from."""
     method: Literal["percentile", "minmax", "entropy"] = "percentile"
     """How a range is found (ONNX Runtime and TensorRT; NNCF, which quantises for OpenVINO, has a way of its own)."""
+    reduce_range: Literal["auto", True, False] = "auto"
+    """Whether int8 weights keep to 7 bits (ONNX Runtime and OpenVINO), as x86 processors without VNNI need them:
+    their 16-bit sums saturate. `auto`: for `x86-cpu` yes, since an engine may go to any such processor, else no."""
     keep: tuple[str, ...] = ()
     """Groups of layers that stay in floating point from the first, such as `encoder.conv_stem` or `head`."""
     keep_max: Annotated[int, Field(ge=0, le=64)] = 4

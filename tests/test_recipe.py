@@ -133,6 +133,7 @@ def test_values_that_would_fail_late_are_refused_at_once() -> None:
                 "benchmark.samples_min=1400",
                 "data.std=[0, 1, 1]",
                 "data.mean=[.nan, 0, 0]",
+                "int8.reduce_range=maybe",
             ],
         )
 
@@ -141,6 +142,7 @@ def test_values_that_would_fail_late_are_refused_at_once() -> None:
     assert "samples_min 1400 is above samples_max" in message
     assert "data.std.0: expected greater than 0, got 0" in message
     assert "data.mean.0: expected" in message
+    assert "int8.reduce_range: expected 'auto', True or False, got 'maybe'" in message
 
 
 def test_teacher_needs_exactly_one_source() -> None:

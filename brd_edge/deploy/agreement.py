@@ -32,6 +32,9 @@ THRESHOLDS = {"fp32": 0.999, "fp16": 0.995, "bf16": 0.97, "int8": 0.9}
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 _Way = Callable[[Path, str], Predict]
 
+# OpenVINO's passes that choose int8 kernels are off
+_NO_INT8 = {"LP_TRANSFORMS_MODE": "NO"}
+
 
 def check_artefact(
     artefact: Path,
@@ -49,7 +52,8 @@ def check_artefact(
     as on the device, what is not quantised in the engine's precision, and in floating point. For TensorRT: by ONNX
     Runtime without optimisations (with them it runs int8 graphs with a float16 rest wrongly), and by OpenVINO in
     floating point (its int8 kernels run such graphs wrongly). ONNX Runtime has no bfloat16 convolutions: such a
-    graph is run in float32, every tensor rounded to bfloat16.
+    graph is run in float32, every tensor rounded to bfloat16. For another device than this machine's processor:
+    without the kernels of this one, whose int8 may saturate where the device's does not.
 
     Args:
         artefact: What is checked: an ONNX graph, or for OpenVINO the `.xml` of its model or an ONNX graph.
@@ -58,8 +62,7 @@ def check_artefact(
         runtime: What the artefact is for.
         precision: The engine's precision. Only OpenVINO is told: its graph does not say what the rest of an int8
             engine is computed in.
-        here: Whether it is for processors of this machine's kind; what is not, and what is for any, is executed as
-            for TensorRT.
+        here: Whether it is for processors of this machine's kind, and not for a GPU, an NPU, or for all of them.
         threshold: Smallest share of pixels with equal classes, 0 to 1; see `THRESHOLDS`.
 
     Returns:
@@ -74,7 +77,7 @@ def check_artefact(
         raise EngineError(f"{artefact}: there is no runtime {runtime!r} to check for; there are {', '.join(_WAYS)}")
     model = read_graph(reference)
     _, height, width, _ = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)
-    ways = {name: way(artefact, precision) for name, way in _WAYS[runtime if here else "tensorrt"].items()}
+    ways = {name: way(artefact, precision) for name, way in (_WAYS if here else _ELSEWHERE)[runtime].items()}
     expect = _onnxruntime(reference, "fp32")
     equal, pixels = dict.fromkeys(ways, 0), 0
     for frame in calibration_frames(frames, height, width):
@@ -100,7 +103,7 @@ def stand_in(artefact: Path, *, runtime: str, precision: str = "fp32", here: boo
         artefact: As for `check_artefact`.
         runtime: What it is for.
         precision: As for `check_artefact`.
-        here: Whether it is for processors of this machine's kind.
+        here: As for `check_artefact`.
 
     Returns:
         Frame uint8 (H, W, 3), RGB, to class map uint8 (H, W).
@@ -109,7 +112,7 @@ def stand_in(artefact: Path, *, runtime: str, precision: str = "fp32", here: boo
         RuntimeMissingError: ONNX Runtime or OpenVINO is not installed.
         EngineError: The graph is not taken.
     """
-    return _of_one_frame(next(iter(_WAYS[runtime if here else "tensorrt"].values()))(artefact, precision))
+    return _of_one_frame(next(iter((_WAYS if here else _ELSEWHERE)[runtime].values()))(artefact, precision))
 
 
 def in_floating_point(artefact: Path) -> Predict:
@@ -178,8 +181,13 @@ def _openvino(path: Path, precision: str) -> Predict:
     return _compiled(str(path), path, {"INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]})
 
 
+def _openvino_without_int8(path: Path, precision: str) -> Predict:
+    """As on another device, as far as a processor can."""
+    return _compiled(str(path), path, {"INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision], **_NO_INT8})
+
+
 def _openvino_plain(path: Path, _precision: str) -> Predict:
-    """With quantisation computed in float32: the passes that choose int8 kernels are off."""
+    """With quantisation computed in float32."""
     import onnx
 
     content: str | bytes = str(path)
@@ -189,7 +197,7 @@ def _openvino_plain(path: Path, _precision: str) -> Predict:
             # OpenVINO computes in float32 here anyway, but stumbles over scales in float16 behind a Transpose
             _widen(model, onnx.TensorProto.FLOAT16, rounded=False)
             content = model.SerializeToString()
-    return _compiled(content, path, {"INFERENCE_PRECISION_HINT": "f32", "LP_TRANSFORMS_MODE": "NO"})
+    return _compiled(content, path, {"INFERENCE_PRECISION_HINT": "f32", **_NO_INT8})
 
 
 def _compiled(content: str | bytes, path: Path, settings: dict[str, Any]) -> Predict:
@@ -208,10 +216,22 @@ def _compiled(content: str | bytes, path: Path, settings: dict[str, Any]) -> Pre
     return predict
 
 
+_NODE_BY_NODE: dict[str, _Way] = {
+    "ONNX Runtime node by node": _onnxruntime_plain,
+    "OpenVINO in floating point": _openvino_plain,
+}
 _WAYS: dict[str, dict[str, _Way]] = {
     "onnxruntime": {"ONNX Runtime": _onnxruntime, "OpenVINO in floating point": _openvino_plain},
     "openvino": {"OpenVINO": _openvino, "OpenVINO in floating point": _openvino_plain},
-    "tensorrt": {"ONNX Runtime node by node": _onnxruntime_plain, "OpenVINO in floating point": _openvino_plain},
+    "tensorrt": _NODE_BY_NODE,
+}
+_ELSEWHERE: dict[str, dict[str, _Way]] = {
+    "onnxruntime": _NODE_BY_NODE,
+    "openvino": {
+        "OpenVINO without int8 kernels": _openvino_without_int8,
+        "OpenVINO in floating point": _openvino_plain,
+    },
+    "tensorrt": _NODE_BY_NODE,
 }
 
 

@@ -87,7 +87,7 @@ class Bench:
         images: The calibration frames, once they were read.
         calibrated: The ranges of the student's tensors, under `student`.
         reference: What the fp32 graph scores, under `fp32`.
-        sensitive: The groups of layers by their loss, for each form of int8.
+        sensitive: The groups of layers by their loss, for each form of int8 and range of its weights.
         lowered: Graphs of lower precision, by all that decides what is in them.
         made: Graphs that several engines may share.
     """
@@ -96,7 +96,7 @@ class Bench:
     images: list[NDArray[np.uint8]] = field(default_factory=list)
     calibrated: dict[str, Ranges] = field(default_factory=dict)
     reference: dict[str, SegmentationMetrics] = field(default_factory=dict)
-    sensitive: dict[str, list[str]] = field(default_factory=dict)
+    sensitive: dict[tuple[str, bool], list[str]] = field(default_factory=dict)
     lowered: dict[tuple[object, ...], Path] = field(default_factory=dict)
     made: dict[tuple[object, ...], Lowered] = field(default_factory=dict)
 
@@ -151,7 +151,7 @@ def lowered_graphs(bench: Bench, engine: EngineSection) -> Lowered:
         return _exported(bench)
     kind = {"runtime": engine.runtime, "precision": engine.precision, "target": engine.target}
     limits = Limits(**limits_of(context.recipe.gates, **kind))
-    key = (engine.runtime, engine.precision, _is_x86(engine), _is_here(engine), limits)
+    key = (engine.runtime, engine.precision, _reduce_range(bench, engine), _is_here(engine), limits)
     if key not in bench.made:
         directory = context.run.path("graphs", "-".join(kind.values()))
         if is_quantised(engine.precision):
@@ -237,7 +237,7 @@ def _lower(
     # OpenVINO is told at run time what the rest is computed in: its int8 engines begin with the same graph
     precision = "int8" if quantised and engine.runtime == "openvino" else engine.precision
     exclude = tuple(kept) if quantised else ()
-    key = (engine.runtime, precision, _is_x86(engine), name, exclude)
+    key = (engine.runtime, precision, _reduce_range(bench, engine), name, exclude)
     # an engine that failed may have been tried in the same place since
     if key not in bench.lowered or not bench.lowered[key].is_file():
         frames: list[NDArray[np.uint8]] = []
@@ -251,19 +251,23 @@ def _lower(
             frames=frames,
             ranges=bench.ranges,
             exclude=exclude,
-            reduce_range=_is_x86(engine),
+            reduce_range=_reduce_range(bench, engine),
             like=like,
         )
     return bench.lowered[key]
 
 
-def _is_x86(engine: EngineSection) -> bool:
-    # what has no VNNI saturates, and which processor it will be is not known
-    return "x86_64" in TARGETS[engine.target].machines
+def _reduce_range(bench: Bench, engine: EngineSection) -> bool:
+    asked, target = bench.context.recipe.int8.reduce_range, TARGETS[engine.target]
+    if asked != "auto":
+        return asked
+    # of x86 processors those without VNNI saturate, and to which ones an engine goes is not known here
+    return engine.runtime != "tensorrt" and target.device == "CPU" and "x86_64" in target.machines
 
 
 def _is_here(engine: EngineSection) -> bool:
-    return platform.machine() in TARGETS[engine.target].machines
+    target = TARGETS[engine.target]
+    return target.device == "CPU" and platform.machine() in target.machines
 
 
 def _agreement(bench: Bench, engine: EngineSection, graph: Path) -> dict[str, float]:
@@ -313,17 +317,18 @@ def _by_loss(bench: Bench, engine: EngineSection) -> list[str]:
     from brd_edge.deploy.sensitivity import sensitivity
 
     form: Literal["onnxruntime", "tensorrt"] = "tensorrt" if engine.runtime == "tensorrt" else "onnxruntime"
-    if form not in bench.sensitive:
+    reduce_range = _reduce_range(bench, engine)
+    if (form, reduce_range) not in bench.sensitive:
         bench.context.say("build: which groups of layers lose most in int8")
         found = sensitivity(
             bench.context.run.path("export", "student.onnx"),
             bench.frames()[:_CHECKED_IMAGES],
             bench.ranges(),
             runtime=form,
-            reduce_range=_is_x86(engine),
+            reduce_range=reduce_range,
         )
-        bench.sensitive[form] = [loss.group for loss in found]
-    return bench.sensitive[form]
+        bench.sensitive[form, reduce_range] = [loss.group for loss in found]
+    return bench.sensitive[form, reduce_range]
 
 
 def _score(context: Context, predict: Predictor, title: str) -> SegmentationMetrics:

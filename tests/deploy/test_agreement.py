@@ -28,5 +28,11 @@ def test_openvino_computes_the_rest_as_on_the_device(named_graph, frames, monkey
     assert [settings["INFERENCE_PRECISION_HINT"] for settings in asked] == [hint, "f32"]
     assert ["LP_TRANSFORMS_MODE" in settings for settings in asked] == [False, True]
     assert shares["OpenVINO in floating point"] == 1.0
+    elsewhere = check_artefact(
+        named_graph, named_graph, frames, runtime="openvino", precision=precision, here=False, threshold=0.9
+    )
+    assert list(elsewhere) == ["OpenVINO without int8 kernels", "OpenVINO in floating point"]
+    assert [settings["INFERENCE_PRECISION_HINT"] for settings in asked[2:]] == [hint, "f32"]
+    assert all("LP_TRANSFORMS_MODE" in settings for settings in asked[2:])
     stand_in(named_graph, runtime="openvino", precision=precision)
-    assert asked[2] == asked[0]
+    assert asked[4] == asked[0]

@@ -94,6 +94,50 @@ def test_ways_may_differ_by_rounding_alone(precision: str, shares: dict[str, flo
     assert (problem in found) if problem else not found
 
 
+@pytest.mark.parametrize(
+    ("engine", "auto"),
+    [
+        ("{runtime: onnxruntime, precision: int8}", True),
+        ("{runtime: openvino, precision: int8-bf16}", True),
+        ("{runtime: onnxruntime, precision: int8, target: arm64-cpu}", False),
+        ("{runtime: openvino, precision: int8-fp16, target: intel-igpu}", False),
+        ("{runtime: openvino, precision: int8-fp16, target: intel-npu}", False),
+        ("{runtime: tensorrt, precision: int8, target: rtx}", False),
+        ("{runtime: tensorrt, precision: int8, target: h100}", False),
+    ],
+)
+@pytest.mark.parametrize("asked", ["auto", "true", "false"])
+def test_weights_keep_to_7_bits_for_processors_that_may_saturate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, auto: bool, asked: str
+) -> None:
+    given = []
+    monkeypatch.setattr(
+        lowering, "lower_graph", lambda *_args, reduce_range, **_rest: given.append(reduce_range) or tmp_path / "a"
+    )
+    monkeypatch.setattr(Bench, "frames", lambda _bench: [])
+    bench = make_bench(tmp_path, f"engines=[{engine}]", f"int8.reduce_range={asked}")
+    lowering._lower(bench, bench.context.recipe.engines[0], tmp_path, "student", ())
+    assert given == [auto if asked == "auto" else asked == "true"]
+
+
+def test_what_saturates_here_may_not_on_another_device(
+    tmp_path: Path, written: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphics have no graph in common with this processor, nor are they judged by its int8 kernels."""
+    here = []
+    monkeypatch.setattr(lowering, "check_artefact", lambda *_args, **rest: here.append(rest["here"]) or {"A": 1.0})
+    bench = make_bench(
+        tmp_path,
+        "engines=[{runtime: openvino, precision: int8}, {runtime: openvino, precision: int8, target: intel-igpu}]",
+        "gates={}",
+    )
+    monkeypatch.setattr(lowering.platform, "machine", lambda: "x86_64")
+    processor, graphics = (lowered_graphs(bench, engine).student for engine in bench.context.recipe.engines)
+    assert processor != graphics
+    assert here == [True, False]
+    assert written.count(("student",)) == 2
+
+
 EXACT = "engines=[{runtime: onnxruntime}, {runtime: openvino, precision: bf16}, {runtime: tensorrt, target: rtx}]"
 
 
