@@ -37,7 +37,8 @@ def compiled_kernel() -> Function:
         from numba import njit
     except ImportError as error:
         raise RuntimeMissingError(
-            "class map: compiled=True needs numba, which is not installed: run pip install numba, or leave it out"
+            "class map: compiled=True needs numba, which is not installed: "
+            'run pip install "brd-edge[fast]", or leave it out'
         ) from error
     return make_kernel(njit)
 

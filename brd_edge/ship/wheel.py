@@ -17,7 +17,7 @@ from brd_edge.runtime.errors import BundleError
 
 __all__ = ["write_runtime_wheel"]
 
-_EXTRAS = ("onnxruntime", "openvino", "tensorrt", "video")
+_EXTRAS = ("onnxruntime", "openvino", "tensorrt", "video", "fast")
 # older than training asks for: JetPack 6 has Python 3.10; `make check` looks for what that would not know
 _PYTHON = ">=3.10"
 _EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -6,9 +6,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,24 @@ def _never_dense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MIXED_MAX", 1.0)
 
 
-def _exact(logits: np.ndarray, height: int, width: int) -> None:
+Exact = Callable[[np.ndarray, int, int], None]
+
+
+@pytest.fixture(params=["numpy", "numba"])
+def exact(request: pytest.FixtureRequest) -> Exact:
+    """Compares the class map of logits at a size, by numpy or compiled, with the dense one, for both kinds of grids."""
+    if request.param == "numba":
+        # compiled once for the process
+        pytest.importorskip("numba", reason='numba is not installed: pip install "brd-edge[fast]"')
+    return partial(_exact, compiled=request.param == "numba")
+
+
+def _exact(logits: np.ndarray, height: int, width: int, *, compiled: bool) -> None:
     for align_corners in (False, True):
         expected = dense_class_map(logits, height, width, align_corners=align_corners)
-        found = class_map_from_logits(logits, height, width, align_corners=align_corners)
+        mapper = ClassMapper(*logits.shape[1:], height, width, align_corners=align_corners, compiled=compiled)
+        assert (mapper._kernel is not None) == compiled
+        found = mapper.class_map(logits)
         assert found.dtype == np.uint8
         assert np.array_equal(found, expected), f"{np.sum(found != expected)} pixels, align_corners={align_corners}"
 
@@ -127,12 +141,12 @@ def test_pytorch_agrees_but_for_ties(stride: int, align_corners: bool) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_noise(size: tuple[int, ...]) -> None:
+def test_noise(exact: Exact, size: tuple[int, ...]) -> None:
     classes, rows, columns, height, width = size
     for seed in range(5):
         logits = np.random.default_rng(seed).standard_normal((1, classes, rows, columns)).astype(np.float32)
-        _exact(logits, height, width)
-        _exact(_smooth((classes, rows, columns), seed), height, width)
+        exact(logits, height, width)
+        exact(_smooth((classes, rows, columns), seed), height, width)
 
 
 def _adversarial() -> Iterator[tuple[str, np.ndarray]]:
@@ -177,9 +191,9 @@ ADVERSARIAL = dict(_adversarial())
 
 @pytest.mark.parametrize("name", ADVERSARIAL)
 @pytest.mark.parametrize("factor", [(4, 4), (8, 8), (3, 5), (2.5, 7.3), (0.5, 1)], ids=str)
-def test_adversarial(name: str, factor: tuple[float, float]) -> None:
+def test_adversarial(exact: Exact, name: str, factor: tuple[float, float]) -> None:
     logits = ADVERSARIAL[name]
-    _exact(logits, round(logits.shape[2] * factor[0]), round(logits.shape[3] * factor[1]))
+    exact(logits, round(logits.shape[2] * factor[0]), round(logits.shape[3] * factor[1]))
 
 
 def _rounded_alike() -> np.ndarray:
@@ -200,7 +214,7 @@ def test_the_margin_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not np.array_equal(class_map_from_logits(logits, 96, 96, align_corners=True), expected)
 
 
-def test_a_class_that_is_deep_somewhere_leaves_no_other_out() -> None:
+def test_a_class_that_is_deep_somewhere_leaves_no_other_out(exact: Exact) -> None:
     """Between a place of class 1 and one of class 2, where 0 and 1 are so deep that rounding is beyond the margin."""
     rng = np.random.default_rng(0)
     steps = rng.integers(1, 1 << 22, (9, 6)).astype(np.float32)
@@ -213,8 +227,8 @@ def test_a_class_that_is_deep_somewhere_leaves_no_other_out() -> None:
 
     assert set(np.unique(expected)) == {0, 1, 2}
     assert (logits.argmax(1) != 0).all()
-    _exact(logits, 9, 96)
-    _exact(logits, 72, 96)
+    exact(logits, 9, 96)
+    exact(logits, 72, 96)
 
 
 def test_ties_go_to_the_lowest_class() -> None:
@@ -278,22 +292,18 @@ def test_class_maps_belong_to_the_caller() -> None:
     assert np.array_equal(logits[1], before)
 
 
-def test_logits_that_are_not_contiguous() -> None:
+def test_logits_that_are_not_contiguous(exact: Exact) -> None:
     logits = np.asfortranarray(_smooth((5, 6, 7), 0))
-    _exact(logits, 24, 28)
-    _exact(logits[:, ::-1, ::2, 1:], 24, 28)
+    exact(logits, 24, 28)
+    exact(logits[:, ::-1, ::2, 1:], 24, 28)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", ["masked by infinity", "least denormals", "1 ulps, (0, 5)", "ties of few levels"])
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_the_loops_for_numba(name: str, align_corners: bool, compiled: bool) -> None:
-    if compiled:
-        pytest.importorskip("numba", reason="numba is not installed")
+def test_the_loops_for_numba_are_right_uncompiled_too(name: str, align_corners: bool) -> None:
     logits = ADVERSARIAL[name]
-    mapper = ClassMapper(6, 9, 12, 36, 60, align_corners=align_corners, compiled=compiled)
-    if not compiled:
-        mapper._kernel = make_kernel(lambda function: function)
+    mapper = ClassMapper(6, 9, 12, 36, 60, align_corners=align_corners)
+    mapper._kernel = make_kernel(lambda function: function)
 
     found = mapper.class_map(logits)
 
@@ -301,11 +311,17 @@ def test_the_loops_for_numba(name: str, align_corners: bool, compiled: bool) -> 
     assert np.array_equal(found, dense_class_map(logits, 36, 60, align_corners=align_corners))
 
 
-@pytest.mark.skipif(find_spec("numba") is not None, reason="numba is installed")
-def test_numba_is_asked_for_where_it_is_not_installed() -> None:
-    compiled_kernel.cache_clear()
-    with pytest.raises(RuntimeMissingError, match="pip install numba"):
-        ClassMapper(2, 3, 3, 6, 6, align_corners=False, compiled=True)
+def test_it_is_compiled_once() -> None:
+    pytest.importorskip("numba", reason='numba is not installed: pip install "brd-edge[fast]"')
+    kernels = {id(ClassMapper(2, 3, 3, size, size, align_corners=False, compiled=True)._kernel) for size in (6, 7)}
+    assert len(kernels) == 1
+
+
+def test_numba_is_asked_for_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    # what was compiled already stays
+    with pytest.raises(RuntimeMissingError, match=r"pip install \"brd-edge\[fast\]\""):
+        compiled_kernel.__wrapped__()
 
 
 @pytest.mark.parametrize("way", [class_map_from_logits, dense_class_map])
@@ -352,7 +368,8 @@ def test_axes(logits: int, pixels: int, align_corners: bool) -> None:
         assert (axis.cell[axis.start[cell] : axis.start[cell + 1]] == cell).all()
 
 
-def _network_logits() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+@pytest.fixture(scope="module")
+def network_logits() -> list[tuple[np.ndarray, np.ndarray]]:
     """Logits and class maps of a network with its own upsampling: trained, of CamVid, or fresh, of drawn scenes."""
     from brd_edge.data.scenes import draw_scene
     from brd_edge.models.segmentation import ModelSpec, build_model, load_model
@@ -367,19 +384,21 @@ def _network_logits() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         model = build_model(spec, encoder_weights=None, seed=0).eval()
         frames = [draw_scene(seed, 176, 240)[0] for seed in range(2)]
     mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
+    found = []
     for frame in frames:
         image = ((torch.from_numpy(frame.copy()) / 255 - mean) / std).permute(2, 0, 1)[None]
         with torch.inference_mode():
             coarse = model.segmentation_head[0](model.decoder(model.encoder(image)))
-            yield coarse.numpy(), model(image).argmax(1)[0].numpy()
+            found.append((coarse.numpy(), model(image).argmax(1)[0].numpy()))
+    return found
 
 
-def test_logits_of_a_network() -> None:
-    for logits, theirs in _network_logits():
+def test_logits_of_a_network(exact: Exact, network_logits: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    for logits, theirs in network_logits:
         height, width = theirs.shape
         assert logits.shape[2:] == (height // 4, width // 4)
-        _exact(logits, height, width)
-        _exact(logits, 360, 480)
+        exact(logits, height, width)
+        exact(logits, 360, 480)
         # its head upsamples with align_corners=True
         found = class_map_from_logits(logits, height, width, align_corners=True)
         assert np.mean(found == theirs) > 0.9999

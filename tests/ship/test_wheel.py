@@ -42,8 +42,12 @@ def test_the_wheel_is_what_pip_expects(bundle) -> None:
     (wheel,) = (bundle.directory / "wheel").iterdir()
     with zipfile.ZipFile(wheel) as packed:
         names = packed.namelist()
-        record = packed.read(next(name for name in names if name.endswith("RECORD"))).decode()
+        record, metadata = (
+            packed.read(next(name for name in names if name.endswith(end))).decode() for end in ("RECORD", "METADATA")
+        )
     assert sorted(line.split(",")[0] for line in record.splitlines()) == sorted(names)
+    extras = {line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
+    assert extras == {"onnxruntime", "openvino", "tensorrt", "video", "fast"}
     assert not any(name.startswith(("brd_edge/distill", "brd_edge/ship", "brd_edge/stages")) for name in names)
 
 
