@@ -8,8 +8,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from hardware import gpu
 
 from brd_edge.deploy.agreement import stand_in
 from brd_edge.deploy.batch import set_batch
@@ -18,9 +20,9 @@ from brd_edge.deploy.logits import cut_at_logits
 from brd_edge.deploy.lowering import is_exact, lower_graph
 from brd_edge.models.segmentation import ModelSpec
 from brd_edge.runtime.builders import build_engine
-from brd_edge.runtime.engine import CoarseLogits, open_engine, read_engine, verify_files
+from brd_edge.runtime.engine import CoarseLogits, open_engine, read_engine, verify_files, write_engine
 from brd_edge.runtime.errors import ContractError, EngineError, RuntimeMissingError
-from brd_edge.runtime.targets import TARGETS, check_combination
+from brd_edge.runtime.targets import TARGETS, check_combination, compute_capabilities
 
 SPECS = {
     "DeepLabV3Plus": ModelSpec("DeepLabV3Plus", "tu-mobilenetv3_small_050", 5, {"decoder_channels": 32}),
@@ -30,21 +32,34 @@ SPECS = {
     "Segformer": ModelSpec("Segformer", "tu-resnet10t", 5, {"decoder_segmentation_channels": 32}),
     "Unet": ModelSpec("Unet", "tu-resnet10t", 5, {"encoder_depth": 3, "decoder_channels": [16, 16, 16]}),
 }
+ARCHITECTURES = list(SPECS)
+# another recommended encoder: ReLU6, and padding as TensorFlow's
+SPECS["EfficientNet-lite"] = ModelSpec("DeepLabV3Plus", "tu-tf_efficientnet_lite0", 5, {"decoder_channels": 32})
 ENGINES = [
     *(("onnxruntime", precision, "x86-cpu") for precision in TARGETS["x86-cpu"].precisions["onnxruntime"]),
     *(("openvino", precision, "x86-cpu") for precision in TARGETS["x86-cpu"].precisions["openvino"]),
     *(("tensorrt", precision, "rtx-sm89") for precision in TARGETS["rtx-sm89"].precisions["tensorrt"]),
+    # what these have otherwise is what x86-cpu has
+    ("onnxruntime", "fp16", "cuda"),
+    ("onnxruntime", "int8", "arm64-cpu"),
+    ("openvino", "fp16", "arm64-cpu"),
 ]
 # share of pixels as in PyTorch; untrained weights leave classes closer to each other than trained ones do
 AGREEMENT_MIN = {"fp32": 0.9999, "fp16": 0.995, "bf16": 0.96, "int8": 0.8, "int8-fp16": 0.8, "int8-bf16": 0.8}
 # of the export; shapes that are computed, or bins that are gathered one by one, would be hundreds more
 NODES_MAX = {"DeepLabV3Plus": 154, "PSPNet": 93, "FPN": 109, "UPerNet": 144, "Segformer": 54, "Unet": 43}
+NODES_MAX["EfficientNet-lite"] = 125
 PALETTE = tuple((10 * index, 20, 30) for index in range(5))
 
 
 @pytest.fixture(scope="module", params=list(SPECS))
-def exported(request, export_student, tmp_path_factory):
-    return export_student(SPECS[request.param], tmp_path_factory.mktemp(request.param))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def exported(name, export_student, tmp_path_factory):
+    return export_student(SPECS[name], tmp_path_factory.mktemp(name))
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +76,10 @@ def expected(exported):
 
 @pytest.fixture(scope="module")
 def lowered(exported, tmp_path_factory):
-    """The graphs of an architecture by runtime and precision; what OpenVINO computes the rest in is said later."""
+    """The graphs of an architecture by engine; what OpenVINO computes the rest in is said later."""
 
     @cache
-    def graph(runtime, precision):
+    def graph(runtime, precision, reduce_range):
         return lower_graph(
             exported.path,
             tmp_path_factory.mktemp("graphs"),
@@ -72,19 +87,46 @@ def lowered(exported, tmp_path_factory):
             precision=precision,
             frames=exported.frames,
             ranges=lambda: exported.ranges,
+            reduce_range=reduce_range,
         )
 
-    return lambda runtime, precision: graph(runtime, "int8" if precision == "int8-bf16" else precision)
+    def of_engine(runtime, precision, target="x86-cpu"):
+        return graph(runtime, "int8" if precision == "int8-bf16" else precision, target == "x86-cpu")
+
+    return of_engine
+
+
+# with another encoder nothing would be different
+only_architectures = pytest.mark.parametrize("name", ARCHITECTURES, indirect=True)
+
+
+def metadata(path):
+    return {item.key: item.value for item in onnx.load(path).metadata_props}
+
+
+def runs_here(runtime, precision, target):
+    """Whether this machine has what an engine runs on."""
+    if runtime == "tensorrt":
+        return gpu() in compute_capabilities(precision, target)
+    if target == "cuda":
+        ort = pytest.importorskip("onnxruntime")
+        return gpu() is not None and "CUDAExecutionProvider" in ort.get_available_providers()
+    # a graph for another processor is the same here, but for int8 that this one may saturate
+    return target == "x86-cpu" or precision != "int8"
 
 
 @pytest.mark.parametrize(("runtime", "precision", "target"), ENGINES)
-def test_an_engine_keeps_its_contract(exported, expected, lowered, tmp_path: Path, runtime, precision, target) -> None:
+def test_an_engine_keeps_its_contract(
+    name, exported, expected, lowered, tmp_path: Path, runtime, precision, target
+) -> None:
     if runtime == "tensorrt":
         pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     if runtime == "openvino" and precision.startswith("int8"):
         pytest.importorskip("nncf", reason="nncf is not installed")
+    if name not in ARCHITECTURES and precision in ("fp16", "bf16", "int8-bf16"):
+        pytest.skip("halving does not depend on the encoder")
     assert check_combination(runtime, precision, target) is None
-    graph = lowered(runtime, precision)
+    graph = lowered(runtime, precision, target)
     assert (graph == exported.path) == is_exact(runtime, precision)
     settings = {"runtime": runtime, "precision": precision, "target": target, "onnx": graph, "out": tmp_path / "engine"}
     classes = tuple("abcde")
@@ -95,20 +137,33 @@ def test_an_engine_keeps_its_contract(exported, expected, lowered, tmp_path: Pat
     sidecar = json.loads((tmp_path / "engine" / "engine.json").read_text(encoding="utf-8"))
     assert (sidecar["runtime"], sidecar["precision"], sidecar["target"]) == (runtime, precision, target)
     assert (tuple(sidecar["classes"]), sidecar["contract"]) == (classes, exported.contract.to_json())
+    assert sidecar["palette"] == [list(colour) for colour in PALETTE]
+    # what the exporter wrote into the graph is in whatever was made of it, as far as it is ONNX
+    for path in (graph, tmp_path / "engine" / info.entry):
+        if path.suffix == ".onnx":
+            kept = metadata(path)
+            assert kept == metadata(exported.path)
+            assert kept["brd_edge.contract_hash"] == exported.contract.hash
+            assert json.loads(kept["brd_edge.palette"]) == sidecar["palette"]
+            assert len(json.loads(kept["brd_edge.classes"])) == len(classes)
     with pytest.raises(ContractError, match="height"):
         open_engine(tmp_path / "engine", contract=replace(exported.contract, height=128))
-    if runtime == "tensorrt":
-        with pytest.raises(RuntimeMissingError, match="NVIDIA"):
-            open_engine(tmp_path / "engine")
-        predict = stand_in(graph, runtime="tensorrt")
-        found = np.stack([predict(frame) for frame in exported.frames])
-    else:
+    if runs_here(runtime, precision, target):
         with open_engine(tmp_path / "engine", contract=exported.contract, threads=1) as runner:
             found = np.stack([runner.infer(frame) for frame in exported.frames])
+    else:
+        if gpu() is None and target != "arm64-cpu":
+            # where there is a GPU, another one refuses the engine in its own words
+            reason = "NVIDIA" if runtime == "tensorrt" else "no CUDAExecutionProvider here.*replace onnxruntime by"
+            with pytest.raises(RuntimeMissingError, match=reason):
+                open_engine(tmp_path / "engine")
+        predict = stand_in(graph, runtime=runtime, precision=precision, here=False)
+        found = np.stack([predict(frame) for frame in exported.frames])
     assert (found.dtype, found.shape) == (np.uint8, expected.shape)
     assert (found == expected).mean() >= AGREEMENT_MIN[precision]
 
 
+@only_architectures
 @pytest.mark.parametrize(
     ("runtime", "precision"), [(runtime, precision) for runtime, precision, target in ENGINES if target == "x86-cpu"]
 )
@@ -141,16 +196,39 @@ def test_coarse_logits_give_the_same_class_map(exported, lowered, tmp_path: Path
     assert (found == expected).mean() >= (0.97 if precision.endswith("bf16") else 0.9998)
 
 
-def test_a_graph_is_compact(exported) -> None:
+@only_architectures
+def test_coarse_logits_in_half_precision(exported, lowered, tmp_path: Path) -> None:
+    """The engine for `cuda` returns float16; it is run on the processor, by the provider that casts for itself."""
+    graph, cut = lowered("onnxruntime", "fp16", "cuda"), tmp_path / "logits.onnx"
+    logits = cut_at_logits(graph, cut)
+    if type(exported.model).__name__ == "Unet":
+        assert logits is None
+        return
+    assert onnx.load(cut).graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    assert metadata(cut) == metadata(exported.path)
+    settings = {"runtime": "onnxruntime", "precision": "fp16", "target": "cuda", "contract": exported.contract}
+    common = {**settings, "classes": tuple("abcde"), "palette": PALETTE}
+    info = build_engine(**common, onnx=cut, out=tmp_path / "sparse", logits=logits)
+    assert read_engine(tmp_path / "sparse") == info
+    write_engine(tmp_path / "sparse", replace(info, target="x86-cpu"))
+    dense = stand_in(graph, runtime="onnxruntime", here=False)
+    with open_engine(tmp_path / "sparse", threads=1) as sparse:
+        found = np.stack([sparse.infer(frame) for frame in exported.frames])
+    expected = np.stack([dense(frame) for frame in exported.frames])
+    # the graph upsamples in float16, the runtime in float32
+    assert (found == expected).mean() >= 0.995
+
+
+def test_a_graph_is_compact(name, exported) -> None:
     nodes = [node.op_type for node in read_graph(exported.path).graph.node]
-    architecture = type(exported.model).__name__
-    assert len(nodes) <= NODES_MAX[architecture]
+    assert len(nodes) <= NODES_MAX[name]
     strays = {"Shape", "Gather", "Expand", "Loop", "If", "BatchNormalization", "Dropout", "Identity"}
     assert not strays & set(nodes)
     # what group normalisation is made of before opset 21
-    assert nodes.count("Reshape") == (14 if architecture == "FPN" else 0)
+    assert nodes.count("Reshape") == (14 if name == "FPN" else 0)
 
 
+@only_architectures
 @pytest.mark.parametrize(
     ("runtime", "precision", "coarse"),
     [
@@ -188,6 +266,7 @@ def test_frames_may_come_several_at_once(exported, lowered, tmp_path: Path, runt
             several.infer(frames[:, :-1])
 
 
+@only_architectures
 def test_tensorrt_takes_several_frames_at_once(exported, lowered, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
     if type(exported.model).__name__ not in ("PSPNet", "FPN"):
@@ -203,6 +282,7 @@ def test_tensorrt_takes_several_frames_at_once(exported, lowered, tmp_path: Path
     assert info.batch_max == 4
 
 
+@only_architectures
 def test_a_fixed_number_of_frames(exported, tmp_path: Path) -> None:
     import onnxruntime
 
@@ -217,6 +297,7 @@ def test_a_fixed_number_of_frames(exported, tmp_path: Path) -> None:
     assert (found == np.stack([single(frame) for frame in frames])).mean() >= 0.9998
 
 
+@only_architectures
 def test_an_engine_whose_sidecar_says_something_else_is_refused(exported, lowered, tmp_path: Path) -> None:
     common = {
         **{"runtime": "onnxruntime", "precision": "fp32", "target": "x86-cpu", "contract": exported.contract},

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hardware import gpu
 from onnx.reference import ReferenceEvaluator
 
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import SIDECAR, open_engine, read_engine, verify_files, write_engine
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.runtime.runners import RUNNERS
-from brd_edge.runtime.runners.tensorrt import TensorRtRunner, require_gpu
+from brd_edge.runtime.runners.tensorrt import TensorRtRunner
 from brd_edge.runtime.targets import RTX_COMPUTE_CAPABILITIES
 
 CPU_RUNTIMES = ["onnxruntime", "openvino"]
@@ -52,13 +53,6 @@ def run_python(script: str, *arguments: str) -> str:
 def expected_class_maps(graph: Path, frames: list[np.ndarray]) -> list[np.ndarray]:
     reference = ReferenceEvaluator(str(graph))
     return [reference.run(None, {"image": frame[None]})[0][0] for frame in frames]
-
-
-def gpu() -> int | None:
-    try:
-        return require_gpu()
-    except RuntimeMissingError:
-        return None
 
 
 @pytest.mark.parametrize("runtime", CPU_RUNTIMES)
