@@ -147,8 +147,10 @@ def lowered_graphs(bench: Bench, engine: EngineSection) -> Lowered:
         RuntimeMissingError: What makes or checks it is not installed.
     """
     context = bench.context
+    # whatever is made of the exported graph is compared with it
+    exported = _exported(bench)
     if is_exact(engine.runtime, engine.precision):
-        return _exported(bench)
+        return exported
     kind = {"runtime": engine.runtime, "precision": engine.precision, "target": engine.target}
     limits = Limits(**limits_of(context.recipe.gates, **kind))
     key = (engine.runtime, engine.precision, _reduce_range(bench, engine), _is_here(engine), limits)

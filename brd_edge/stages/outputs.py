@@ -80,7 +80,8 @@ def build_output(context: Context, engine: EngineSection, graph: Path, directory
     logits = cut_at_logits(graph, cut)
     if logits is None and engine.output == "sparse":
         raise EngineError(
-            f"{graph}: output: sparse needs a graph that ends in bilinear upsampling and ArgMax; say auto or dense for this one"
+            f"{graph}: output: sparse needs a graph that ends in bilinear upsampling and ArgMax; "
+            "say auto or dense for this one"
         )
     if logits is None:
         return Built(build(graph, directory, None), graph)

@@ -39,6 +39,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         return path
 
     monkeypatch.setattr(lowering, "lower_graph", lower_graph)
+    monkeypatch.setattr(lowering, "_exported", lambda _bench: None)
     monkeypatch.setattr(Bench, "frames", lambda _bench: [])
     monkeypatch.setattr(lowering, "_by_loss", lambda _bench, _engine: ["stem", "head", "decoder"])
     return made
@@ -139,6 +140,7 @@ def test_what_saturates_here_may_not_on_another_device(
 
 
 EXACT = "engines=[{runtime: onnxruntime}, {runtime: openvino, precision: bf16}, {runtime: tensorrt, target: rtx}]"
+HALF = "{runtime: tensorrt, precision: fp16, target: rtx}"
 
 
 @pytest.fixture
@@ -172,10 +174,12 @@ def test_the_exported_graph_is_checked_once_for_all_engines_that_have_it(
         assert item.agreement == {"ONNX Runtime node by node": 1.0, "OpenVINO in floating point": 1.0}
 
 
+@pytest.mark.parametrize("engine", ["{runtime: onnxruntime}", HALF])
 def test_runtimes_that_read_the_graph_differently_fail_its_engines(
-    exported: Callable[[], Bench], monkeypatch: pytest.MonkeyPatch
+    exported: Callable[[], Bench], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str
 ) -> None:
-    bench = exported()
+    exported()
+    bench = make_bench(tmp_path, f"engines=[{engine}]")
     wrong = {"ONNX Runtime node by node": 1.0, "OpenVINO in floating point": 0.9}
     monkeypatch.setattr(lowering, "check_artefact", lambda *_args, **_rest: wrong)
     with pytest.raises(
