@@ -7,6 +7,7 @@ from typing import Any
 
 from brd_edge.evaluate.formats import MISSING, milliseconds, percent, target_of
 from brd_edge.evaluate.proof import Proof
+from brd_edge.evaluate.report.accuracy import interval_text
 from brd_edge.evaluate.report.plots import EnginePoint, latency_distribution_svg, pareto_front, ratios_svg, tradeoff_svg
 from brd_edge.evaluate.report.verdict import best_engine, p50_ms
 
@@ -15,7 +16,6 @@ __all__ = [
     "chart",
     "engine_charts",
     "engine_rows",
-    "interval_text",
     "latency_rows",
     "throughput_lines",
 ]
@@ -32,14 +32,6 @@ _SCORES = (("miou", "mIoU"), ("boundary_iou", "Boundary IoU"))
 def chart(title: str, svg: str, *, alt: str, note: str = "", legend: Sequence[str] = ()) -> dict[str, Any]:
     """Return a chart as the template draws it."""
     return {"title": title, "alt": alt, "note": note, "legend": list(legend), "svg": svg}
-
-
-def interval_text(entry: Mapping[str, Any], key: str) -> str:
-    """Return the interval of an entry's score in percent, such as `"63.9 to 66.1"`; an empty text without one."""
-    ends = (entry.get("intervals") or {}).get(key)
-    if ends is None:
-        return ""
-    return f"{percent(ends[0])} to {percent(ends[1])}"
 
 
 def _how_made(engine: Mapping[str, Any]) -> list[str]:

@@ -21,13 +21,13 @@ from brd_edge.evaluate.formats import (
     quantity,
 )
 from brd_edge.evaluate.proof import judge_proof
+from brd_edge.evaluate.report.accuracy import ACCURACY_HEADERS, accuracy_rows, interval_text
 from brd_edge.evaluate.report.attribution import attribution_section
 from brd_edge.evaluate.report.engines import (
     added_cost_chart,
     chart,
     engine_charts,
     engine_rows,
-    interval_text,
     latency_rows,
     throughput_lines,
 )
@@ -111,6 +111,8 @@ def _page(
         "latencies": latency_rows(engines, labels, digits),
         "throughput": throughput_lines(engines, labels),
         "models": models,
+        "accuracy": accuracy_rows(benchmark, engines, labels),
+        "accuracy_headers": ACCURACY_HEADERS,
         "charts": engine_charts(engines, labels, models),
         "attribution": attribution_section(benchmark.get("attribution")),
         "training": _training(curves),

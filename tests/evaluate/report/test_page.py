@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from brd_edge.evaluate.formats import MISSING
+from brd_edge.evaluate.report.accuracy import ACCURACY_HEADERS
 from brd_edge.evaluate.report.page import Curve, ReportSample, write_report
 from brd_edge.runtime.errors import DataError
 
@@ -338,6 +339,24 @@ def test_latencies_and_what_disturbed_them_are_there(page: Page) -> None:
         ]
     ]
     assert "51.2 frames a second (50.0 to 52.0) with 2 streams at once" in page.text
+
+
+def test_all_scores_stand_in_one_table_for_readers_and_screen_readers(page: Page) -> None:
+    heading = ["Model or engine", *ACCURACY_HEADERS]
+    start = page.rows.index(heading)
+    rows = {row[0]: row[1:] for row in page.rows[start + 1 : start + 6]}
+    assert list(rows) == [
+        *("teacher PyTorch", "plain ONNX Runtime", "student PyTorch"),
+        *("onnxruntime fp32 x86-cpu", "openvino fp32 x86-cpu"),
+    ]
+    found = rows["onnxruntime fp32 x86-cpu"]
+    assert found[0] == "65.0 63.9 to 66.1"
+    assert found[5] == "100.00 99.99 to 100.00"
+    # what is known of the earlier run is its paired loss
+    assert rows["plain ONNX Runtime"][0] == "62.0 −3.00 (−4.90 to −1.10)"  # noqa: RUF001
+    table = page.markup[page.markup.index('class="detail"') :].partition("</table>")[0]
+    assert "<caption>" in table
+    assert table.count("<th ") == table.count('scope="col"') + table.count('scope="row"') == 7 + 5
 
 
 def test_attribution_names_losses_and_images(page: Page) -> None:
