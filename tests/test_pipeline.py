@@ -116,6 +116,9 @@ def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
     graph = onnx.load(finished / "export" / "student.onnx").graph
     assert benchmark["zero_cost"]["nodes"] == len(graph.node)
     assert benchmark["student"]["params"] > 0
+    # the teacher too is compared with the student on the same images
+    gap = benchmark["student"]["miou"] - benchmark["teacher"]["miou"]
+    assert benchmark["teacher"]["lost"]["miou"]["value"] == pytest.approx(gap, abs=1e-9)
     assert benchmark["student"]["method"] == "brd"
     engines = {entry["runtime"]: entry for entry in benchmark["engines"]}
     assert set(engines) == {"onnxruntime", "openvino", "tensorrt"}

@@ -31,7 +31,7 @@ from brd_edge.evaluate.report.engines import (
     latency_rows,
     throughput_lines,
 )
-from brd_edge.evaluate.report.gallery import IGNORED, IGNORED_COLOR, ReportSample, draw_sample
+from brd_edge.evaluate.report.gallery import IGNORED, IGNORED_COLOR, PLAIN_TITLE, ReportSample, draw_sample
 from brd_edge.evaluate.report.plots import Curve, curves_svg
 from brd_edge.evaluate.report.svg import SERIES
 from brd_edge.evaluate.report.verdict import gap, p50_ms, verdict
@@ -61,7 +61,7 @@ def write_report(
     Args:
         path: The file to write; it is replaced atomically.
         benchmark: The content of `benchmark.json`; every measured value may be null.
-        samples: Validation images for the gallery. Where they would make the file too big, the
+        samples: Validation images for the gallery, the most telling first. Where they would make the file too big, the
             last ones are left out, and the report says how many.
         curves: Training curves by the title of their chart, for example `"distill loss"`.
 
@@ -118,6 +118,9 @@ def _page(
         "training": _training(curves),
         "classes": _class_table(benchmark, engines, labels),
         "gallery": gallery,
+        # a student that was trained plainly is its own plain student
+        "plain_missing": (benchmark.get("student") or {}).get("method") != "none"
+        and not any(PLAIN_TITLE in sample.masks for sample in samples),
         "left_out": len(samples) - len(gallery),
         "legend": _legend(dataset, samples[: len(gallery)]),
         "proof": proof,

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 from brd_edge.evaluate.formats import MISSING
 from brd_edge.evaluate.report.accuracy import ACCURACY_HEADERS
+from brd_edge.evaluate.report.gallery import PLAIN_TITLE
 from brd_edge.evaluate.report.page import Curve, ReportSample, write_report
 from brd_edge.runtime.errors import DataError
 
@@ -427,6 +429,16 @@ def test_arguments_are_not_changed(tmp_path: Path) -> None:
     written(tmp_path, benchmark, [sample], {})
     assert benchmark == before
     assert all(np.array_equal(sample.masks[title], mask) for title, mask in masks.items())
+
+
+def test_a_plain_students_mask_that_is_missing_is_said(tmp_path: Path) -> None:
+    words, sample = "benchmark.compare_run names its run", a_sample("one")
+    assert words in written(tmp_path, a_benchmark(), [sample], {}).text
+    plain = replace(sample, masks={**sample.masks, PLAIN_TITLE: sample.label})
+    assert words not in written(tmp_path, a_benchmark(), [plain], {}).text
+    benchmark = a_benchmark()
+    benchmark["student"]["method"] = "none"
+    assert words not in written(tmp_path, benchmark, [sample], {}).text
 
 
 def test_file_stays_small_and_says_what_was_left_out(tmp_path: Path) -> None:
