@@ -503,13 +503,35 @@ addEventListener("load", () => {
 </script></body>"""
 
 
-def found_in_browser(directory: Path, wrapper: str) -> Any:
-    """Open a page beside the report in a real browser; return what it finds. Nothing may be written to the console."""
+PRINTED = """<!doctype html><body><pre id="found"></pre>
+<iframe src="report.html" style="width: 718px; height: 900px; border: 0"></iframe>
+<script>
+addEventListener("load", () => {
+  const page = document.querySelector("iframe").contentDocument;
+  // what holds for paper now holds here: a page of A4 between its margins, scrolled nowhere
+  for (const sheet of page.styleSheets)
+    for (const rule of sheet.cssRules)
+      if (rule instanceof page.defaultView.CSSMediaRule && rule.media.mediaText === "print") rule.media.mediaText = "all";
+  const width = page.documentElement.clientWidth;
+  const cut = [...page.querySelectorAll("th, td, .tile, dd, pre")].filter((e) => {
+    const box = e.getBoundingClientRect();
+    return box.right > width + 0.5 || e.scrollWidth > e.clientWidth + 1;
+  });
+  const found = {
+    width, tables: page.querySelectorAll("table").length, nav: getComputedStyle(page.querySelector("nav")).display,
+    cut: cut.map((e) => e.textContent.trim().slice(0, 40)),
+  };
+  document.getElementById("found").textContent = JSON.stringify(found);
+});
+</script></body>"""
+
+
+def in_browser(directory: Path, page: Path, *arguments: str) -> str:
+    """Open a page in a real browser, and return what it writes. Nothing may be written to the console."""
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
-        pytest.skip(f"no headless browser: none of {', '.join(names)} is on PATH")
-    (directory / "wrapper.html").write_text(wrapper)
+        pytest.skip(f"no headless browser: none of {', '.join(names)} is on PATH (apt-get install chromium)")
     run = subprocess.run(
         [
             browser,
@@ -518,8 +540,8 @@ def found_in_browser(directory: Path, wrapper: str) -> Any:
             *("--allow-file-access-from-files", "--enable-logging=stderr", "--virtual-time-budget=10000"),
             f"--user-data-dir={directory / 'profile'}",
             "--window-size=1400,1000",
-            "--dump-dom",
-            (directory / "wrapper.html").as_uri(),
+            *arguments,
+            page.as_uri(),
         ],
         capture_output=True,
         text=True,
@@ -528,8 +550,15 @@ def found_in_browser(directory: Path, wrapper: str) -> Any:
     )
     assert run.returncode == 0, run.stderr
     assert [line for line in run.stderr.splitlines() if "CONSOLE" in line] == []
-    match = re.search(r'<pre id="found">(.+?)</pre>', run.stdout)
-    assert match is not None, run.stderr
+    return run.stdout
+
+
+def found_in_browser(directory: Path, wrapper: str) -> Any:
+    """Open a page beside the report in a real browser; return what it finds."""
+    (directory / "wrapper.html").write_text(wrapper)
+    markup = in_browser(directory, directory / "wrapper.html", "--dump-dom")
+    match = re.search(r'<pre id="found">(.+?)</pre>', markup)
+    assert match is not None, markup
     return json.loads(match[1])
 
 
@@ -561,3 +590,22 @@ def test_browser_shows_it_at_desk_and_phone_width(tmp_path: Path) -> None:
         assert shown["broken"] == shown["flat"] == 0
         assert shown["height"] > 2000
     assert desk["columns"] > phone["columns"] == 2
+
+
+def test_browser_prints_it_whole(tmp_path: Path) -> None:
+    benchmark = a_benchmark()
+    # as many columns of classes as a recipe with nine engines has, and every cell with its interval
+    benchmark["engines"] += [{**benchmark["engines"][0], "precision": f"int8-bf16-{index}"} for index in range(6)]
+    written(tmp_path, benchmark, [a_sample("frame_1")], some_curves())
+    pdf = tmp_path / "report.pdf"
+    in_browser(tmp_path, tmp_path / "report.html", f"--print-to-pdf={pdf}", "--no-pdf-header-footer")
+    content = pdf.read_bytes()
+    assert content.startswith(b"%PDF-")
+    assert content.rstrip().endswith(b"%%EOF")
+    assert 10_000 < len(content) < 8_000_000
+    pages = len(re.findall(rb"/Type\s*/Page\b", content))
+    assert 4 <= pages <= 20
+    found = found_in_browser(tmp_path, PRINTED)
+    assert found["nav"] == "none", "the print rules are in force"
+    assert found["tables"] == 7
+    assert found["cut"] == []
