@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brd_edge.evaluate.formats import MISSING, milliseconds, percent, target_of
+from brd_edge.evaluate.formats import milliseconds, milliseconds_interval, percent, target_of
 from brd_edge.evaluate.proof import Proof
 from brd_edge.evaluate.report.accuracy import interval_text
 from brd_edge.evaluate.report.plots import EnginePoint, latency_distribution_svg, pareto_front, ratios_svg, tradeoff_svg
@@ -39,7 +39,8 @@ def _how_made(engine: Mapping[str, Any]) -> list[str]:
     found = []
     if engine.get("output") == "sparse":
         ratio = engine.get("output_ratio")
-        faster = "" if ratio is None else f" ({ratio['value']:.2f} × dense)"  # noqa: RUF001
+        ends = "" if ratio is None else f"{ratio['value']:.2f} × dense, {ratio['low']:.2f} to {ratio['high']:.2f}"  # noqa: RUF001
+        faster = f" ({ends})" if ends else ""
         found.append(f"coarse logits{faster}")
     if engine.get("kept"):
         found.append(f"in floating point: {', '.join(engine['kept'])}")
@@ -94,7 +95,10 @@ def latency_rows(engines: Sequence[Mapping[str, Any]], labels: Sequence[str], di
                 continue
             intervals = latency.get("intervals") or {}
             cells = [
-                (milliseconds(latency.get(name), digits=digits), _milliseconds_interval(intervals.get(name), digits))
+                (
+                    milliseconds(latency.get(name), digits=digits),
+                    milliseconds_interval(intervals.get(name), digits=digits),
+                )
                 for name in ("p50", "p90", "p95", "p99")
             ]
             cells += [(milliseconds(latency.get(name), digits=digits), "") for name in ("mean", "min")]
@@ -214,10 +218,5 @@ def _tradeoff(
 
 def _ends(intervals: Mapping[str, Sequence[float]] | None, key: str) -> tuple[float, float] | None:
     ends = (intervals or {}).get(key)
-    return None if ends is None else (float(ends[0]), float(ends[1]))
-
-
-def _milliseconds_interval(ends: Sequence[float] | None, digits: int) -> str:
-    if ends is None or MISSING in (texts := [milliseconds(end, digits=digits) for end in ends]):
-        return ""
-    return " to ".join(texts)
+    # without its upper end an interval cannot be drawn
+    return None if ends is None or ends[1] is None else (float(ends[0]), float(ends[1]))
