@@ -380,6 +380,16 @@ def test_a_runtime_that_is_not_installed_is_skipped(finished: Path, tmp_path: Pa
     assert measured["status"] == "measured"
 
 
+def test_the_command_names_the_variables_that_it_needs_and_not_what_they_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCENES_NAME", "private")
+    assert main(_arguments(tmp_path, "--until", "prepare", settings=["name=${SCENES_NAME:-quickstart}"])) == 0
+    log = (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert f"SCENES_NAME=… python -m brd_edge.pipeline {QUICKSTART} " in log
+    assert "SCENES_NAME=private" not in log
+
+
 def _training(stage: str, run: Path) -> list[str]:
     """Return the command that trains one stage for a while."""
     settings = [
