@@ -18,7 +18,14 @@ from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.statistics import Interval, widening
 
-__all__ = ["ScoreChange", "ScoreVerdict", "score_changes", "score_intervals", "score_losses"]
+__all__ = [
+    "ScoreChange",
+    "ScoreVerdict",
+    "class_iou_intervals",
+    "score_changes",
+    "score_intervals",
+    "score_losses",
+]
 
 ScoreVerdict = Literal["better", "worse", "equivalent", "undecided"]
 
@@ -48,6 +55,27 @@ def score_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.95) -
     counts = _counts(metrics)
     sums = _draws(counts)
     return {name: _interval(score(sums), len(counts), confidence, lowest=0.0) for name, score in _SCORES.items()}
+
+
+def class_iou_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.95) -> list[Interval]:
+    """Return the IoU of each class with its interval over images.
+
+    Draws that hold the class neither in a label nor in a prediction say nothing about it and are left out.
+
+    Args:
+        metrics: With the counts of every image (`keep_images`); at least one image.
+        confidence: Of the intervals, 0 to 1.
+
+    Returns:
+        By class id; NaN for a class that is in no label and no prediction.
+
+    Raises:
+        DataError: The counts of the images were not kept.
+    """
+    counts = _counts(metrics)
+    sums = _draws(counts)
+    ratios = _ratio(sums[:, 0], sums[:, 1])
+    return [_interval(scores, len(counts), confidence, lowest=0.0) for scores in ratios.T]
 
 
 def score_losses(

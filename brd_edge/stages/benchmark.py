@@ -20,7 +20,7 @@ from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor,
 from brd_edge.evaluate.benchmark.file import SCHEMA_VERSION, check_benchmark
 from brd_edge.evaluate.benchmark.images import FILE_NAME, write_image_counts
 from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
-from brd_edge.evaluate.intervals import score_intervals, score_losses
+from brd_edge.evaluate.intervals import class_iou_intervals, score_intervals, score_losses
 from brd_edge.evaluate.report.gallery import PLAIN_TITLE
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
@@ -222,7 +222,9 @@ def _scores(
         )
     validation.counts[name or title] = np.stack(metrics.per_image)
     intervals = _known(score_intervals(metrics))
-    scores: dict[str, Any] = {**metrics.to_json(), "intervals": _ends(intervals)}
+    classes = [None if np.isnan(item.value) else [item.low, item.high] for item in class_iou_intervals(metrics)]
+    ends: dict[str, Any] = {**_ends(intervals), "class_iou": classes}
+    scores: dict[str, Any] = {**metrics.to_json(), "intervals": ends}
     if not agreement:
         return scores
     agreed = bootstrap_mean(agreement)
@@ -230,7 +232,7 @@ def _scores(
     return {
         **scores,
         "argmax_agreement": agreed.value,
-        "intervals": _ends({**intervals, "argmax_agreement": agreed}),
+        "intervals": {**ends, **_ends({"argmax_agreement": agreed})},
         "lost": lost,
     }
 

@@ -77,6 +77,8 @@ class ScoreIntervals(Entry):
     """Of the connectivity error."""
     argmax_agreement: Ends | None = None
     """Of the agreement with this run's student in PyTorch."""
+    class_iou: tuple[Ends | None, ...] | None = None
+    """Of the IoU of each class, by class id."""
 
 
 class Losses(Entry):

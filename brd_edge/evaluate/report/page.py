@@ -103,6 +103,7 @@ def _page(
         "recipe": benchmark.get("recipe") or "unnamed",
         "created": benchmark.get("created") or "",
         "command": benchmark.get("command") or "",
+        "source": _source(benchmark.get("environment") or {}),
         "dataset": dataset,
         "verdict": verdict(benchmark),
         "slides": (benchmark.get("contract") or {}).get("resize") == SLIDING_WINDOW,
@@ -193,20 +194,26 @@ def _class_table(
     for engine, label in zip(engines, labels, strict=True):
         if engine.get("class_iou"):
             columns.append({"title": label, "kind": "engine", "source": engine})
+    for column in columns:
+        column["interval"] = interval_text(column["source"], "miou")
     rows = [
         {
             "name": name,
             "color": _css_color(palette[index]) if index < len(palette) else _css_color(IGNORED_COLOR),
-            "values": [_at(column["source"]["class_iou"], index) for column in columns],
+            "cells": [_class_cell(column["source"], index) for column in columns],
         }
         for index, name in enumerate(names)
     ]
     return {"columns": columns, "rows": rows if columns else []}
 
 
-def _at(values: Sequence[float | None], index: int) -> float | None:
+def _class_cell(source: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Return the IoU of a class, and the ends of its interval; None for what is not there."""
+    values, ends = source["class_iou"], (source.get("intervals") or {}).get("class_iou") or ()
     value = values[index] if index < len(values) else None
-    return None if value is None or not math.isfinite(value) else float(value)
+    if value is None or not math.isfinite(value):
+        return {"value": None, "ends": None}
+    return {"value": float(value), "ends": ends[index] if index < len(ends) else None}
 
 
 def _gallery(samples: Sequence[ReportSample], palette: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
@@ -255,6 +262,19 @@ def _contract(contract: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _source(environment: Mapping[str, Any]) -> str:
+    """Say which source the command was run with; empty where the benchmark does not say."""
+    if "commit" not in environment:
+        return ""
+    commit = environment["commit"]
+    if not commit:
+        return "brd_edge was not run from a checkout of its source; its version stands under Packages."
+    sha, changed, _ = str(commit).partition(" with changes")
+    if not changed:
+        return f"Source: commit {sha}, without changes."
+    return f"Source: commit {sha}, with changes that are in no commit: the commit alone does not repeat this."
+
+
 def _threads(benchmark: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "threads" not in benchmark:
         return []
@@ -264,7 +284,8 @@ def _threads(benchmark: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _machine(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for key, value in environment.items():
-        if key == "packages":
+        # the commit stands below the command
+        if key in ("packages", "commit"):
             continue
         if key == "memory_bytes" and value:
             rows.append(("Memory", f"{float(value) / 1e9:.1f} GB"))

@@ -361,6 +361,17 @@ def test_all_scores_stand_in_one_table_for_readers_and_screen_readers(page: Page
     assert table.count("<th ") == table.count('scope="col"') + table.count('scope="row"') == 7 + 5
 
 
+def test_classes_have_intervals_over_their_bars(tmp_path: Path) -> None:
+    benchmark = a_benchmark()
+    benchmark["student"]["intervals"] = {"miou": [0.64, 0.66], "class_iou": [[0.85, 0.925], [0.7, 0.9], None, None]}
+    page = written(tmp_path, benchmark, [], {})
+    rows = {row[0]: row[1:] for row in page.rows[[row[0] for row in page.rows].index("Class") :]}
+    assert rows["road"] == ["95.0", "90.0", "90.0 85.0 to 92.5", "90.0", "90.0"]
+    assert rows[CLASSES[3]][2] == "25.0"
+    assert rows["Mean (mIoU)"][2] == "65.0 64.0 to 66.0"
+    assert '<span class="ends" style="left: 85.0%; width: 7.5%">' in page.markup
+
+
 def test_ends_that_are_not_known_and_ratios_have_their_intervals(tmp_path: Path) -> None:
     benchmark = a_benchmark()
     engine = benchmark["engines"][0]
@@ -451,6 +462,20 @@ def test_a_plain_students_mask_that_is_missing_is_said(tmp_path: Path) -> None:
     benchmark = a_benchmark()
     benchmark["student"]["method"] = "none"
     assert words not in written(tmp_path, benchmark, [sample], {}).text
+
+
+def test_the_command_has_its_variables_and_its_source(tmp_path: Path) -> None:
+    benchmark = a_benchmark()
+    assert "Source:" not in written(tmp_path, benchmark, [], {}).text
+    benchmark["command"] = "CAMVID_ROOT=… python -m brd_edge.pipeline pipelines/camvid_cpu.yaml"
+    for commit, words in (
+        ("abc123", "Source: commit abc123, without changes."),
+        ("abc123 with changes", "Source: commit abc123, with changes that are in no commit"),
+        (None, "brd_edge was not run from a checkout"),
+    ):
+        benchmark["environment"]["commit"] = commit
+        text = written(tmp_path, benchmark, [], {}).text
+        assert f"{benchmark['command']} … stands for a path or value of your own. {words}" in text
 
 
 def test_file_stays_small_and_says_what_was_left_out(tmp_path: Path) -> None:
