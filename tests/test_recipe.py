@@ -9,8 +9,8 @@ from brd_edge.data.layouts import LAYOUTS
 from brd_edge.json_schemas import SCHEMAS, json_schema, main
 from brd_edge.planning import format_plan, plan
 from brd_edge.recipe import DataSection, load_recipe
-from brd_edge.run import Run
 from brd_edge.recipe_yaml import read_yaml, used_variables
+from brd_edge.run import Run
 from brd_edge.runtime.errors import RecipeError
 from brd_edge.stages import STAGES
 
