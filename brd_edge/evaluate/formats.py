@@ -53,12 +53,12 @@ def milliseconds(latency_ms: float | None, *, digits: int = 1, missing: str = MI
 def milliseconds_interval(ends: Sequence[float | None] | None, *, digits: int = 1) -> str:
     """Write the interval of a latency, such as `"4.41 to 4.60"`, without its unit.
 
-    An upper end that the samples cannot show gives `"4.41 or more"`; an interval that is not known, nothing.
+    An upper end that the samples cannot show gives `"from 4.41"`; an interval that is not known, nothing.
     """
     if ends is None or _absent(ends[0]):
         return ""
     low, high = (milliseconds(end, digits=digits) for end in ends)
-    return f"{low} or more" if high == MISSING else f"{low} to {high}"
+    return f"from {low}" if high == MISSING else f"{low} to {high}"
 
 
 def megabytes(size_bytes: float | None, *, missing: str = MISSING) -> str:
