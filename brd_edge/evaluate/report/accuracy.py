@@ -71,5 +71,8 @@ def change_text(lost: Mapping[str, float] | None) -> str:
     """Return a paired loss as a change in points, such as `"−0.12 (−0.30 to +0.05)"`; an empty text without one."""  # noqa: RUF002
     if lost is None:
         return ""
+    if lost["value"] == lost["low"] == lost["high"]:
+        # an interval of nothing says no more than the value
+        return points(-lost["value"], digits=2)
     value, low, high = (points(-lost[end], digits=2) for end in ("value", "high", "low"))
     return f"{value} ({low} to {high})"

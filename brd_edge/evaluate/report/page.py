@@ -153,9 +153,16 @@ def _model_rows(benchmark: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "boundary_iou": model.get("boundary_iou"),
                 "intervals": {key: interval_text(model, key) for key in ("miou", "boundary_iou")},
                 "gap": None if role == "teacher" else gap(model, teacher, "miou"),
+                # the teacher's loss against the student, image by image, is the student's distance to it
+                "gap_interval": _gap_interval(teacher) if role == "student" else "",
             }
         )
     return rows
+
+
+def _gap_interval(teacher: Mapping[str, Any]) -> str:
+    lost = (teacher.get("lost") or {}).get("miou")
+    return "" if lost is None else f"{points(lost['low'])} to {points(lost['high'])}"
 
 
 def _training(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:

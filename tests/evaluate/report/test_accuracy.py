@@ -41,3 +41,4 @@ def test_what_is_missing_stays_empty() -> None:
     assert change_text(None) == ""
     # an error that grew is above 0, a score that fell below
     assert change_text({"value": 0.001, "low": -0.0005, "high": 0.003}) == "−0.10 (−0.30 to +0.05)"  # noqa: RUF001
+    assert change_text({"value": 0.0, "low": 0.0, "high": 0.0}) == "±0.00"

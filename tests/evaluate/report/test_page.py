@@ -361,6 +361,14 @@ def test_all_scores_stand_in_one_table_for_readers_and_screen_readers(page: Page
     assert table.count("<th ") == table.count('scope="col"') + table.count('scope="row"') == 7 + 5
 
 
+def test_the_distance_to_the_teacher_has_its_paired_interval(tmp_path: Path) -> None:
+    benchmark = a_benchmark()
+    lost = {"value": -0.0598, "low": -0.0712, "high": -0.0488, "confidence": 0.95}
+    benchmark["teacher"]["lost"] = {"miou": lost}
+    page = written(tmp_path, benchmark, [], {})
+    assert [row[-1] for row in page.rows if row[:2] == ["student", "Fpn / small"]] == ["−6.0 −7.1 to −4.9"]  # noqa: RUF001
+
+
 def test_classes_have_intervals_over_their_bars(tmp_path: Path) -> None:
     benchmark = a_benchmark()
     benchmark["student"]["intervals"] = {"miou": [0.64, 0.66], "class_iou": [[0.85, 0.925], [0.7, 0.9], None, None]}
