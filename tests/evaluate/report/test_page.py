@@ -640,6 +640,7 @@ def test_browser_shows_it_at_desk_and_phone_width(tmp_path: Path) -> None:
 def test_browser_prints_it_whole(tmp_path: Path) -> None:
     benchmark = a_benchmark()
     # as many columns of classes as a recipe with nine engines has, and every cell with its interval
+    benchmark["engines"][0]["intervals"]["class_iou"] = [[0.85, 0.925], [0.7, 0.9], None, [0.2, 0.3]]
     benchmark["engines"] += [{**benchmark["engines"][0], "precision": f"int8-bf16-{index}"} for index in range(6)]
     written(tmp_path, benchmark, [a_sample("frame_1")], some_curves())
     pdf = tmp_path / "report.pdf"
