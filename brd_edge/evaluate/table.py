@@ -64,7 +64,7 @@ def _engine_table(engines: Sequence[Mapping[str, Any]], costs: Mapping[str, Any]
         for engine, latency in zip(engines, latencies, strict=True)
     ]
     headers, alignment = [*_HEADERS], ["left"] * 4 + ["right"] * 5
-    gates = [_gates(engine, costs.get(engine.get("name"))) for engine in engines]
+    gates = [_gates(engine, costs.get(str(engine.get("name")))) for engine in engines]
     if any(gates):
         headers.append("gates")
         alignment.append("left")
