@@ -22,7 +22,7 @@ from brd_edge.data.index import load_contents, load_dataset
 from brd_edge.evaluate.benchmark.entries import EngineEntry
 from brd_edge.evaluate.benchmark.file import read_benchmark
 from brd_edge.evaluate.benchmark.images import FILE_NAME, read_image_counts
-from brd_edge.evaluate.changes.latency import LatencyChange, recorded_change, timed_change
+from brd_edge.evaluate.changes.latency import SESSION_ALLOWANCE, LatencyChange, recorded_change, timed_change
 from brd_edge.evaluate.changes.runs import Changes, RunRecord, compare_runs, require_comparable
 from brd_edge.evaluate.changes.table import format_changes, verdict_line
 from brd_edge.runtime.contract import InputContract
@@ -39,8 +39,9 @@ _BUDGET_S = 30.0
 _SEED = 20240131
 _MACHINE = ("cpu", "cores", "gpu")
 _RECORDED = (
-    "recorded by each run: the sessions were not paired, so what differed in the machines, or in their other work, "
-    "looks like a difference of the engines; without --recorded both are timed now, in turns"
+    "recorded by each run: the sessions were not paired, so the intervals are wider by the "
+    f"{100 * SESSION_ALLOWANCE:g} % that sessions of one engine may differ by; without --recorded both are timed now, "
+    "in turns, which sees smaller differences"
 )
 _EPILOG = """\
 exit codes: 0 nothing is worse, 3 something is worse, slower or newly failing (with --undecided fail also

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -22,6 +23,7 @@ from brd_edge.following import follow, is_follower, is_follower_lost, leading
 from brd_edge.interrupt import Stop, listen_for_stop
 from brd_edge.planning import format_plan, missing_for, next_artifact, plan, reason_to_run
 from brd_edge.recipe import Recipe, load_recipe
+from brd_edge.recipe_yaml import apply_override, read_yaml, used_variables
 from brd_edge.run import Artifact, Run, code_digest, open_run
 from brd_edge.runtime.errors import BrdEdgeError, DataError, EngineError, GateError, InterruptedRunError, RunError
 from brd_edge.runtime.files import write_json_atomic, write_text_atomic
@@ -48,9 +50,9 @@ exit codes: 0 done, 1 a stage or an engine failed, 2 the recipe or the command l
 def execute(given: Sequence[str]) -> int:
     """Run the command line `given` and return its exit code."""
     options = _parser().parse_args(given)
-    command = shlex.join(["python", "-m", "brd_edge.pipeline", *given])
     try:
         recipe = load_recipe(options.recipe, overrides=options.set)
+        command = _command(options, given)
         stages = _selected(options.first, options.until)
         directory = options.run_dir or Path("runs") / recipe.name
         if options.plan:
@@ -125,6 +127,15 @@ def _selected(first: str | None, until: str | None) -> list[str]:
     if start >= end:
         _parser().error(f"--from {first} comes after --until {until}; the order is {', '.join(names)}")
     return names[start:end]
+
+
+def _command(options: argparse.Namespace, given: Sequence[str]) -> str:
+    """Return what repeats this run; of the environment only names are told, its values are private paths."""
+    content = read_yaml(options.recipe)
+    for override in options.set:
+        apply_override(content, override)
+    names = used_variables(content, os.environ)
+    return " ".join([*(f"{name}=…" for name in names), shlex.join(["python", "-m", "brd_edge.pipeline", *given])])
 
 
 def _run(run: Run, recipe: Recipe, stages: Sequence[str], stop: Stop, options: argparse.Namespace, command: str) -> int:

@@ -12,7 +12,7 @@ import yaml
 from brd_edge.recipe_errors import text_keys
 from brd_edge.runtime.errors import RecipeError
 
-__all__ = ["apply_override", "read_yaml", "resolve_variables"]
+__all__ = ["apply_override", "read_yaml", "resolve_variables", "used_variables"]
 
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
@@ -115,3 +115,17 @@ def resolve_variables(value: Any, environment: Mapping[str, str], missing: list[
         return found
 
     return _VARIABLE.sub(replace, value)
+
+
+def used_variables(value: Any, environment: Mapping[str, str]) -> list[str]:
+    """Return the names of the variables that a recipe takes from the environment, in order, each once.
+
+    Args:
+        value: A mapping, list or scalar of a recipe, before `resolve_variables`.
+        environment: The variables; one that is not set, or set to nothing, is not used.
+    """
+    if isinstance(value, dict | list):
+        items = value.values() if isinstance(value, dict) else value
+        return list(dict.fromkeys(name for item in items for name in used_variables(item, environment)))
+    names = [match["name"] for match in _VARIABLE.finditer(value)] if isinstance(value, str) else []
+    return list(dict.fromkeys(name for name in names if environment.get(name)))

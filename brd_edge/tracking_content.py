@@ -136,7 +136,8 @@ def wanted_files(directory: Path, stages: Collection[str], *, bundle: bool) -> l
     """
     names = ["recipe.yaml", "environment.json"]
     names += ["export/student.onnx"] if "export" in stages else []
-    names += ["benchmark.json", "report.html"] if "benchmark" in stages else []
+    # attribution.json is there where `brd-edge explain` was run
+    names += ["benchmark.json", "images.npz", "report.html", "attribution.json"] if "benchmark" in stages else []
     names += ["bundle.tar.gz"] if bundle and "bundle" in stages else []
     return [path for name in names if (path := directory / name).is_file()]
 

@@ -118,6 +118,9 @@ def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
     graph = onnx.load(finished / "export" / "student.onnx").graph
     assert benchmark["zero_cost"]["nodes"] == len(graph.node)
     assert benchmark["student"]["params"] > 0
+    # the teacher too is compared with the student on the same images
+    gap = benchmark["student"]["miou"] - benchmark["teacher"]["miou"]
+    assert benchmark["teacher"]["lost"]["miou"]["value"] == pytest.approx(gap, abs=1e-9)
     assert benchmark["student"]["method"] == "brd"
     engines = {entry["runtime"]: entry for entry in benchmark["engines"]}
     assert set(engines) == {"onnxruntime", "openvino", "tensorrt"}
@@ -378,6 +381,16 @@ def test_a_runtime_that_is_not_installed_is_skipped(finished: Path, tmp_path: Pa
     assert skipped["status"] == "skipped"
     assert 'pip install "brd-edge[openvino]"' in skipped["reason"]
     assert measured["status"] == "measured"
+
+
+def test_the_command_names_the_variables_that_it_needs_and_not_what_they_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCENES_NAME", "private")
+    assert main(_arguments(tmp_path, "--until", "prepare", settings=["name=${SCENES_NAME:-quickstart}"])) == 0
+    log = (tmp_path / "run.log").read_text(encoding="utf-8")
+    assert f"SCENES_NAME=… python -m brd_edge.pipeline {QUICKSTART} " in log
+    assert "SCENES_NAME=private" not in log
 
 
 def _training(stage: str, run: Path) -> list[str]:

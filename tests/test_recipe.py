@@ -9,6 +9,7 @@ from brd_edge.data.layouts import LAYOUTS
 from brd_edge.json_schemas import SCHEMAS, json_schema, main
 from brd_edge.planning import format_plan, plan
 from brd_edge.recipe import DataSection, load_recipe
+from brd_edge.recipe_yaml import read_yaml, used_variables
 from brd_edge.run import Run
 from brd_edge.runtime.errors import RecipeError
 from brd_edge.stages import STAGES
@@ -166,6 +167,15 @@ def test_an_engine_stands_once() -> None:
         load_recipe(QUICKSTART, overrides=[f"engines=[{several}, {several}]"])
     with pytest.raises(RecipeError, match=r"engines\.0\.batch_max"):
         load_recipe(QUICKSTART, overrides=["engines.0.batch_max=65"])
+
+
+def test_variables_that_are_used_are_named() -> None:
+    content = read_yaml(ROOT / "pipelines" / "camvid_cpu.yaml")
+    assert used_variables(content, {}) == []
+    assert used_variables(content, {"CAMVID_ROOT": "/data", "TEACHER_WEIGHTS": "", "HOME": "/"}) == ["CAMVID_ROOT"]
+    both = {"TEACHER_WEIGHTS": "w", "CAMVID_ROOT": "/data"}
+    assert used_variables(content, both) == ["CAMVID_ROOT", "TEACHER_WEIGHTS"]
+    assert used_variables({"a": ["${A}/${B:-c}", 3, {"b": "${A}"}]}, {"A": "1", "B": "2"}) == ["A", "B"]
 
 
 def test_variables_come_from_the_environment() -> None:

@@ -101,6 +101,7 @@ def _work(run: Run, recipe: Recipe, stage: str) -> None:
     if stage == "benchmark":
         run.path("benchmark.json").write_text(json.dumps(_benchmark()))
         run.path("report.html").write_text("<p>report</p>")
+        run.path("images.npz").write_bytes(b"counts")
     if stage == "bundle":
         run.path("bundle.tar.gz").write_bytes(b"bundle")
 
@@ -200,13 +201,26 @@ def test_everything_is_there_and_equal(made: _Made) -> None:
     assert tags["engine.tensorrt-fp32-rtx.status"] == "built"
     assert (tags["environment.cpu"], tags["environment.packages.torch"]) == ("a processor", "2")
     assert "environment.gpu" not in tags
-    names = ("export/student.onnx", "recipe.yaml", "environment.json", "benchmark.json", "report.html", "bundle.tar.gz")
+    names = (
+        *("export/student.onnx", "recipe.yaml", "environment.json"),
+        *("benchmark.json", "images.npz", "report.html", "bundle.tar.gz"),
+    )
     assert found.info.artifact_uri.startswith((made.run.directory.parent / "mlartifacts").as_uri())
     for path in (made.run.path(name) for name in (*names, "run.log")):
         kept = Path(made.client.download_artifacts(found.info.run_id, path.name))
         assert kept.read_bytes() == path.read_bytes(), path
     assert len(said) == 1
     assert found.info.run_id in said[0]
+
+
+@needs_mlflow
+def test_what_explain_found_later_is_kept_by_the_next_run(made: _Made) -> None:
+    _track(made.run, _recipe(), *STAGES)
+    made.run.path("attribution.json").write_text('{"images": 3}')
+    with tracked(made.run, _recipe(), pytest.fail) as tracking:
+        tracking.done.update(STAGES)
+    kept = Path(made.client.download_artifacts(made.tracked_run().info.run_id, "attribution.json"))
+    assert kept.read_text() == '{"images": 3}'
 
 
 @needs_mlflow

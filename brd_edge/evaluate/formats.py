@@ -14,6 +14,7 @@ __all__ = [
     "latency_digits",
     "megabytes",
     "milliseconds",
+    "milliseconds_interval",
     "one_line",
     "percent",
     "points",
@@ -47,6 +48,17 @@ def latency_digits(latencies_ms: Iterable[float | None]) -> int:
 def milliseconds(latency_ms: float | None, *, digits: int = 1, missing: str = MISSING) -> str:
     """Write a latency in milliseconds, without its unit."""
     return missing if _absent(latency_ms) else f"{float(latency_ms or 0):.{digits}f}"
+
+
+def milliseconds_interval(ends: Sequence[float | None] | None, *, digits: int = 1) -> str:
+    """Write the interval of a latency, such as `"4.41 to 4.60"`, without its unit.
+
+    An upper end that the samples cannot show gives `"from 4.41"`; an interval that is not known, nothing.
+    """
+    if ends is None or _absent(ends[0]):
+        return ""
+    low, high = (milliseconds(end, digits=digits) for end in ends)
+    return f"from {low}" if high == MISSING else f"{low} to {high}"
 
 
 def megabytes(size_bytes: float | None, *, missing: str = MISSING) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Limits", "broken_accuracy_gates", "broken_gates", "present_limits"]
+__all__ = ["Limits", "broken_accuracy_gates", "broken_gates", "gate_excess", "present_limits"]
 
 
 @dataclass(frozen=True)
@@ -128,3 +128,46 @@ def _added(limits: Limits, cost: Mapping[str, Any] | None) -> _Measured:
     value, high = (None, None) if ratio is None else (100 * (ratio["value"] - 1), 100 * (ratio["high"] - 1))
     text = "{:.2f} % slower than the undistilled engine"
     return _Measured("added_cost_max_percent", limits.added_cost_max_percent, value, high, text)
+
+
+_UNITS = {
+    "miou_drop_max": "pt",
+    "boundary_iou_drop_max": "pt",
+    "latency_ms_p95_max": "ms",
+    "size_bytes_max": "MB",
+    "added_cost_max_percent": "%",
+}
+
+
+def gate_excess(limits: Limits, *, engine: Mapping[str, Any], cost: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Return by how much an engine is beyond each of its limits, in a word or two for a table.
+
+    Args:
+        limits: The gates.
+        engine: The engine's entry of `benchmark.json`; IoU values are fractions.
+        cost: The engine's entry of `zero_cost.engines`, if it has one.
+
+    Returns:
+        Value minus limit by gate, such as `{"miou_drop_max": "+1.50 pt"}`; `"≤+0.30 pt"` where only the interval
+        reaches beyond the limit, which is then its upper end minus the limit. A gate that holds, or of which this is
+        not known, is left out.
+    """
+    measured = [*_losses(limits, engine.get("lost"))]
+    if engine["latency_ms"] is not None:
+        measured += [_latency(limits, engine), _added(limits, cost)]
+    elif engine.get("attempts"):
+        # int8 that does not run here: what its graph is known to lose
+        measured = _losses(limits, engine["attempts"][-1]["lost"])
+    if engine["size_bytes"] is not None and limits.size_bytes_max is not None:
+        size = engine["size_bytes"] / 1e6
+        measured.append(_Measured("size_bytes_max", limits.size_bytes_max / 1e6, size, size, ""))
+    found = {}
+    for item in measured:
+        if item.limit is None or item.value is None:
+            continue
+        for mark, value in (("", item.value), ("≤", item.high)):
+            if value is not None and value > item.limit:
+                over = value - item.limit
+                found[item.gate] = f"{mark}+{over:.{2 if over < 10 else 1}f} {_UNITS[item.gate]}"
+                break
+    return found

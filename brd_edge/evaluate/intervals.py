@@ -18,13 +18,21 @@ from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.statistics import Interval, widening
 
-__all__ = ["ScoreChange", "ScoreVerdict", "score_changes", "score_intervals", "score_losses"]
+__all__ = [
+    "ScoreChange",
+    "ScoreVerdict",
+    "class_iou_intervals",
+    "score_changes",
+    "score_intervals",
+    "score_losses",
+]
 
 ScoreVerdict = Literal["better", "worse", "equivalent", "undecided"]
 
 _DRAWS = 1000
 _SEED = 20240131
-_JUDGED = ("miou", "boundary_iou")
+# the larger, the worse
+_ERRORS = ("connectivity_error",)
 Array = npt.NDArray[np.float64]
 
 
@@ -48,6 +56,27 @@ def score_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.95) -
     counts = _counts(metrics)
     sums = _draws(counts)
     return {name: _interval(score(sums), len(counts), confidence, lowest=0.0) for name, score in _SCORES.items()}
+
+
+def class_iou_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.95) -> list[Interval]:
+    """Return the IoU of each class with its interval over images.
+
+    Draws that hold the class neither in a label nor in a prediction say nothing about it and are left out.
+
+    Args:
+        metrics: With the counts of every image (`keep_images`); at least one image.
+        confidence: Of the intervals, 0 to 1.
+
+    Returns:
+        By class id; NaN for a class that is in no label and no prediction.
+
+    Raises:
+        DataError: The counts of the images were not kept.
+    """
+    counts = _counts(metrics)
+    sums = _draws(counts)
+    ratios = _ratio(sums[:, 0], sums[:, 1])
+    return [_interval(scores, len(counts), confidence, lowest=0.0) for scores in ratios.T]
 
 
 def score_losses(
@@ -91,7 +120,7 @@ class ScoreChange:
             `"worse"`: B is, the 95 % interval does not hold 0. Else `"undecided"`.
         before: The score of A.
         after: The score of B.
-        difference: B minus A, with its 95 % interval.
+        difference: B minus A, with its 95 % interval; above 0 is better, but worse of an error.
         equivalence: The same with the 90 % interval, which the two one-sided tests compare with the margin.
     """
 
@@ -105,7 +134,7 @@ class ScoreChange:
 def score_changes(
     before: npt.NDArray[np.int64], after: npt.NDArray[np.int64], *, margin: float
 ) -> dict[str, ScoreChange]:
-    """Judge how mIoU and Boundary IoU changed from A to B.
+    """Judge how every score changed from A to B.
 
     The same images are drawn for both. The intervals are widened as Student's are against the normal distribution's,
     so that a few images do not look certain; a single image decides nothing, unless nothing changed in it.
@@ -116,7 +145,8 @@ def score_changes(
         margin: Largest change that counts as none, as a fraction above 0.
 
     Returns:
-        The changes by `"miou"` and `"boundary_iou"`; a score that neither has (no class is present) is left out.
+        The changes by the names of `score_intervals`; a score that neither has (no class is present, or it was not
+        counted) is left out.
 
     Raises:
         DataError: The counts are not of the same images and classes.
@@ -129,14 +159,14 @@ def score_changes(
         raise DataError(f"changes: expected counts of the same images and classes, got {before.shape}, {after.shape}")
     first, second = _draws(before.astype(np.float64)), _draws(after.astype(np.float64))
     found = {}
-    for name in _JUDGED:
-        scores = _SCORES[name](first), _SCORES[name](second)
+    for name, score in _SCORES.items():
+        scores = score(first), score(second)
         if not np.isnan(scores[0][-1] + scores[1][-1]):
-            found[name] = _change(*scores, len(before), margin)
+            found[name] = _change(*scores, len(before), margin, more_is_better=name not in _ERRORS)
     return found
 
 
-def _change(before: Array, after: Array, images: int, margin: float) -> ScoreChange:
+def _change(before: Array, after: Array, images: int, margin: float, *, more_is_better: bool) -> ScoreChange:
     """Judge the scores of all draws, the last of which takes each image once."""
     drawn = after - before
     middle = float(drawn[-1])
@@ -144,10 +174,8 @@ def _change(before: Array, after: Array, images: int, margin: float) -> ScoreCha
     verdict: ScoreVerdict = "undecided"
     if inner.low > -margin and inner.high < margin:
         verdict = "equivalent"
-    elif outer.high < 0:
-        verdict = "worse"
-    elif outer.low > 0:
-        verdict = "better"
+    elif outer.high < 0 or outer.low > 0:
+        verdict = "better" if (outer.low > 0) == more_is_better else "worse"
     return ScoreChange(verdict, float(before[-1]), float(after[-1]), outer, inner)
 
 

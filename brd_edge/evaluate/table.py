@@ -7,10 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brd_edge.evaluate.formats import latency_digits, megabytes, milliseconds, one_line, percent, quantity, target_of
+from brd_edge.evaluate.gates import Limits, gate_excess
 from brd_edge.evaluate.report.verdict import verdict
 
 __all__ = ["format_table"]
 
+_GATES = {
+    "miou_drop_max": "mIoU",
+    "boundary_iou_drop_max": "B.IoU",
+    "latency_ms_p95_max": "p95",
+    "size_bytes_max": "size",
+    "added_cost_max_percent": "cost",
+}
+"""What the gates are called where there is little room."""
 _HEADERS = ("runtime", "precision", "target", "status", "p50\nms", "p95\nms", "mIoU\n%", "Boundary\nIoU %", "size\nMB")
 _WIDTH = 100
 
@@ -25,7 +34,8 @@ def format_table(benchmark: Mapping[str, Any]) -> str:
         Several lines without a newline at the end. Control characters in names and reasons are taken out.
     """
     engines = benchmark.get("engines") or []
-    parts = [_engine_table(engines), *_reasons(engines)]
+    costs = {cost["name"]: cost for cost in (benchmark.get("zero_cost") or {}).get("engines") or ()}
+    parts = [_engine_table(engines, costs), *_reasons(engines)]
     models = _models(benchmark)
     if models:
         parts += ["", *models]
@@ -33,7 +43,7 @@ def format_table(benchmark: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _engine_table(engines: Sequence[Mapping[str, Any]]) -> str:
+def _engine_table(engines: Sequence[Mapping[str, Any]], costs: Mapping[str, Any]) -> str:
     from tabulate import tabulate
 
     if not engines:
@@ -53,8 +63,26 @@ def _engine_table(engines: Sequence[Mapping[str, Any]]) -> str:
         ]
         for engine, latency in zip(engines, latencies, strict=True)
     ]
-    alignment = ["left"] * 4 + ["right"] * 5
-    return tabulate(rows, headers=_HEADERS, tablefmt="simple", colalign=alignment, disable_numparse=True)
+    headers, alignment = [*_HEADERS], ["left"] * 4 + ["right"] * 5
+    gates = [_gates(engine, costs.get(str(engine.get("name")))) for engine in engines]
+    if any(gates):
+        headers.append("gates")
+        alignment.append("left")
+        rows = [[*row, text] for row, text in zip(rows, gates, strict=True)]
+    table = tabulate(rows, headers=headers, tablefmt="simple", colalign=alignment, disable_numparse=True)
+    if any("+" in text for text in gates):
+        table += "\n\ngates that are missed: value minus limit; ≤ where only the 95 % interval reaches beyond the limit"
+    return table
+
+
+def _gates(engine: Mapping[str, Any], cost: Mapping[str, Any] | None) -> str:
+    """Say whether an engine holds its gates, or else which ones it misses and by how much, one a line."""
+    limits = engine.get("gates") or {}
+    if not set(limits) - {"uncertain"} or engine.get("status") not in ("measured", "built"):
+        return ""
+    broken = [line.partition(":")[0] for line in engine.get("gates_broken") or ()]
+    excess = gate_excess(Limits(**limits), engine=engine, cost=cost) if broken else {}
+    return "\n".join(f"{_GATES.get(gate, gate)} {excess.get(gate, '')}".strip() for gate in broken) or "held"
 
 
 def _reasons(engines: Sequence[Mapping[str, Any]]) -> list[str]:

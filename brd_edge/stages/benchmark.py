@@ -20,7 +20,8 @@ from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor,
 from brd_edge.evaluate.benchmark.file import SCHEMA_VERSION, check_benchmark
 from brd_edge.evaluate.benchmark.images import FILE_NAME, write_image_counts
 from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
-from brd_edge.evaluate.intervals import score_intervals, score_losses
+from brd_edge.evaluate.intervals import class_iou_intervals, score_intervals, score_losses
+from brd_edge.evaluate.report.gallery import PLAIN_TITLE
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
 from brd_edge.recipe_gates import limits_of
@@ -36,7 +37,7 @@ from brd_edge.stages.attribution import attribution_entry
 from brd_edge.stages.build import is_planned
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract, training_device
 from brd_edge.stages.cost import added_cost
-from brd_edge.stages.reporting import report_curves, report_samples, sample_indices
+from brd_edge.stages.reporting import PackedMap, pack_map, report_curves, report_samples
 from brd_edge.stages.timing import time_engine
 from brd_edge.stages.training import load_run_dataset
 
@@ -56,12 +57,12 @@ class _Validation:
     dataset: Dataset
     contract: InputContract
     reference: list[ByteArray]
-    shown: dict[int, dict[str, ByteArray]]
-    """Class maps for the report: index of the sample to title to class map."""
     student: SegmentationMetrics
-    """What the PyTorch student scores, which engines' losses are counted from."""
+    """What the PyTorch student scores, which losses are counted from."""
+    class_maps: dict[str, dict[int, PackedMap]] = field(default_factory=dict)
+    """Class maps for the report, by title and index of the sample."""
     counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
-    """What was counted in each image, by `teacher`, `student` and the names of engines."""
+    """What was counted in each image, by `teacher`, `student`, `compared` and the names of engines."""
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -106,7 +107,8 @@ def _work(context: Context) -> Outcome:
     recipe = context.recipe
     validation = _reference(context)
     dataset = validation.dataset
-    teacher, student = (_evaluate_model(context, validation, title) for title in ("teacher", "student"))
+    # the student first: everything else is compared with it, image by image
+    student, teacher = (_evaluate_model(context, validation, title) for title in ("student", "teacher"))
     compared = _evaluate_compared(context, validation)
     engines, costs = _measure_all(context, validation)
     proof = context.inputs["export"].result
@@ -167,11 +169,8 @@ def _measure_all(context: Context, validation: _Validation) -> tuple[list[dict[s
 
 def _reference(context: Context) -> _Validation:
     dataset = load_run_dataset(context)
-    shown: dict[int, dict[str, ByteArray]] = {
-        index: {} for index in sample_indices(len(dataset.val), context.recipe.benchmark.report_images)
-    }
     student = SegmentationMetrics(len(dataset.classes), keep_images=True)
-    return _Validation(dataset, input_contract(context.recipe), [], shown, student)
+    return _Validation(dataset, input_contract(context.recipe), [], student)
 
 
 def _evaluate_model(context: Context, validation: _Validation, title: str) -> dict[str, Any]:
@@ -207,11 +206,11 @@ def _scores(
     """
     dataset = validation.dataset
     agreement: list[float] = []
+    packed = validation.class_maps.setdefault(title, {})
     with progress_bar(len(dataset.val), f"benchmark {title}", unit="image") as bar:
 
         def look(index: int, class_map: ByteArray) -> None:
-            if index in validation.shown:
-                validation.shown[index][title] = class_map
+            packed[index] = pack_map(class_map)
             if keep is not None:
                 keep.append(class_map)
             elif validation.reference:
@@ -227,7 +226,9 @@ def _scores(
         )
     validation.counts[name or title] = np.stack(metrics.per_image)
     intervals = _known(score_intervals(metrics))
-    scores: dict[str, Any] = {**metrics.to_json(), "intervals": _ends(intervals)}
+    classes = [None if np.isnan(item.value) else [item.low, item.high] for item in class_iou_intervals(metrics)]
+    ends: dict[str, Any] = {**_ends(intervals), "class_iou": classes}
+    scores: dict[str, Any] = {**metrics.to_json(), "intervals": ends}
     if not agreement:
         return scores
     agreed = bootstrap_mean(agreement)
@@ -235,7 +236,7 @@ def _scores(
     return {
         **scores,
         "argmax_agreement": agreed.value,
-        "intervals": _ends({**intervals, "argmax_agreement": agreed}),
+        "intervals": {**ends, **_ends({"argmax_agreement": agreed})},
         "lost": lost,
     }
 
@@ -296,7 +297,13 @@ def _write(context: Context, benchmark: dict[str, Any], validation: _Validation)
     write_report(
         report_path,
         benchmark=json.loads(json_path.read_text(encoding="utf-8")),
-        samples=report_samples(validation.dataset, validation.shown, validation.contract),
+        samples=report_samples(
+            validation.dataset,
+            validation.class_maps,
+            validation.counts,
+            validation.contract,
+            wanted=context.recipe.benchmark.report_images,
+        ),
         curves=report_curves(context.run),
     )
     return [json_path, counts_path, report_path]
@@ -336,7 +343,7 @@ def _evaluate_compared(context: Context, validation: _Validation) -> dict[str, A
         )
     name = f"{before['student']['method']} ({before['recipe']})"
     with open_engine(engine, contract=validation.contract, threads=context.recipe.benchmark.threads) as runner:
-        return {"name": name, **_scores(validation, runner.infer, "earlier student")}
+        return {"name": name, **_scores(validation, runner.infer, PLAIN_TITLE, name="compared")}
 
 
 STAGE = Stage(

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from brd_edge.data.dataset import Dataset, read_input, read_label
 from brd_edge.evaluate.accuracy import ByteArray, to_label_size
+from brd_edge.evaluate.report.gallery import PLAIN_TITLE, most_differing
 from brd_edge.run import Run
 from brd_edge.runtime.contract import InputContract
 
 if TYPE_CHECKING:
     from brd_edge.evaluate.report.page import Curve, ReportSample
 
-__all__ = ["report_curves", "report_samples", "sample_indices"]
+__all__ = ["PackedMap", "pack_map", "report_curves", "report_samples", "sample_indices", "unpack_map"]
 
-_TITLES = ("teacher", "earlier student", "student")
+_TITLES = ("teacher", PLAIN_TITLE, "student")
 
 
 def sample_indices(count: int, wanted: int) -> list[int]:
@@ -26,17 +30,52 @@ def sample_indices(count: int, wanted: int) -> list[int]:
     return sorted({int(index) for index in np.linspace(0, count - 1, min(count, wanted)).round()})
 
 
+@dataclass(frozen=True)
+class PackedMap:
+    """A class map, compressed: which images are shown is decided when everything has been measured."""
+
+    shape: tuple[int, ...]
+    content: bytes
+
+
+def pack_map(class_map: ByteArray) -> PackedMap:
+    """Compress a class map, uint8 (H, W)."""
+    return PackedMap(class_map.shape, zlib.compress(class_map.tobytes(), level=1))
+
+
+def unpack_map(packed: PackedMap) -> ByteArray:
+    """Return the class map, uint8 (H, W)."""
+    return np.frombuffer(zlib.decompress(packed.content), np.uint8).reshape(packed.shape)
+
+
 def report_samples(
-    dataset: Dataset, shown: Mapping[int, Mapping[str, ByteArray]], contract: InputContract
+    dataset: Dataset,
+    class_maps: Mapping[str, Mapping[int, PackedMap]],
+    counts: Mapping[str, NDArray[np.int64]],
+    contract: InputContract,
+    *,
+    wanted: int,
 ) -> list[ReportSample]:
-    """Return validation images with their labels and class maps, all of the size that was segmented."""
+    """Return the validation images whose class maps and labels differ most near boundaries, the most differing first.
+
+    Args:
+        dataset: The run's data set.
+        class_maps: By title, then by index of the sample; a title may lack samples.
+        counts: What was counted in each image, int64 (N, 10, K), by name (`most_differing`).
+        contract: The engines' input contract.
+        wanted: How many images.
+
+    Returns:
+        The images with their labels and class maps, all of the size that was segmented.
+    """
     from brd_edge.evaluate.report.page import ReportSample
 
     samples = []
-    for index, found in sorted(shown.items()):
+    titles = [title for title in _TITLES if title in class_maps]
+    titles += [title for title in class_maps if title not in titles]
+    for index in most_differing(counts.values(), wanted):
         sample = dataset.val[index]
-        first = [title for title in _TITLES if title in found]
-        masks = {title: found[title] for title in [*first, *(title for title in found if title not in first)]}
+        masks = {title: unpack_map(class_maps[title][index]) for title in titles if index in class_maps[title]}
         image, label = read_input(sample, contract), read_label(sample)
         label = to_label_size(label, image.shape[0], image.shape[1])
         samples.append(ReportSample(sample.id, image, label, masks))

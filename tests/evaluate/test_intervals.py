@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from brd_edge.evaluate.gates import Limits, broken_accuracy_gates
-from brd_edge.evaluate.intervals import score_changes, score_intervals, score_losses
+from brd_edge.evaluate.intervals import class_iou_intervals, score_changes, score_intervals, score_losses
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.metrics import SegmentationMetrics
 
@@ -48,6 +48,29 @@ def test_estimates_are_the_scores_themselves(name: str) -> None:
     assert score_intervals(metrics)[name].value == pytest.approx(mine, abs=1e-12)
     assert score_losses(metrics, better)[name].value == pytest.approx(theirs - mine, abs=1e-12)
     assert set(score_intervals(metrics)) == set(NAMES)
+
+
+def test_intervals_of_classes_are_those_of_scipy() -> None:
+    metrics = merged([make_image(0.1, i) for i in range(IMAGES)])
+    counts = np.stack(metrics.per_image)
+
+    def score(drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        hit, either = np.moveaxis(counts[drawn.astype(int), :2, 1], -1, 0)
+        ratio: np.ndarray = hit.sum(axis) / either.sum(axis)
+        return ratio
+
+    found = class_iou_intervals(metrics)
+    assert [item.value for item in found] == pytest.approx(metrics.class_iou(), abs=1e-12)
+    expected = stats.bootstrap((np.arange(IMAGES),), score, n_resamples=4000, method="percentile", rng=0, axis=-1)
+    factor = stats.t(IMAGES - 1).ppf(0.975) / stats.norm.ppf(0.975) * np.sqrt(IMAGES / (IMAGES - 1))
+    low, high = (found[1].value + factor * (end - found[1].value) for end in expected.confidence_interval)
+    assert found[1].low == pytest.approx(low, abs=0.1 * (high - low))
+    assert found[1].high == pytest.approx(high, abs=0.1 * (high - low))
+    # a class that nothing holds
+    empty = SegmentationMetrics(4, keep_images=True)
+    empty.update(np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8))
+    last = class_iou_intervals(empty)[3]
+    assert np.isnan([last.value, last.low, last.high]).all()
 
 
 @pytest.mark.parametrize("name", NAMES)

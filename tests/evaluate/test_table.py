@@ -6,6 +6,7 @@ from typing import Any
 
 from made_runs import made_cost
 
+from brd_edge.evaluate.gates import Limits, broken_gates
 from brd_edge.evaluate.table import format_table
 
 
@@ -76,6 +77,27 @@ def test_models_follow_with_their_accuracy() -> None:
         "student mIoU 61.0 % Boundary IoU 40.0 % Fpn / small, 1.12 M parameters, 450 M MACs"
     )
     assert " ".join(lines[2].split()) == "compared with plain mIoU 58.0 % Boundary IoU 35.0 %"
+
+
+def test_gates_that_are_missed_are_named_with_by_how_much() -> None:
+    ends = {"value": 0.002, "low": -0.001, "high": 0.0065, "confidence": 0.95}
+    latency = {"p50": 2.0, "p95": 6.3, "p99": 7.0, "intervals": {"p95": [6.0, 6.6]}}
+    limits = {"size_bytes_max": 2_000_000, "latency_ms_p95_max": 4.0, "miou_drop_max": 0.5, "uncertain": "broken"}
+    measured = {"latency_ms": latency, "miou": 0.376, "boundary_iou": 0.253, "status": "measured"}
+    missing = an_engine("openvino", **measured, size_bytes=2_100_793, gates=limits, lost={"miou": ends})
+    missing["name"] = "openvino-fp32-x86-cpu"
+    missing["gates_broken"] = broken_gates(Limits(**limits), engine=missing)
+    assert len(missing["gates_broken"]) == 3
+    holding = {**missing, "gates": {"size_bytes_max": 3_000_000, "uncertain": "broken"}, "gates_broken": []}
+    skipped = an_engine("tensorrt", status="skipped", gates=limits, gates_broken=[])
+    lines = format_table({"engines": [missing, holding, skipped]}).splitlines()
+    column = lines[0].index("gates") if "gates" in lines[0] else lines[1].index("gates")
+    texts = [line[column:].strip() for line in lines[3:8]]
+    assert texts == ["size +0.10 MB", "mIoU ≤+0.15 pt", "p95 +2.30 ms", "held", ""]
+    assert max(map(len, lines[:8])) <= 100
+    assert "gates that are missed: value minus limit" in " ".join(lines)
+    # without gates there is no such column
+    assert "gates" not in format_table(BENCHMARK)
 
 
 def test_the_proof_and_what_disturbed_a_measurement_are_told() -> None:

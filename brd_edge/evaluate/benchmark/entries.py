@@ -20,6 +20,7 @@ __all__ = [
     "Scores",
     "Stopped",
     "StudentEntry",
+    "TeacherEntry",
     "Unit",
 ]
 
@@ -75,7 +76,9 @@ class ScoreIntervals(Entry):
     connectivity_error: Ends | None = None
     """Of the connectivity error."""
     argmax_agreement: Ends | None = None
-    """Of the agreement with PyTorch; only engines have one."""
+    """Of the agreement with this run's student in PyTorch."""
+    class_iou: tuple[Ends | None, ...] | None = None
+    """Of the IoU of each class, by class id."""
 
 
 class Losses(Entry):
@@ -134,6 +137,15 @@ class ModelEntry(Scores):
     def _is_scored(self) -> ModelEntry:
         _require(self, _SCORES)
         return self
+
+
+class TeacherEntry(ModelEntry):
+    """The teacher in PyTorch."""
+
+    argmax_agreement: Unit | None = None
+    """Mean share of the pixels on which it agrees with this run's student."""
+    lost: Losses | None = None
+    """What it loses against this run's student: below 0 where it is the better one."""
 
 
 class StudentEntry(ModelEntry):

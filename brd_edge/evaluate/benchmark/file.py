@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from brd_edge.evaluate.benchmark.entries import ComparedEntry, Count, EngineEntry, Entry, ModelEntry, StudentEntry
+from brd_edge.evaluate.benchmark.entries import ComparedEntry, Count, EngineEntry, Entry, StudentEntry, TeacherEntry
 from brd_edge.evaluate.benchmark.evidence import AttributionEntry, ZeroCostEntry
 from brd_edge.runtime.errors import RunError
 
@@ -104,7 +104,7 @@ class Benchmark(Entry):
     """The data set."""
     contract: ContractEntry
     """The input contract."""
-    teacher: ModelEntry
+    teacher: TeacherEntry
     """The teacher in PyTorch."""
     student: StudentEntry
     """The student in PyTorch."""

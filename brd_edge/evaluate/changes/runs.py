@@ -25,8 +25,14 @@ __all__ = [
     "require_comparable",
 ]
 
-SCORE_NAMES = {"miou": "mIoU", "boundary_iou": "Boundary IoU"}
-"""How the scores that are compared are called for people."""
+SCORE_NAMES = {
+    "miou": "mIoU",
+    "boundary_iou": "Boundary IoU",
+    "boundary_f": "boundary F",
+    "connectivity_error": "connectivity error",
+    "pixel_accuracy": "pixel accuracy",
+}
+"""How the scores that are compared are called for people; all but the connectivity error are the better the larger."""
 
 Overall = Literal["worse", "undecided", "better", "equivalent"]
 
@@ -127,7 +133,7 @@ class Changes:
         contract: What differs in the input contracts.
         images: The images that scores were compared on.
         margin: Largest change of a score that counts as none, as a fraction.
-        scores: Changes by `"miou"` and `"boundary_iou"`, by `"teacher"`, `"student"` and the names of engines.
+        scores: Changes by the names of `SCORE_NAMES`, by `"teacher"`, `"student"` and the names of engines.
         engines: Every engine that a run has.
         proof: Whether the zero-cost proof held before and after; None where it is undecided.
     """
@@ -195,7 +201,7 @@ class Changes:
         return [
             f"{name} {SCORE_NAMES[score]}"
             for name, changes in self.scores.items()
-            for score, change in changes.items()
+            for score, change in ((key, changes[key]) for key in SCORE_NAMES if key in changes)
             if change.verdict == verdict
         ]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brd_edge.evaluate.formats import MISSING, milliseconds, percent, target_of
+from brd_edge.evaluate.formats import milliseconds, milliseconds_interval, percent, target_of
 from brd_edge.evaluate.proof import Proof
+from brd_edge.evaluate.report.accuracy import interval_text
 from brd_edge.evaluate.report.plots import EnginePoint, latency_distribution_svg, pareto_front, ratios_svg, tradeoff_svg
 from brd_edge.evaluate.report.verdict import best_engine, p50_ms
 
@@ -15,7 +16,6 @@ __all__ = [
     "chart",
     "engine_charts",
     "engine_rows",
-    "interval_text",
     "latency_rows",
     "throughput_lines",
 ]
@@ -34,20 +34,13 @@ def chart(title: str, svg: str, *, alt: str, note: str = "", legend: Sequence[st
     return {"title": title, "alt": alt, "note": note, "legend": list(legend), "svg": svg}
 
 
-def interval_text(entry: Mapping[str, Any], key: str) -> str:
-    """Return the interval of an entry's score in percent, such as `"63.9 to 66.1"`; an empty text without one."""
-    ends = (entry.get("intervals") or {}).get(key)
-    if ends is None:
-        return ""
-    return f"{percent(ends[0])} to {percent(ends[1])}"
-
-
 def _how_made(engine: Mapping[str, Any]) -> list[str]:
     """Say what is special about how an engine was made."""
     found = []
     if engine.get("output") == "sparse":
         ratio = engine.get("output_ratio")
-        faster = "" if ratio is None else f" ({ratio['value']:.2f} × dense)"  # noqa: RUF001
+        ends = "" if ratio is None else f"{ratio['value']:.2f} × dense, {ratio['low']:.2f} to {ratio['high']:.2f}"  # noqa: RUF001
+        faster = f" ({ends})" if ends else ""
         found.append(f"coarse logits{faster}")
     if engine.get("kept"):
         found.append(f"in floating point: {', '.join(engine['kept'])}")
@@ -102,7 +95,10 @@ def latency_rows(engines: Sequence[Mapping[str, Any]], labels: Sequence[str], di
                 continue
             intervals = latency.get("intervals") or {}
             cells = [
-                (milliseconds(latency.get(name), digits=digits), _milliseconds_interval(intervals.get(name), digits))
+                (
+                    milliseconds(latency.get(name), digits=digits),
+                    milliseconds_interval(intervals.get(name), digits=digits),
+                )
                 for name in ("p50", "p90", "p95", "p99")
             ]
             cells += [(milliseconds(latency.get(name), digits=digits), "") for name in ("mean", "min")]
@@ -222,10 +218,5 @@ def _tradeoff(
 
 def _ends(intervals: Mapping[str, Sequence[float]] | None, key: str) -> tuple[float, float] | None:
     ends = (intervals or {}).get(key)
-    return None if ends is None else (float(ends[0]), float(ends[1]))
-
-
-def _milliseconds_interval(ends: Sequence[float] | None, digits: int) -> str:
-    if ends is None or MISSING in (texts := [milliseconds(end, digits=digits) for end in ends]):
-        return ""
-    return " to ".join(texts)
+    # without its upper end an interval cannot be drawn
+    return None if ends is None or ends[1] is None else (float(ends[0]), float(ends[1]))

@@ -1,21 +1,37 @@
-"""The report's pictures: validation images, labels and masks, whole and close up where the student errs most."""
+"""The report's pictures: validation images, labels and masks, whole and close up where they differ at boundaries."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from brd_edge.runtime.contours import boundary_band, boundary_distance, contour_pixels
 from brd_edge.runtime.errors import DataError
 
-__all__ = ["IGNORED", "IGNORED_COLOR", "Picture", "Region", "ReportSample", "Tile", "draw_sample", "worst_region"]
+__all__ = [
+    "IGNORED",
+    "IGNORED_COLOR",
+    "PLAIN_TITLE",
+    "Picture",
+    "Region",
+    "ReportSample",
+    "Tile",
+    "boundary_differences",
+    "draw_sample",
+    "most_differing",
+    "worst_region",
+]
 
 IGNORED = 255
 IGNORED_COLOR = (240, 240, 236)
+PLAIN_TITLE = "earlier student"
+"""Column title of the student that `benchmark.compare_run` names, as a rule the plainly trained one."""
 
 _WRONG_COLOR = np.array([220, 20, 60], dtype=np.float32)
 _WHOLE_PIXELS = 420  # longest side of a whole picture; a tile shows about half, the rest is for dense screens
@@ -77,6 +93,28 @@ class Tile:
     notes: tuple[str, ...]
 
 
+def most_differing(counts: Iterable[npt.NDArray[np.int64]], wanted: int) -> list[int]:
+    """Choose the images in which models, engines and label differ most near boundaries.
+
+    Args:
+        counts: Of each model and engine what was counted in each image, int64 (N, 10, K), as
+            `SegmentationMetrics.per_image`; at least one, and N the same in all.
+        wanted: How many images, at least 1.
+
+    Returns:
+        Indices of at most `wanted` images: those with the most pixels of the boundary regions of label or mask on
+        which the two do not agree, summed over the masks, as a share of the labelled pixels. The most differing one
+        comes first; among equals the one that comes first in the split.
+    """
+    shares = []
+    for found in counts:
+        hit, either, near_hit, near_either = np.moveaxis(found[:, :4].sum(-1).astype(np.float64), 1, 0)
+        # every labelled pixel is in the mask of its label and in that of its prediction
+        shares.append((near_either - near_hit) / np.maximum((hit + either) / 2, 1))
+    total = np.sum(shares, axis=0)
+    return [int(index) for index in np.argsort(-total, kind="stable")[:wanted]]
+
+
 def draw_sample(sample: ReportSample, palette: Sequence[Sequence[int]]) -> tuple[list[Tile], dict[str, float]]:
     """Draw a sample's row: image, label, and every mask with its errors close up.
 
@@ -85,8 +123,8 @@ def draw_sample(sample: ReportSample, palette: Sequence[Sequence[int]]) -> tuple
         palette: RGB colour (0 to 255) of each class.
 
     Returns:
-        The tiles, and where in the whole pictures the close-ups lie, as `left`, `top`, `width` and
-        `height` in percent.
+        The tiles, and where in the whole pictures the close-ups lie (see `boundary_differences`), as `left`, `top`,
+        `width` and `height` in percent.
 
     Raises:
         DataError: An array has another type or other dimensions than it should.
@@ -97,7 +135,7 @@ def draw_sample(sample: ReportSample, palette: Sequence[Sequence[int]]) -> tuple
     image = _resized(sample.image, height, width, Image.Resampling.BILINEAR)
     masks = {title: _resized(mask, height, width, Image.Resampling.NEAREST) for title, mask in sample.masks.items()}
     errors = {title: (mask != label) & (label != IGNORED) for title, mask in masks.items()}
-    region = worst_region(_deciding_errors(errors, label))
+    region = worst_region(boundary_differences(masks.values(), label))
     tiles = [
         Tile(
             "image",
@@ -125,6 +163,25 @@ def draw_sample(sample: ReportSample, palette: Sequence[Sequence[int]]) -> tuple
         "height": 100 * region.height / height,
     }
     return tiles, place
+
+
+def boundary_differences(masks: Iterable[np.ndarray], label: np.ndarray) -> np.ndarray:
+    """Mark where masks and label differ within the label's boundary region: what a close-up is to show.
+
+    Args:
+        masks: Class maps, uint8 (H, W).
+        label: Train ids, uint8 (H, W); 255 is ignored.
+
+    Returns:
+        bool (H, W): the pixels of the label's boundary region, as Boundary IoU has it, on which a mask differs from
+        the label, and with it from another mask or from all; without any, the label's contours.
+    """
+    band = boundary_band(label, boundary_distance(*label.shape))
+    differing = np.zeros(label.shape, dtype=bool)
+    for mask in masks:
+        differing |= mask != label
+    differing &= band
+    return differing if differing.any() else contour_pixels(label)
 
 
 def worst_region(errors: np.ndarray, *, share: float = _CLOSE_SHARE) -> Region:
@@ -172,19 +229,6 @@ def _resized(pixels: np.ndarray, height: int, width: int, resampling: Image.Resa
     if pixels.shape[:2] == (height, width):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((width, height), resampling))
-
-
-def _deciding_errors(errors: Mapping[str, np.ndarray], label: np.ndarray) -> np.ndarray:
-    """Choose what the close-up shows: the student's errors, else everyone's, else the label's boundaries."""
-    deciding = errors.get("student")
-    if deciding is None and errors:
-        deciding = np.sum(list(errors.values()), axis=0)
-    if deciding is not None and deciding.any():
-        return deciding
-    boundaries = np.zeros(label.shape, dtype=bool)
-    boundaries[1:] |= label[1:] != label[:-1]
-    boundaries[:, 1:] |= label[:, 1:] != label[:, :-1]
-    return boundaries
 
 
 def _notes(title: str, masks: Mapping[str, np.ndarray], errors: np.ndarray, label: np.ndarray) -> tuple[str, ...]:

@@ -21,17 +21,17 @@ from brd_edge.evaluate.formats import (
     quantity,
 )
 from brd_edge.evaluate.proof import judge_proof
+from brd_edge.evaluate.report.accuracy import ACCURACY_HEADERS, accuracy_rows, interval_text
 from brd_edge.evaluate.report.attribution import attribution_section
 from brd_edge.evaluate.report.engines import (
     added_cost_chart,
     chart,
     engine_charts,
     engine_rows,
-    interval_text,
     latency_rows,
     throughput_lines,
 )
-from brd_edge.evaluate.report.gallery import IGNORED, IGNORED_COLOR, ReportSample, draw_sample
+from brd_edge.evaluate.report.gallery import IGNORED, IGNORED_COLOR, PLAIN_TITLE, ReportSample, draw_sample
 from brd_edge.evaluate.report.plots import Curve, curves_svg
 from brd_edge.evaluate.report.svg import SERIES
 from brd_edge.evaluate.report.verdict import gap, p50_ms, verdict
@@ -61,7 +61,7 @@ def write_report(
     Args:
         path: The file to write; it is replaced atomically.
         benchmark: The content of `benchmark.json`; every measured value may be null.
-        samples: Validation images for the gallery. Where they would make the file too big, the
+        samples: Validation images for the gallery, the most telling first. Where they would make the file too big, the
             last ones are left out, and the report says how many.
         curves: Training curves by the title of their chart, for example `"distill loss"`.
 
@@ -103,6 +103,7 @@ def _page(
         "recipe": benchmark.get("recipe") or "unnamed",
         "created": benchmark.get("created") or "",
         "command": benchmark.get("command") or "",
+        "source": _source(benchmark.get("environment") or {}),
         "dataset": dataset,
         "verdict": verdict(benchmark),
         "slides": (benchmark.get("contract") or {}).get("resize") == SLIDING_WINDOW,
@@ -111,11 +112,16 @@ def _page(
         "latencies": latency_rows(engines, labels, digits),
         "throughput": throughput_lines(engines, labels),
         "models": models,
+        "accuracy": accuracy_rows(benchmark, engines, labels),
+        "accuracy_headers": ACCURACY_HEADERS,
         "charts": engine_charts(engines, labels, models),
         "attribution": attribution_section(benchmark.get("attribution")),
         "training": _training(curves),
         "classes": _class_table(benchmark, engines, labels),
         "gallery": gallery,
+        # a student that was trained plainly is its own plain student
+        "plain_missing": (benchmark.get("student") or {}).get("method") != "none"
+        and not any(PLAIN_TITLE in sample.masks for sample in samples),
         "left_out": len(samples) - len(gallery),
         "legend": _legend(dataset, samples[: len(gallery)]),
         "proof": proof,
@@ -147,9 +153,16 @@ def _model_rows(benchmark: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "boundary_iou": model.get("boundary_iou"),
                 "intervals": {key: interval_text(model, key) for key in ("miou", "boundary_iou")},
                 "gap": None if role == "teacher" else gap(model, teacher, "miou"),
+                # the teacher's loss against the student, image by image, is the student's distance to it
+                "gap_interval": _gap_interval(teacher) if role == "student" else "",
             }
         )
     return rows
+
+
+def _gap_interval(teacher: Mapping[str, Any]) -> str:
+    lost = (teacher.get("lost") or {}).get("miou")
+    return "" if lost is None else f"{points(lost['low'])} to {points(lost['high'])}"
 
 
 def _training(curves: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
@@ -188,20 +201,26 @@ def _class_table(
     for engine, label in zip(engines, labels, strict=True):
         if engine.get("class_iou"):
             columns.append({"title": label, "kind": "engine", "source": engine})
+    for column in columns:
+        column["interval"] = interval_text(column["source"], "miou")
     rows = [
         {
             "name": name,
             "color": _css_color(palette[index]) if index < len(palette) else _css_color(IGNORED_COLOR),
-            "values": [_at(column["source"]["class_iou"], index) for column in columns],
+            "cells": [_class_cell(column["source"], index) for column in columns],
         }
         for index, name in enumerate(names)
     ]
     return {"columns": columns, "rows": rows if columns else []}
 
 
-def _at(values: Sequence[float | None], index: int) -> float | None:
+def _class_cell(source: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Return the IoU of a class, and the ends of its interval; None for what is not there."""
+    values, ends = source["class_iou"], (source.get("intervals") or {}).get("class_iou") or ()
     value = values[index] if index < len(values) else None
-    return None if value is None or not math.isfinite(value) else float(value)
+    if value is None or not math.isfinite(value):
+        return {"value": None, "ends": None}
+    return {"value": float(value), "ends": ends[index] if index < len(ends) else None}
 
 
 def _gallery(samples: Sequence[ReportSample], palette: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
@@ -250,6 +269,19 @@ def _contract(contract: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _source(environment: Mapping[str, Any]) -> str:
+    """Say which source the command was run with; empty where the benchmark does not say."""
+    if "commit" not in environment:
+        return ""
+    commit = environment["commit"]
+    if not commit:
+        return "brd_edge was not run from a checkout of its source; its version stands under Packages."
+    sha, changed, _ = str(commit).partition(" with changes")
+    if not changed:
+        return f"Source: commit {sha}, without changes."
+    return f"Source: commit {sha}, with changes that are in no commit: the commit alone does not repeat this."
+
+
 def _threads(benchmark: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "threads" not in benchmark:
         return []
@@ -259,7 +291,8 @@ def _threads(benchmark: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _machine(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for key, value in environment.items():
-        if key == "packages":
+        # the commit stands below the command
+        if key in ("packages", "commit"):
             continue
         if key == "memory_bytes" and value:
             rows.append(("Memory", f"{float(value) / 1e9:.1f} GB"))

@@ -1,4 +1,4 @@
-"""What a benchmark says in a sentence and a few tiles: the proof, the best engine, the gaps between models."""
+"""What a benchmark says in a sentence and a few tiles: the proof, the fastest engine, the gaps between models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from brd_edge.evaluate.formats import engine_labels, latency_digits, milliseconds, percent, points
+from brd_edge.evaluate.formats import (
+    engine_labels,
+    latency_digits,
+    milliseconds,
+    milliseconds_interval,
+    percent,
+    points,
+)
 from brd_edge.evaluate.proof import Proof, judge_proof
 
 __all__ = ["VerdictTile", "best_engine", "gap", "p50_ms", "verdict"]
@@ -26,7 +33,7 @@ class VerdictTile:
 
 
 def verdict(benchmark: Mapping[str, Any]) -> list[VerdictTile]:
-    """State the proof, the best engine, and the student's distance to its teacher and to an earlier run.
+    """State the proof, the engine with the lowest p50, and the student's distance to its teacher and to an earlier run.
 
     Args:
         benchmark: The content of `benchmark.json`; every measured value may be null.
@@ -55,12 +62,17 @@ def best_engine(engines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | Non
     An engine without an mIoU counts only where no engine has one; one that misses a gate, or without a latency,
     never does.
     """
+    return min(_candidates(engines), key=lambda engine: p50_ms(engine) or 0.0, default=None)
+
+
+def _candidates(engines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the engines that the one with the lowest p50 is chosen from; see `best_engine`."""
     timed = [engine for engine in engines if p50_ms(engine) is not None and not engine.get("gates_broken")]
     accurate = [engine for engine in timed if engine.get("miou") is not None]
-    if accurate:
-        highest = max(float(engine["miou"]) for engine in accurate)
-        timed = [engine for engine in accurate if engine["miou"] >= highest - _BEST_WITHIN]
-    return min(timed, key=lambda engine: p50_ms(engine) or 0.0, default=None)
+    if not accurate:
+        return timed
+    highest = max(float(engine["miou"]) for engine in accurate)
+    return [engine for engine in accurate if engine["miou"] >= highest - _BEST_WITHIN]
 
 
 def p50_ms(engine: Mapping[str, Any]) -> float | None:
@@ -129,7 +141,7 @@ def _engine_differences(proof: Proof) -> list[str]:
 
 
 def _engine_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
-    title, best = "Best engine", best_engine(engines)
+    title, best = "Lowest p50", best_engine(engines)
     if best is None and any(p50_ms(engine) is not None for engine in engines):
         return VerdictTile(
             "bad", title, "Not held", "No measured engine holds its gates.", "No engine holds its gates."
@@ -137,17 +149,49 @@ def _engine_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
     if best is None:
         return VerdictTile("open", title, "None measured", "The table below says why.", "No engine was measured.")
     label = next(name for name, engine in zip(engine_labels(engines), engines, strict=True) if engine is best)
-    latency = f"{milliseconds(p50_ms(best), digits=latency_digits([p50_ms(best)]))} ms"
+    digits = latency_digits([p50_ms(best)])
+    latency = f"{milliseconds(p50_ms(best), digits=digits)} ms"
+    interval = milliseconds_interval(_p50_ends(best), digits=digits)
     accuracy = f"{percent(best['miou'])} % mIoU" if best.get("miou") is not None else "mIoU not measured"
     boundary = f", {percent(best['boundary_iou'])} % Boundary IoU" if best.get("boundary_iou") is not None else ""
-    detail = f"p50 of {label} on {best.get('target') or '?'}, with {accuracy}{boundary}."
-    sentence = f"The best engine, {label}, takes {latency} a frame (p50) with {accuracy}."
+    detail = f"{label} on {best.get('target') or '?'}"
+    detail += f" (95 % interval in ms: {interval})" if interval else " (its interval is not known)"
+    detail += f", with {accuracy}{boundary}."
+    sentence = f"The lowest p50, {latency} a frame, is that of {label}, with {accuracy}"
+    level = _level_with(engines, best)
+    if level:
+        detail += (
+            f" Level with {', '.join(level)}, whose {'interval overlaps' if len(level) == 1 else 'intervals overlap'}."
+        )
+        sentence += f", level with {', '.join(level)}"
     if (best.get("latency_ms") or {}).get("warnings"):
         detail += " Something disturbed the measurement: see its notes under Latency."
-        return VerdictTile(
-            "open", title, latency, detail, f"{sentence[:-1]}, measured on a machine that was not quiet."
-        )
-    return VerdictTile("plain", title, latency, detail, sentence)
+        return VerdictTile("open", title, latency, detail, f"{sentence}, measured on a machine that was not quiet.")
+    return VerdictTile("plain", title, latency, detail, f"{sentence}.")
+
+
+def _level_with(engines: Sequence[Mapping[str, Any]], best: Mapping[str, Any]) -> list[str]:
+    """Name the other engines that could have been chosen and whose p50 has an interval that overlaps with the best's.
+
+    The sessions were not paired, so this is no verdict on which one is faster, only on what they cannot show.
+    """
+    ends = _p50_ends(best)
+    low, high = ends or (p50_ms(best), p50_ms(best))
+    candidates = _candidates(engines)
+    found = []
+    for label, engine in zip(engine_labels(engines), engines, strict=True):
+        others = _p50_ends(engine)
+        if engine is best or others is None or not any(engine is candidate for candidate in candidates):
+            continue
+        # an end that is not known excludes nothing
+        if (high is None or others[0] is None or others[0] <= high) and (others[1] is None or (low or 0) <= others[1]):
+            found.append(label)
+    return found
+
+
+def _p50_ends(engine: Mapping[str, Any]) -> Sequence[float | None] | None:
+    found: Sequence[float | None] | None = ((engine.get("latency_ms") or {}).get("intervals") or {}).get("p50")
+    return found
 
 
 def _gates_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
@@ -183,14 +227,17 @@ def _gap_tile(
     if difference is None:
         detail = "The mIoU of one of the two is missing."
         return VerdictTile("open", title, "Not measured", detail, f"{subject} was not compared with {called}.")
-    parts = [f"mIoU {percent(student['miou'])} % against {percent(other['miou'])} %"]
     # what the other one loses against the student, image by image
     lost = (other.get("lost") or {}).get("miou")
-    if lost is not None:
-        parts[0] += f" (95 % interval of the difference {points(lost['low'])} to {points(lost['high'])})"
-    boundary = gap(student, other, "boundary_iou")
+    ends = "not known" if lost is None else f"{points(lost['low'])} to {points(lost['high'])}"
+    parts = [
+        f"95 % interval of the difference {ends}",
+        f"mIoU {percent(student['miou'])} % against {percent(other['miou'])} %",
+    ]
+    boundary, paired = gap(student, other, "boundary_iou"), (other.get("lost") or {}).get("boundary_iou")
     if boundary is not None:
-        parts.append(f"Boundary IoU {points(boundary)} points")
+        ends = "" if paired is None else f" ({points(paired['low'])} to {points(paired['high'])})"
+        parts.append(f"Boundary IoU {points(boundary)} points{ends}")
     detail = ", ".join(parts)
     shares = [
         f"{100 * float(student[key]) / float(other[key]):.0f} % of its {noun}"
@@ -202,5 +249,7 @@ def _gap_tile(
     size = f"{abs(100 * difference):.1f}"
     side = "above" if difference > 0 else "below"
     place = f"{size} points of mIoU {side}" if size != "0.0" else "level in mIoU with"
-    sentence = f"{subject} is {place} {called}."
-    return VerdictTile("plain", title, f"{points(difference)} points", f"{detail}.", sentence)
+    sentence = f"{subject} is {place} {called}"
+    if lost is not None and lost["low"] <= 0 <= lost["high"] and size != "0.0":
+        sentence += ", which may be chance: the interval holds 0"
+    return VerdictTile("plain", title, f"{points(difference)} points", f"{detail}.", f"{sentence}.")

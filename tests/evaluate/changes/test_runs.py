@@ -13,7 +13,7 @@ from made_runs import ENGINE, IMAGES, RECIPE, UNMEASURED, made_benchmark, made_m
 from brd_edge.evaluate.benchmark.file import Benchmark
 from brd_edge.evaluate.benchmark.images import ImageCounts
 from brd_edge.evaluate.changes.latency import LatencyChange, recorded_change
-from brd_edge.evaluate.changes.runs import Changes, Difference, RunRecord, compare_runs, require_comparable
+from brd_edge.evaluate.changes.runs import SCORE_NAMES, Changes, Difference, RunRecord, compare_runs, require_comparable
 from brd_edge.evaluate.changes.table import format_changes, verdict_line
 from brd_edge.runtime.errors import RunError
 
@@ -64,15 +64,19 @@ def test_a_run_equals_its_copy(before: RunRecord) -> None:
 
 def test_a_worse_engine_is_found_and_a_better_student(before: RunRecord) -> None:
     found = changes_to(before, a_run(student=0.02, **{ENGINE: 0.1}))
-    assert found.worse == [f"{ENGINE} mIoU", f"{ENGINE} Boundary IoU"]
-    assert found.better == ["student mIoU", "student Boundary IoU"]
+    # the connectivity error grew, which is worse
+    assert found.worse == [f"{ENGINE} {name}" for name in SCORE_NAMES.values()]
+    assert found.better == [f"student {name}" for name in SCORE_NAMES.values()]
+    grown = found.scores[ENGINE]["connectivity_error"]
+    assert grown.difference.low > 0
+    assert grown.after == pytest.approx(made_metrics(0.1).connectivity_error(), abs=1e-12)
     assert found.overall == "worse"
     change = found.scores[ENGINE]["miou"]
     assert change.before == pytest.approx(made_metrics(0.05).miou(), abs=1e-12)
     assert change.after == pytest.approx(made_metrics(0.1).miou(), abs=1e-12)
     assert changes_to(before, a_run(student=0.02)).overall == "better"
     # a large enough margin makes it equivalent
-    assert changes_to(before, a_run(**{ENGINE: 0.1}), margin=0.5).overall == "equivalent"
+    assert changes_to(before, a_run(**{ENGINE: 0.1}), margin=5.0).overall == "equivalent"
 
 
 GATE = "latency_ms_p95_max: p95 is 12.0 ms, the limit is 10"
@@ -131,14 +135,29 @@ def test_recorded_samples_that_are_a_tenth_slower_are_found() -> None:
         for slower, seed in ((1, 1), (1, 2), (1.1, 3))
     ]
     (base, missing), (same, _), (slower, _) = entries
-    assert recorded_change(base, same, margin=0.03).verdict == "equivalent"
+    assert recorded_change(base, same, margin=0.1).verdict == "equivalent"
     found = recorded_change(base, slower, margin=0.03)
     assert found.verdict == "slower"
     assert found.ratio is not None
-    assert found.ratio.low < 1.1 < found.ratio.high
+    assert found.ratio.low < 1.1 / 1.05 < 1.1 < 1.1 * 1.05 < found.ratio.high
     assert recorded_change(slower, base, margin=0.03).verdict == "faster"
     assert recorded_change(base, slower, margin=0.03, machine="other cores").verdict == "undecided"
     assert recorded_change(base, missing, margin=0.03) == LatencyChange(None, reason="only one of the runs recorded it")
+
+
+@pytest.mark.parametrize(
+    ("slower", "verdict"), [(1.0, "undecided"), (1.03, "undecided"), (1 / 1.03, "undecided"), (1.07, "slower")]
+)
+def test_what_sessions_may_differ_by_is_no_verdict(slower: float, verdict: str) -> None:
+    # each session alone is certain to a third of a percent
+    first, second = (
+        Benchmark.model_validate_json(_json(made_benchmark(samples=samples))).engines[0]
+        for samples in (made_samples(seed=1), made_samples(slower=slower, seed=2))
+    )
+    found = recorded_change(first, second, margin=0.03)
+    assert found.verdict == verdict
+    assert found.ratio is not None
+    assert found.ratio.high / found.ratio.low > 1.05**2
 
 
 def test_settings_and_environment_that_differ_are_listed(before: RunRecord) -> None:
@@ -226,9 +245,11 @@ def test_the_table_fits_a_terminal_and_ends_with_the_verdict(before: RunRecord) 
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     assert "\x1b" not in text
-    assert lines[-1].startswith("verdict: 6 worse (student mIoU, student Boundary IoU, onnx")
-    assert lines[-1].endswith(" …)")
+    assert lines[-1].startswith("verdict: 12 worse (student mIoU, student Boundary IoU, student boundary F, ")
+    assert lines[-1].endswith(" …), 1 undecided")
     assert "    and 21 more (--json lists all)" in lines
     rows = [line.split() for line in lines if line.startswith(ENGINE)]
-    assert rows[0][-1] == rows[1][-1] == "worse"
+    assert {row[-1] for row in rows[: len(SCORE_NAMES)]} == {"worse"}
+    for name in SCORE_NAMES.values():
+        assert any(line.startswith(f"{name} ") for line in lines)
     assert [line for line in lines if line.startswith(f"gate newly broken: {ENGINE}: latency_ms_p95_max")]

@@ -10,8 +10,17 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from brd_edge.evaluate.report.gallery import Picture, ReportSample, draw_sample, worst_region
+from brd_edge.evaluate.report.gallery import (
+    Picture,
+    ReportSample,
+    boundary_differences,
+    draw_sample,
+    most_differing,
+    worst_region,
+)
+from brd_edge.runtime.metrics import SegmentationMetrics
 
+CROSS = ndimage.generate_binary_structure(2, 1)
 PALETTE = [[128, 64, 128], [70, 130, 180], [220, 220, 0]]
 
 
@@ -74,23 +83,61 @@ def test_worst_region_equals_scipys_window_sums(shape: tuple[int, int]) -> None:
     assert region.cut(errors).sum() == inside.max()
 
 
-def test_close_up_shows_the_students_errors_in_red() -> None:
+def test_close_up_shows_where_boundaries_differ_and_errors_in_red() -> None:
     label = np.zeros((100, 100), dtype=np.uint8)
-    student, teacher = label.copy(), label.copy()
-    student[70:90, 5:25] = 1
-    teacher[:50, 50:] = 1
-    sample = ReportSample("one", np.full((100, 100, 3), 128, np.uint8), label, {"teacher": teacher, "student": student})
+    label[:, 60:] = 1
+    student, engine = label.copy(), label.copy()
+    student[70:88, 5:35] = 2  # the larger error, far from any boundary
+    engine[20:40, 58:60] = 1  # a displaced boundary, of the engine alone
+    image = np.full((100, 100, 3), 128, np.uint8)
+    sample = ReportSample("one", image, label, {"student": student, "engine": engine})
     tiles, place = draw_sample(sample, PALETTE)
-    assert place["left"] <= 5
-    assert place["left"] + place["width"] >= 25
-    assert place["top"] <= 70
-    assert place["top"] + place["height"] >= 90
+    assert place["left"] <= 58
+    assert place["left"] + place["width"] >= 60
+    assert place["top"] <= 20
+    assert place["top"] + place["height"] >= 40
     close = pixels(tiles[-1].close).astype(int)
     top, left = round(place["top"]), round(place["left"])
     red = (close[..., 0] > 150) & (close[..., 1] < 90)
-    wrong = (student != label)[top : top + 30, left : left + 30]
-    assert (red == wrong).mean() > 0.98  # JPEG smears the edge a little
-    assert "errors of student" in tiles[-1].close.alt
+    wrong = (engine != label)[top : top + 30, left : left + 30]
+    assert wrong.sum() == 40
+    assert (red == wrong).mean() > 0.96  # JPEG smears the edge a little
+    assert "errors of engine" in tiles[-1].close.alt
+
+
+def test_boundary_differences_equal_scipys_erosion() -> None:
+    rng = np.random.default_rng(0)
+    label = np.kron(rng.integers(0, 3, (5, 6)), np.ones((20, 20), int)).astype(np.uint8)
+    masks = [np.where(rng.random(label.shape) < 0.1, 0, label).astype(np.uint8) for _ in range(2)]
+    distance = round(0.02 * float(np.hypot(*label.shape)))
+    inside = np.zeros(label.shape, bool)
+    for name in range(3):
+        box = np.ones((3, 3))
+        inside |= ndimage.binary_erosion(label == name, box, iterations=distance)
+    expected = ~inside & ((masks[0] != label) | (masks[1] != label))
+    assert expected.any()
+    assert np.array_equal(boundary_differences(masks, label), expected)
+    # nothing differs: where classes meet is shown
+    touching = ndimage.maximum_filter(label, footprint=CROSS) != ndimage.minimum_filter(label, footprint=CROSS)
+    assert np.array_equal(boundary_differences([label], label), touching)
+
+
+def test_images_that_differ_most_at_boundaries_come_first() -> None:
+    label = np.zeros((60, 80), np.uint8)
+    label[:, 40:] = 1
+    drawn = {"right": label, "near": label.copy(), "far": label.copy(), "both": label.copy()}
+    drawn["near"][:, 38:40] = 1  # the boundary, two pixels aside
+    drawn["far"][20:40, 8:24] = 1  # more wrong pixels, but most of them far from the label's boundary
+    drawn["both"][:, 36:40] = 1
+    metrics = SegmentationMetrics(2, connectivity=False, keep_images=True)
+    other = SegmentationMetrics(2, connectivity=False, keep_images=True)
+    for mask in drawn.values():
+        metrics.update(mask, label)
+        other.update(label, label)
+    counts = [np.stack(found.per_image) for found in (metrics, other)]
+    assert [list(drawn)[index] for index in most_differing(counts, 3)] == ["both", "near", "far"]
+    # among equals the first; never more than there are
+    assert most_differing(counts[1:], 9) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("value", [0, 255])

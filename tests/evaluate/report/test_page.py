@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import numpy as np
 import pytest
 
 from brd_edge.evaluate.formats import MISSING
+from brd_edge.evaluate.report.accuracy import ACCURACY_HEADERS
+from brd_edge.evaluate.report.gallery import PLAIN_TITLE
 from brd_edge.evaluate.report.page import Curve, ReportSample, write_report
 from brd_edge.runtime.errors import DataError
 
@@ -296,7 +299,7 @@ def test_engine_rows_show_the_measurements(page: Page) -> None:
     scores = ["65.0 63.9 to 66.1", "34.1 33.0 to 35.0", "100.00", "4.4"]
     assert rows["onnxruntime fp32"][2:] == ["42.6", "45.5", "46.9", *scores]
     assert rows["onnxruntime fp32"][1] == "✓ measured gate not held: size_bytes_max: 4,412,345 bytes, the limit is 1"
-    assert rows["openvino fp32 best"][2:] == ["35.9", "38.3", "40.7", "65.0", "34.1", "99.96", "4.5"]
+    assert rows["openvino fp32 lowest p50"][2:] == ["35.9", "38.3", "40.7", "65.0", "34.1", "99.96", "4.5"]
     assert rows["tensorrt fp32"][1:] == ["● built", "This machine has no <NVIDIA> driver.", "9.4"]
     assert rows["tensorrt fp16"][1] == "○ skipped"
     assert rows["tensorrt fp16"][2] == "Not installed: pip install brd-edge[tensorrt]"
@@ -305,7 +308,7 @@ def test_engine_rows_show_the_measurements(page: Page) -> None:
 def test_verdict_models_classes_and_setup_are_there(page: Page) -> None:
     sentences = (
         "Distillation added nothing to graph, size and layers; whether it added latency is undecided. "
-        "The best engine, openvino fp32, takes 35.9 ms a frame (p50) with 65.0 % mIoU. "
+        "The lowest p50, 35.9 ms a frame, is that of openvino fp32, with 65.0 % mIoU. "
         "The student is 6.0 points of mIoU below its teacher. 1 of 3 engines misses a gate. "
         "It is 3.0 points of mIoU above “plain”."
     )
@@ -338,6 +341,55 @@ def test_latencies_and_what_disturbed_them_are_there(page: Page) -> None:
         ]
     ]
     assert "51.2 frames a second (50.0 to 52.0) with 2 streams at once" in page.text
+
+
+def test_all_scores_stand_in_one_table_for_readers_and_screen_readers(page: Page) -> None:
+    heading = ["Model or engine", *ACCURACY_HEADERS]
+    start = page.rows.index(heading)
+    rows = {row[0]: row[1:] for row in page.rows[start + 1 : start + 6]}
+    assert list(rows) == [
+        *("teacher PyTorch", "plain ONNX Runtime", "student PyTorch"),
+        *("onnxruntime fp32 x86-cpu", "openvino fp32 x86-cpu"),
+    ]
+    found = rows["onnxruntime fp32 x86-cpu"]
+    assert found[0] == "65.0 63.9 to 66.1"
+    assert found[5] == "100.00 99.99 to 100.00"
+    # what is known of the earlier run is its paired loss
+    assert rows["plain ONNX Runtime"][0] == "62.0 −3.00 (−4.90 to −1.10)"  # noqa: RUF001
+    table = page.markup[page.markup.index('class="detail"') :].partition("</table>")[0]
+    assert "<caption>" in table
+    assert table.count("<th ") == table.count('scope="col"') + table.count('scope="row"') == 7 + 5
+
+
+def test_the_distance_to_the_teacher_has_its_paired_interval(tmp_path: Path) -> None:
+    benchmark = a_benchmark()
+    lost = {"value": -0.0598, "low": -0.0712, "high": -0.0488, "confidence": 0.95}
+    benchmark["teacher"]["lost"] = {"miou": lost}
+    page = written(tmp_path, benchmark, [], {})
+    assert [row[-1] for row in page.rows if row[:2] == ["student", "Fpn / small"]] == ["−6.0 −7.1 to −4.9"]  # noqa: RUF001
+
+
+def test_classes_have_intervals_over_their_bars(tmp_path: Path) -> None:
+    benchmark = a_benchmark()
+    benchmark["student"]["intervals"] = {"miou": [0.64, 0.66], "class_iou": [[0.85, 0.925], [0.7, 0.9], None, None]}
+    page = written(tmp_path, benchmark, [], {})
+    rows = {row[0]: row[1:] for row in page.rows[[row[0] for row in page.rows].index("Class") :]}
+    assert rows["road"] == ["95.0", "90.0", "90.0 85.0 to 92.5", "90.0", "90.0"]
+    assert rows[CLASSES[3]][2] == "25.0"
+    assert rows["Mean (mIoU)"][2] == "65.0 64.0 to 66.0"
+    assert '<span class="ends" style="left: 85.0%; width: 7.5%">' in page.markup
+
+
+def test_ends_that_are_not_known_and_ratios_have_their_intervals(tmp_path: Path) -> None:
+    benchmark = a_benchmark()
+    engine = benchmark["engines"][0]
+    engine |= {"output": "sparse", "output_ratio": {"value": 0.9, "low": 0.88, "high": 0.923, "confidence": 0.95}}
+    engine["engine_latency_ms"]["intervals"] |= {"p99": [44.1, None]}
+    engine["latency_ms"]["intervals"] = {"p50": [42.0, None], "p95": [45.0, 46.0]}
+    page = written(tmp_path, benchmark, [], {})
+    assert "coarse logits (0.90 × dense, 0.88 to 0.92)" in page.text  # noqa: RUF001
+    assert any("45.0 from 44.1" in row for row in page.rows)
+    assert any("42.6 from 42.0" in row for row in page.rows)
 
 
 def test_attribution_names_losses_and_images(page: Page) -> None:
@@ -410,6 +462,30 @@ def test_arguments_are_not_changed(tmp_path: Path) -> None:
     assert all(np.array_equal(sample.masks[title], mask) for title, mask in masks.items())
 
 
+def test_a_plain_students_mask_that_is_missing_is_said(tmp_path: Path) -> None:
+    words, sample = "benchmark.compare_run names its run", a_sample("one")
+    assert words in written(tmp_path, a_benchmark(), [sample], {}).text
+    plain = replace(sample, masks={**sample.masks, PLAIN_TITLE: sample.label})
+    assert words not in written(tmp_path, a_benchmark(), [plain], {}).text
+    benchmark = a_benchmark()
+    benchmark["student"]["method"] = "none"
+    assert words not in written(tmp_path, benchmark, [sample], {}).text
+
+
+def test_the_command_has_its_variables_and_its_source(tmp_path: Path) -> None:
+    benchmark = a_benchmark()
+    assert "Source:" not in written(tmp_path, benchmark, [], {}).text
+    benchmark["command"] = "CAMVID_ROOT=… python -m brd_edge.pipeline pipelines/camvid_cpu.yaml"
+    for commit, words in (
+        ("abc123", "Source: commit abc123, without changes."),
+        ("abc123 with changes", "Source: commit abc123, with changes that are in no commit"),
+        (None, "brd_edge was not run from a checkout"),
+    ):
+        benchmark["environment"]["commit"] = commit
+        text = written(tmp_path, benchmark, [], {}).text
+        assert f"{benchmark['command']} … stands for a path or value of your own. {words}" in text
+
+
 def test_file_stays_small_and_says_what_was_left_out(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     masks = {f"engine {index}": noise.integers(0, 4, (420, 420)).astype(np.uint8) for index in range(8)}
@@ -472,13 +548,35 @@ addEventListener("load", () => {
 </script></body>"""
 
 
-def found_in_browser(directory: Path, wrapper: str) -> Any:
-    """Open a page beside the report in a real browser; return what it finds. Nothing may be written to the console."""
+PRINTED = """<!doctype html><body><pre id="found"></pre>
+<iframe src="report.html" style="width: 718px; height: 900px; border: 0"></iframe>
+<script>
+addEventListener("load", () => {
+  const page = document.querySelector("iframe").contentDocument;
+  // what holds for paper now holds here: a page of A4 between its margins, scrolled nowhere
+  for (const sheet of page.styleSheets)
+    for (const rule of sheet.cssRules)
+      if (rule.media?.mediaText === "print") rule.media.mediaText = "all";
+  const width = page.documentElement.clientWidth;
+  const cut = [...page.querySelectorAll("th, td, .tile, dd, pre")].filter((e) => {
+    const box = e.getBoundingClientRect();
+    return box.right > width + 0.5 || e.scrollWidth > e.clientWidth + 1;
+  });
+  const found = {
+    width, tables: page.querySelectorAll("table").length, nav: getComputedStyle(page.querySelector("nav")).display,
+    cut: cut.map((e) => e.textContent.trim().slice(0, 40)),
+  };
+  document.getElementById("found").textContent = JSON.stringify(found);
+});
+</script></body>"""
+
+
+def in_browser(directory: Path, page: Path, *arguments: str) -> str:
+    """Open a page in a real browser, and return what it writes. Nothing may be written to the console."""
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next(filter(None, map(shutil.which, names)), None)
     if browser is None:
-        pytest.skip(f"no headless browser: none of {', '.join(names)} is on PATH")
-    (directory / "wrapper.html").write_text(wrapper)
+        pytest.skip(f"no headless browser: none of {', '.join(names)} is on PATH (apt-get install chromium)")
     run = subprocess.run(
         [
             browser,
@@ -487,8 +585,8 @@ def found_in_browser(directory: Path, wrapper: str) -> Any:
             *("--allow-file-access-from-files", "--enable-logging=stderr", "--virtual-time-budget=10000"),
             f"--user-data-dir={directory / 'profile'}",
             "--window-size=1400,1000",
-            "--dump-dom",
-            (directory / "wrapper.html").as_uri(),
+            *arguments,
+            page.as_uri(),
         ],
         capture_output=True,
         text=True,
@@ -497,8 +595,15 @@ def found_in_browser(directory: Path, wrapper: str) -> Any:
     )
     assert run.returncode == 0, run.stderr
     assert [line for line in run.stderr.splitlines() if "CONSOLE" in line] == []
-    match = re.search(r'<pre id="found">(.+?)</pre>', run.stdout)
-    assert match is not None, run.stderr
+    return run.stdout
+
+
+def found_in_browser(directory: Path, wrapper: str) -> Any:
+    """Open a page beside the report in a real browser; return what it finds."""
+    (directory / "wrapper.html").write_text(wrapper)
+    markup = in_browser(directory, directory / "wrapper.html", "--dump-dom")
+    match = re.search(r'<pre id="found">(.+?)</pre>', markup)
+    assert match is not None, markup
     return json.loads(match[1])
 
 
@@ -530,3 +635,23 @@ def test_browser_shows_it_at_desk_and_phone_width(tmp_path: Path) -> None:
         assert shown["broken"] == shown["flat"] == 0
         assert shown["height"] > 2000
     assert desk["columns"] > phone["columns"] == 2
+
+
+def test_browser_prints_it_whole(tmp_path: Path) -> None:
+    benchmark = a_benchmark()
+    # as many columns of classes as a recipe with nine engines has, and every cell with its interval
+    benchmark["engines"][0]["intervals"]["class_iou"] = [[0.85, 0.925], [0.7, 0.9], None, [0.2, 0.3]]
+    benchmark["engines"] += [{**benchmark["engines"][0], "precision": f"int8-bf16-{index}"} for index in range(6)]
+    written(tmp_path, benchmark, [a_sample("frame_1")], some_curves())
+    pdf = tmp_path / "report.pdf"
+    in_browser(tmp_path, tmp_path / "report.html", f"--print-to-pdf={pdf}", "--no-pdf-header-footer")
+    content = pdf.read_bytes()
+    assert content.startswith(b"%PDF-")
+    assert content.rstrip().endswith(b"%%EOF")
+    assert 10_000 < len(content) < 8_000_000
+    pages = len(re.findall(rb"/Type\s*/Page\b", content))
+    assert 4 <= pages <= 20
+    found = found_in_browser(tmp_path, PRINTED)
+    assert found["nav"] == "none", "the print rules are in force"
+    assert found["tables"] == 7
+    assert found["cut"] == []

@@ -120,9 +120,54 @@ def test_gap_has_its_sign_and_an_equal_model_is_level() -> None:
     tiles = verdict({"student": student, "teacher": teacher, "compared": {"name": "plain", "miou": 0.6003}})
     assert [tile.value for tile in tiles[2:]] == ["−10.0 points", "±0.0 points"]  # noqa: RUF001
     assert tiles[2].detail == (
-        "mIoU 60.0 % against 70.0 %, Boundary IoU −10.0 points; 25 % of its parameters, 12 % of its MACs."  # noqa: RUF001
+        "95 % interval of the difference not known, mIoU 60.0 % against 70.0 %, "
+        "Boundary IoU −10.0 points; 25 % of its parameters, 12 % of its MACs."  # noqa: RUF001
     )
     assert tiles[3].sentence == "It is level in mIoU with “plain”."
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-0.12, -0.08, "below its teacher."),
+        (-0.22, 0.02, "below its teacher, which may be chance: the interval holds 0."),
+    ],
+)
+def test_gap_has_its_paired_interval(low: float, high: float, words: str) -> None:
+    lost = {"value": -0.1, "low": low, "high": high, "confidence": 0.95}
+    teacher = {"miou": 0.7, "boundary_iou": 0.5, "lost": {"miou": lost, "boundary_iou": lost}}
+    tile = verdict({"student": {"miou": 0.6, "boundary_iou": 0.4}, "teacher": teacher})[2]
+    ends = f"{100 * low:+.1f} to {100 * high:+.1f}".replace("-", "−")  # noqa: RUF001
+    assert tile.detail == (
+        f"95 % interval of the difference {ends}, mIoU 60.0 % against 70.0 %, Boundary IoU −10.0 points ({ends})."  # noqa: RUF001
+    )
+    assert tile.sentence == f"The student is 10.0 points of mIoU {words}"
+
+
+@pytest.mark.parametrize(
+    ("ends", "level", "shown"),
+    [
+        (([9.9, 10.1], [10.0, 10.4]), True, "95 % interval in ms: 9.9 to 10.1"),
+        (([9.9, 10.1], [10.2, 10.4]), False, "95 % interval in ms: 9.9 to 10.1"),
+        # an end that is not known excludes nothing
+        (([9.9, None], [10.2, 10.4]), True, "95 % interval in ms: from 9.9"),
+        ((None, [10.2, 10.4]), False, "its interval is not known"),
+        (([9.9, 10.1], None), False, "95 % interval in ms: 9.9 to 10.1"),
+    ],
+)
+def test_lowest_p50_has_its_interval_and_names_what_is_level(
+    ends: tuple[list[float] | None, list[float] | None], level: bool, shown: str
+) -> None:
+    engines = [an_engine(name, p50, 0.6) for name, p50 in (("fast", 10.0), ("near", 10.3), ("inaccurate", 10.0))]
+    for engine, found in zip(engines, [*ends, [1.0, 20.0]], strict=True):
+        engine["latency_ms"]["intervals"] = {"p50": found}
+    engines[2]["miou"] = 0.4  # could not have been chosen, so that it is no rival
+    tile = verdict({"engines": engines})[1]
+    assert (tile.title, tile.value) == ("Lowest p50", "10.0 ms")
+    assert shown in tile.detail
+    assert ("Level with near fp32, whose interval overlaps." in tile.detail) is level
+    assert ("level with near fp32" in tile.sentence) is level
+    assert "inaccurate" not in tile.detail
 
 
 def test_an_engine_that_misses_a_gate_is_not_the_best() -> None:
