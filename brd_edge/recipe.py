@@ -151,11 +151,15 @@ class BenchmarkSection(Section):
     threads: Positive = 2
     """Threads of every engine."""
     samples_min: Positive = 50
-    """Fewest timed inferences per engine."""
-    samples_max: Positive = 1000
+    """Fewest timed inferences per engine, whatever they cost."""
+    samples_max: Positive = 10_000
     """Most timed inferences per engine."""
     budget_s: Annotated[float, Field(gt=0)] = 10.0
     """Seconds after which timing stops once `samples_min` is reached."""
+    narrow_after_s: Annotated[float, Field(ge=0)] = 3.0
+    """Seconds of samples before which a narrow interval does not end the timing."""
+    narrow_after_samples: Positive = 300
+    """Timed inferences before which a narrow interval does not end the timing."""
     cost_margin_percent: Annotated[float, Field(gt=0, le=20)] = 1.0
     """Zero added cost: difference of latency, in percent, to the undistilled student's engine that counts as none."""
     cost_budget_s: Annotated[float, Field(gt=0)] = 60.0

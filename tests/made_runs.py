@@ -102,7 +102,7 @@ def made_benchmark(
     )
     step = {"name": "onnx", "title": "ONNX graph", "engine": None, "from": "student", "to": "graph", "worst": []}
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "recipe": "made",
         "created": "2026-01-01T12:00:00Z",
         "command": "python -m brd_edge.pipeline made.yaml",

@@ -156,7 +156,7 @@ def test_engines_that_cannot_be_timed_say_why(base: Path, tmp_path: Path, capsys
         (
             "benchmark.json",
             '{"schema_version": 1}',
-            "schema_version: expected 2, got 1: it was written by another",
+            "schema_version: expected 3, got 1: it was written by another",
         ),
         ("images.npz", None, "images.npz: not found; run the benchmark stage again with --from benchmark"),
         ("images.npz", "nothing", "images.npz: not a readable NumPy archive"),

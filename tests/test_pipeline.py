@@ -105,7 +105,7 @@ def test_graphs_say_where_they_come_from(finished: Path) -> None:
 def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
     benchmark = json.loads((finished / "benchmark.json").read_text(encoding="utf-8"))
 
-    assert read_benchmark(finished / "benchmark.json").schema_version == benchmark["schema_version"] == 2
+    assert read_benchmark(finished / "benchmark.json").schema_version == benchmark["schema_version"] == 3
     proof = benchmark["zero_cost"]
     assert [proof[key] for key in ("equal", "params_equal", "macs_equal", "differences")] == [True, True, True, []]
     costs = {entry["name"].split("-")[0]: entry for entry in proof["engines"]}

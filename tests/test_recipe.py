@@ -131,7 +131,7 @@ def test_values_that_would_fail_late_are_refused_at_once() -> None:
             QUICKSTART,
             overrides=[
                 "student.arch=DeepLabV3Plsu",
-                "benchmark.samples_min=1400",
+                "benchmark.samples_min=14000",
                 "data.std=[0, 1, 1]",
                 "data.mean=[.nan, 0, 0]",
                 "int8.reduce_range=maybe",
@@ -140,7 +140,7 @@ def test_values_that_would_fail_late_are_refused_at_once() -> None:
 
     message = str(caught.value)
     assert "student.arch: unknown architecture 'DeepLabV3Plsu'; did you mean DeepLabV3Plus?" in message
-    assert "samples_min 1400 is above samples_max" in message
+    assert "samples_min 14000 is above samples_max" in message
     assert "data.std.0: expected greater than 0, got 0" in message
     assert "data.mean.0: expected" in message
     assert "int8.reduce_range: expected 'auto', True or False, got 'maybe'" in message

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from brd_edge.runtime.limits import judge_limit
+
 __all__ = ["Limits", "broken_accuracy_gates", "broken_gates", "gate_excess", "present_limits"]
 
 
@@ -37,7 +39,7 @@ def present_limits(limits: Limits) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured for a gate: the value, the upper end of its interval, and how to write both."""
+    """What was measured for a gate: the value, the upper end of its interval if it has one, and how to write it."""
 
     gate: str
     limit: float | None
@@ -95,16 +97,17 @@ def _known_misses(limits: Limits, engine: Mapping[str, Any]) -> list[str]:
 def _judge(item: _Measured, uncertain: str) -> str | None:
     if item.limit is None:
         return None
-    if item.value is None or item.high is None:
+    if item.value is None:
         return f"{item.gate}: could not be measured, the limit is {item.limit:g}"
-    if item.value > item.limit:
-        return f"{item.gate}: {item.text.format(item.value)}, the limit is {item.limit:g}"
-    if item.high > item.limit and uncertain == "broken":
-        return (
-            f"{item.gate}: {item.text.format(item.value)}, but up to {item.high:.2f} within the 95 % interval, "
-            f"the limit is {item.limit:g}"
-        )
-    return None
+    judged = judge_limit(item.value, item.high, item.limit, uncertain=uncertain)
+    if judged == "held":
+        return None
+    found = item.text.format(item.value)
+    if judged == "uncertain" and item.high is None:
+        found += ", but the samples are too few to tell how much more it may be"
+    elif judged == "uncertain":
+        found += f", but up to {item.high:.2f} within the 95 % interval"
+    return f"{item.gate}: {found}, the limit is {item.limit:g}"
 
 
 def _losses(limits: Limits, losses: Mapping[str, Any] | None) -> list[_Measured]:

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     takes_bundle(sub)
     sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="write everything, with all samples, as JSON")
     sub.add_argument("--samples-min", type=_count, default=50, metavar="N", help="fewest samples (50)")
-    sub.add_argument("--samples-max", type=_count, default=1000, metavar="N", help="most samples (1000)")
+    sub.add_argument("--samples-max", type=_count, default=10_000, metavar="N", help="most samples (10000)")
     sub.add_argument("--budget-s", type=_positive, default=10.0, metavar="S", help="seconds per engine and figure (10)")
     sub.add_argument("--streams", type=_count, default=0, metavar="N", help="throughput of N streams at once too")
     _takes_threads(sub)

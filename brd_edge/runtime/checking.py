@@ -14,13 +14,14 @@ import numpy.typing as npt
 from brd_edge.runtime.bundle import Bundle
 from brd_edge.runtime.engine import open_engine
 from brd_edge.runtime.errors import BrdEdgeError
-from brd_edge.runtime.latency import Latency, measure_latency
+from brd_edge.runtime.latency import Latency, Narrow, measure_latency
 from brd_edge.runtime.power import measure_energy
 from brd_edge.runtime.throughput import measure_throughput
 
 __all__ = ["Bench", "Checked", "check_engine"]
 
 _ENERGY_S = 1.0
+_NARROW_P95 = 0.02
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,16 @@ class Bench:
         budget_s: Seconds after which timing stops once `samples_min` is reached.
         engine_alone: Whether to time the engine without what lies around it too.
         streams: Streams for saturated throughput, each with one thread; 0 leaves it out.
+        gated: Whether p95 has a limit: then its interval has to be narrow too before timing ends sooner.
     """
 
     threads: int | None = None
     samples_min: int = 50
-    samples_max: int = 1000
+    samples_max: int = 10_000
     budget_s: float = 10.0
     engine_alone: bool = False
     streams: int = 0
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def check_engine(
                 return Checked(name, agreement, None, (), None, "")
             say(f"{name}: timing, up to {bench.budget_s:.0f} s")
             frame = golden[0][0]
-            latency = _time(lambda: runner.infer(frame), bench)
+            latency = _time(lambda: runner.infer(frame), bench, p95=_NARROW_P95 if bench.gated else None)
             count = max(1, int(_ENERGY_S * 1000 / latency.p50_ms))
             energy = measure_energy(lambda: _repeat(lambda: runner.infer(frame), count))
             alone = _time(runner.bind(frame), bench).to_json() if bench.engine_alone else None
@@ -136,8 +139,14 @@ def check_engine(
     )
 
 
-def _time(call: Callable[[], object], bench: Bench) -> Latency:
-    return measure_latency(call, samples_min=bench.samples_min, samples_max=bench.samples_max, budget_s=bench.budget_s)
+def _time(call: Callable[[], object], bench: Bench, *, p95: float | None = None) -> Latency:
+    return measure_latency(
+        call,
+        samples_min=bench.samples_min,
+        samples_max=bench.samples_max,
+        budget_s=bench.budget_s,
+        narrow=Narrow(p95=p95),
+    )
 
 
 def _saturate(directory: Path, frame: npt.NDArray[np.uint8], bench: Bench) -> dict[str, Any]:

@@ -7,6 +7,7 @@ result is ready, as every runner's `infer` does. The garbage collector is off wh
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ import numpy as np
 
 from brd_edge.runtime.clocks import clock_warnings, read_clocks
 from brd_edge.runtime.errors import EngineError
-from brd_edge.runtime.statistics import Interval, bootstrap_percentiles, drift_ratio
+from brd_edge.runtime.percentiles import percentile_intervals
+from brd_edge.runtime.statistics import Interval, drift_ratio, mean_interval
 
-__all__ = ["Latency", "Stopped", "collector_off", "latency_of", "measure_latency", "warm_up"]
+__all__ = ["Latency", "Narrow", "Stopped", "collector_off", "latency_of", "measure_latency", "warm_up"]
 
 Stopped = Literal["interval", "samples", "budget"]
 
@@ -38,19 +40,20 @@ class Latency:
     """What was measured, in milliseconds a call.
 
     Attributes:
-        p50: Median, with its 95 % bootstrap interval, as the other percentiles; linear between samples.
+        p50: Median, with its 95 % interval, as the other percentiles; linear between samples. An upper end is infinite
+            where the samples are too few to have one.
         p90: 90th percentile.
         p95: 95th percentile.
         p99: 99th percentile.
-        mean_ms: Mean.
+        mean: Mean, with its 95 % interval.
         min_ms: Smallest sample.
         n: Number of samples.
         warmup_n: Calls made before the first sample.
         warm: Whether the warm-up ended because calls took alike, not because its time was over.
         drift: Median of the last third of the samples over that of the first third.
         samples_ms: Every sample, in the order taken.
-        stopped: Why sampling ended: the `"interval"` of the median was narrow enough, the wanted number of
-            `"samples"` was taken, or the time `"budget"` was spent.
+        stopped: Why sampling ended: the `"interval"` was narrow enough, the wanted number of `"samples"` was taken, or
+            the time `"budget"` was spent.
         warnings: What may have disturbed the measurement, a sentence each.
     """
 
@@ -58,7 +61,7 @@ class Latency:
     p90: Interval
     p95: Interval
     p99: Interval
-    mean_ms: float
+    mean: Interval
     min_ms: float
     n: int
     warmup_n: int
@@ -79,19 +82,26 @@ class Latency:
         return self.p95.value
 
     @property
-    def throughput_hz(self) -> float:
-        """Calls a second, one after the other."""
-        return 1000 / self.mean_ms
+    def throughput_hz(self) -> Interval:
+        """Calls a second, one after the other, with the interval that follows from the mean's."""
+        value, high, low = (
+            1000 / ms if ms > 0 else math.inf for ms in (self.mean.value, self.mean.low, self.mean.high)
+        )
+        return Interval(value, low, high, self.mean.confidence)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the `latency_ms` entry of a benchmark: percentiles, their intervals, and how they came about."""
+        """Return the `latency_ms` entry of a benchmark: figures, their intervals, and how they came about.
+
+        An upper end that there is none of is None.
+        """
         percentiles = {"p50": self.p50, "p90": self.p90, "p95": self.p95, "p99": self.p99}
+        figures = {**percentiles, "mean": self.mean, "throughput_hz": self.throughput_hz}
         return {
-            **{name: item.value for name, item in percentiles.items()},
-            "mean": self.mean_ms,
+            **{name: item.value for name, item in figures.items()},
             "min": self.min_ms,
-            "intervals": {name: [item.low, item.high] for name, item in percentiles.items()},
-            "throughput_hz": self.throughput_hz,
+            "intervals": {
+                name: [item.low, item.high if math.isfinite(item.high) else None] for name, item in figures.items()
+            },
             "n": self.n,
             "warmup_n": self.warmup_n,
             "warm": self.warm,
@@ -123,7 +133,7 @@ def latency_of(
     """
     if not samples_ms:
         raise EngineError("latency: expected at least 1 sample, got none")
-    p50, p90, p95, p99 = bootstrap_percentiles(samples_ms, _PERCENTS)
+    p50, p90, p95, p99 = percentile_intervals(samples_ms, _PERCENTS)
     drift = drift_ratio(samples_ms)
     found = list(warnings)
     if not warm:
@@ -140,7 +150,7 @@ def latency_of(
         p90=p90,
         p95=p95,
         p99=p99,
-        mean_ms=float(np.mean(samples_ms)),
+        mean=mean_interval(samples_ms),
         min_ms=float(min(samples_ms)),
         n=len(samples_ms),
         warmup_n=warmup_n,
@@ -152,21 +162,48 @@ def latency_of(
     )
 
 
+@dataclass(frozen=True)
+class Narrow:
+    """When intervals are narrow enough to end a measurement before its time.
+
+    What happens every few seconds only does not show in a few fast calls, however alike they are: so many seconds and
+    samples are taken first.
+
+    Attributes:
+        after_s: Seconds of samples before which no interval ends it.
+        after_samples: Samples before which no interval ends it.
+        p50: Half the width of the median's interval, as a share of the median, that is narrow enough; 0 never is.
+        p95: The same of the 95th percentile, which has to be narrow as well; None: it is not looked at.
+    """
+
+    after_s: float = 3.0
+    after_samples: int = 300
+    p50: float = 0.005
+    p95: float | None = None
+
+    def holds(self, samples_ms: Sequence[float]) -> bool:
+        """Tell whether the intervals of these samples, in the order taken, are narrow enough."""
+        if not self.p50 or len(samples_ms) < self.after_samples or sum(samples_ms) < 1000 * self.after_s:
+            return False
+        middle, late = percentile_intervals(samples_ms, (50.0, 95.0))
+        return middle.relative_width < self.p50 and (self.p95 is None or late.relative_width < self.p95)
+
+
 def measure_latency(
     call: Callable[[], object],
     *,
     warmup_min: int = 5,
     samples_min: int = 30,
-    samples_max: int = 1000,
+    samples_max: int = 10_000,
     budget_s: float = 10.0,
-    interval: float = 0.005,
+    narrow: Narrow | None = None,
 ) -> Latency:
     """Time `call` again and again.
 
     Warm-up goes on until calls take alike, for 0.3 s at least and a fifth of the budget at most, but at least
     `warmup_min` calls.
-    Sampling ends when half the width of the median's 95 % interval is below `interval`, at `samples_max`, or
-    when the budget is spent; in each case `samples_min` are taken, so that a slow call may exceed the budget.
+    Sampling ends when the intervals are narrow enough, at `samples_max`, or when the budget is spent; in each case
+    `samples_min` are taken, so that a slow call may exceed the budget.
 
     Args:
         call: What to time; it must return only when its work is done.
@@ -174,7 +211,7 @@ def measure_latency(
         samples_min: Samples that are taken whatever they cost, at least 1.
         samples_max: Samples after which to stop, at least `samples_min`.
         budget_s: Seconds for warm-up and samples together, above 0.
-        interval: Half the width of the median's interval, as a share of it, that is narrow enough; 0 never is.
+        narrow: Which intervals are narrow enough; `Narrow()` when not given.
 
     Raises:
         EngineError: An argument is out of its range.
@@ -184,16 +221,16 @@ def measure_latency(
         >>> latency.p50_ms
         12.3
     """
-    if warmup_min < 0 or not 1 <= samples_min <= samples_max or budget_s <= 0 or interval < 0:
+    if warmup_min < 0 or not 1 <= samples_min <= samples_max or budget_s <= 0:
         raise EngineError(
-            "latency: expected warmup_min >= 0, 1 <= samples_min <= samples_max, budget_s > 0 and interval >= 0, "
-            f"got {warmup_min}, {samples_min}, {samples_max}, {budget_s} and {interval}"
+            "latency: expected warmup_min >= 0, 1 <= samples_min <= samples_max and budget_s > 0, "
+            f"got {warmup_min}, {samples_min}, {samples_max} and {budget_s}"
         )
     end = time.perf_counter_ns() + int(budget_s * 1e9)
     with collector_off():
         warmup_n, warm = warm_up(call, least=warmup_min, least_s=_WARM_LEAST_S, budget_s=_WARM_SHARE * budget_s)
         before = read_clocks()
-        samples_ms, stopped = _sample(call, samples_min, samples_max, end, interval)
+        samples_ms, stopped = _sample(call, samples_min, samples_max, end, narrow or Narrow())
         warnings = clock_warnings(before, read_clocks())
     return latency_of(samples_ms, warmup_n=warmup_n, stopped=stopped, warm=warm, warnings=warnings)
 
@@ -232,19 +269,21 @@ def warm_up(call: Callable[[], object], *, least: int, budget_s: float, least_s:
 
 
 def _sample(
-    call: Callable[[], object], samples_min: int, samples_max: int, end_ns: int, interval: float
+    call: Callable[[], object], samples_min: int, samples_max: int, end_ns: int, narrow: Narrow
 ) -> tuple[list[float], Stopped]:
     samples_ms: list[float] = []
     clock = time.perf_counter_ns
+    # looking takes the time of a call or so: less often where there are many samples
+    look_at = _CHECK_EVERY
     while len(samples_ms) < samples_max:
         before = clock()
         if len(samples_ms) >= samples_min:
             if before >= end_ns:
                 return samples_ms, "budget"
-            if interval and len(samples_ms) % _CHECK_EVERY == 0:
-                (median,) = bootstrap_percentiles(samples_ms, (50.0,))
-                if median.relative_width < interval:
+            if len(samples_ms) >= look_at:
+                if narrow.holds(samples_ms):
                     return samples_ms, "interval"
+                look_at = len(samples_ms) + max(_CHECK_EVERY, len(samples_ms) // 10)
                 before = clock()
         call()
         samples_ms.append((clock() - before) / 1e6)

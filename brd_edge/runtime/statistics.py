@@ -1,6 +1,7 @@
 """Intervals for measured times and scores, and the verdict on two engines; numpy only, the same everywhere.
 
-All intervals are percentile bootstrap intervals (Efron and Tibshirani, 1993). Times that are taken one after the
+The intervals here are percentile bootstrap intervals (Efron and Tibshirani, 1993); those of a latency's percentiles are
+in `brd_edge.runtime.percentiles`. Times that are taken one after the
 other are not independent, because clocks and other processes change slowly: they are drawn in blocks of
 neighbours (circular block bootstrap, Politis and Romano, 1992).
 """
@@ -25,7 +26,9 @@ __all__ = [
     "bootstrap_percentiles",
     "compare_ratios",
     "drift_ratio",
+    "inflation",
     "judge_ratio",
+    "mean_interval",
     "ratio_of_medians",
     "resample_blocks",
     "widening",
@@ -36,6 +39,8 @@ FloatArray = npt.NDArray[np.float64]
 
 _DRAWS = 2000
 _SEED = 20240131
+_BLOCK_INFLATION = 3
+"""How many times the length over which neighbours are alike a block is long."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Interval:
     Attributes:
         value: The estimate.
         low: Lower end.
-        high: Upper end.
+        high: Upper end; infinite where what was seen is too little to have one.
         confidence: Of the interval, 0 to 1.
     """
 
@@ -145,6 +150,52 @@ def bootstrap_mean(samples: Sequence[float] | FloatArray, *, confidence: float =
     values = np.asarray(samples, np.float64)
     drawn = values[resample_blocks(len(values), _DRAWS, _block_length(len(values)))].mean(axis=1)
     return _interval(float(values.mean()), drawn, confidence)
+
+
+def mean_interval(samples: Sequence[float] | FloatArray, *, confidence: float = 0.95) -> Interval:
+    """Return the mean of times that were taken one after the other, with its interval.
+
+    Blocks are longer where neighbours are more alike, and the interval is widened as Student's is for as few
+    independent values as the series is worth.
+
+    Args:
+        samples: The series, in the order taken; at least one value, none below 0.
+        confidence: Of the interval, 0 to 1.
+
+    Returns:
+        The interval; from 0 to infinity where there is only one value.
+    """
+    values = np.asarray(samples, np.float64)
+    count, middle = len(values), float(values.mean())
+    if count < 2:
+        return Interval(middle, 0.0, math.inf, confidence)
+    alike = inflation(values)
+    block = max(_block_length(count), min(count // 4, math.ceil(_BLOCK_INFLATION * alike)))
+    found = _interval(middle, _block_means(values, block), confidence)
+    factor = widening(max(2, int(count / alike)), confidence)
+    low, high = (middle + factor * (end - middle) for end in (found.low, found.high))
+    return Interval(middle, max(0.0, low), high, confidence)
+
+
+def inflation(values: FloatArray) -> float:
+    """Return how many values of a series tell as much about its mean as one independent value does, at least 1.
+
+    The variance of the mean over that of independent values, by the initial monotone sequence of sums of two
+    neighbouring autocorrelations (Geyer, 1992).
+
+    Args:
+        values: The series (N), in the order taken.
+    """
+    centred = values - values.mean()
+    power = float(centred @ centred)
+    if power == 0:
+        return 1.0
+    spectrum = np.fft.rfft(centred, 2 * len(values))
+    correlations = np.fft.irfft(np.abs(spectrum) ** 2)[: len(values) // 2 * 2] / power
+    sums = correlations.reshape(-1, 2).sum(axis=1)
+    ends = np.flatnonzero(sums <= 0)
+    kept = sums[: ends[0]] if len(ends) else sums
+    return max(1.0, float(2 * np.minimum.accumulate(kept).sum() - 1)) if len(kept) else 1.0
 
 
 def compare_ratios(ratios: FloatArray, *, margin: float) -> Comparison:
@@ -267,6 +318,17 @@ def drift_ratio(samples: Sequence[float] | FloatArray) -> float:
 def _block_length(count: int) -> int:
     """Return how many neighbours are drawn together: the cube root, the order that is best for variances."""
     return max(1, int(np.cbrt(count).round()))
+
+
+def _block_means(values: FloatArray, block: int) -> FloatArray:
+    """Return the means of bootstrap samples made of blocks of neighbours, without laying the samples out."""
+    count = len(values)
+    starts = np.random.default_rng(_SEED).integers(0, count, (_DRAWS, -(-count // block)))
+    sums = np.concatenate([[0.0], np.cumsum(np.concatenate([values, values[:block]]))])
+    lengths = np.full(starts.shape[1], block)
+    lengths[-1] = count - block * (len(lengths) - 1)
+    means: FloatArray = (sums[starts + lengths] - sums[starts]).sum(axis=1) / count
+    return means
 
 
 def _interval(value: float, drawn: FloatArray, confidence: float) -> Interval:

@@ -6,6 +6,7 @@ has an engine of its own, because engines are not thread-safe; the runtimes let 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -18,7 +19,7 @@ import numpy as np
 from brd_edge.runtime.clocks import clock_warnings, read_clocks
 from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.latency import collector_off, warm_up
-from brd_edge.runtime.statistics import Interval, bootstrap_mean
+from brd_edge.runtime.statistics import Interval, mean_interval
 
 __all__ = ["Throughput", "measure_throughput"]
 
@@ -32,7 +33,7 @@ class Throughput:
     """What was measured.
 
     Attributes:
-        rate_hz: Frames a second of all streams together, with its 95 % bootstrap interval over windows of time.
+        rate_hz: Frames a second of all streams together, with its 95 % interval over windows of time.
         streams: Streams at once.
         frames: Frames that were done.
         duration_s: Seconds that it took.
@@ -49,7 +50,7 @@ class Throughput:
         """Return the `throughput` entry of a benchmark."""
         return {
             "rate_hz": self.rate_hz.value,
-            "interval": [self.rate_hz.low, self.rate_hz.high],
+            "interval": [self.rate_hz.low, self.rate_hz.high if math.isfinite(self.rate_hz.high) else None],
             "streams": self.streams,
             "frames": self.frames,
             "duration_s": self.duration_s,
@@ -120,5 +121,5 @@ def _summarise(done: list[list[float]], begun: float, budget_s: float, warnings:
     # the window is as long as several frames: a frame that ends just outside of it must not change the rate
     windows = max(1, min(_WINDOWS, int(len(ends) / (4 * len(done)))))
     counts, _ = np.histogram(ends[ends <= budget_s], bins=windows, range=(0.0, budget_s))
-    rate = bootstrap_mean(counts * windows / budget_s)
+    rate = mean_interval(counts * windows / budget_s)
     return Throughput(rate, len(done), len(ends), float(ends[-1]), tuple(warnings))

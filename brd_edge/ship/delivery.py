@@ -50,7 +50,7 @@ class Options:
     engines: tuple[str, ...] | None = None
     allow_downgrade: bool = False
     keep: int = 3
-    bench: Bench = field(default_factory=lambda: Bench(samples_min=20, samples_max=100, budget_s=3.0))
+    bench: Bench = field(default_factory=lambda: Bench(samples_min=100, samples_max=2000, budget_s=5.0))
     dry_run: bool = False
 
 

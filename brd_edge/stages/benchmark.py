@@ -151,10 +151,10 @@ def _measure_all(context: Context, validation: _Validation) -> tuple[list[dict[s
     frame = read_frame(validation.dataset.val[0], validation.contract)
     engines, costs = [], []
     for entry in context.inputs["build"].result["engines"]:
-        engine = _measure(context, validation, entry)
-        engines.append(engine)
         kind = {key: entry[key] for key in ("runtime", "precision", "target")}
         limits = Limits(**limits_of(context.recipe.gates, **kind))
+        engine = _measure(context, validation, entry, gated=limits.latency_ms_p95_max is not None)
+        engines.append(engine)
         engine["gates"] = present_limits(limits)
         if is_planned(entry):
             # the device builds it from a graph that is known already
@@ -250,7 +250,7 @@ def _ends(intervals: Mapping[str, Interval]) -> dict[str, list[float]]:
     return {name: [item.low, item.high] for name, item in intervals.items()}
 
 
-def _measure(context: Context, validation: _Validation, entry: dict[str, Any]) -> dict[str, Any]:
+def _measure(context: Context, validation: _Validation, entry: dict[str, Any], *, gated: bool) -> dict[str, Any]:
     empty = dict.fromkeys(_MEASURED)
     result = {**entry, **empty, "gates_broken": []}
     if entry["status"] != "built":
@@ -267,7 +267,7 @@ def _measure(context: Context, validation: _Validation, entry: dict[str, Any]) -
         with open_engine(directory, contract=validation.contract, threads=settings.threads) as runner:
             scores = _scores(validation, runner.infer, title, name=entry["name"])
             context.say(f"benchmark: timing {title} (at most {settings.budget_s:.0f} s unless it is slow)")
-            timing = time_engine(directory, runner, frame, settings)
+            timing = time_engine(directory, runner, frame, settings, gated=gated)
     except RuntimeMissingError as error:
         return {**result, "status": "built", "reason": f"not measured: {error}"}
     except BrdEdgeError as error:

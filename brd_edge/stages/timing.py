@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brd_edge.runtime.engine import Runner, open_engine
-from brd_edge.runtime.latency import measure_latency
+from brd_edge.runtime.latency import Narrow, measure_latency
 from brd_edge.runtime.throughput import measure_throughput
 
 if TYPE_CHECKING:
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
 __all__ = ["time_engine"]
 
+_NARROW_P95 = 0.02
+
 
 def time_engine(
-    directory: Path, runner: Runner, frame: npt.NDArray[np.uint8], settings: BenchmarkSection
+    directory: Path, runner: Runner, frame: npt.NDArray[np.uint8], settings: BenchmarkSection, *, gated: bool
 ) -> dict[str, Any]:
     """Time an engine from frame to class map, the engine alone, and, where the recipe asks for it, many at once.
 
@@ -30,15 +32,21 @@ def time_engine(
         runner: The engine, opened.
         frame: uint8 (H, W, 3) of the contract's size.
         settings: How the recipe wants it measured.
+        gated: Whether p95 has a limit: then its interval has to be narrow too before the timing ends.
 
     Returns:
         The entries `latency_ms`, `samples_ms`, `engine_latency_ms` and `throughput` of `benchmark.json`.
     """
+    after_s, after_samples = settings.narrow_after_s, settings.narrow_after_samples
     whole, alone = (
         measure_latency(
-            call, samples_min=settings.samples_min, samples_max=settings.samples_max, budget_s=settings.budget_s
+            call,
+            samples_min=settings.samples_min,
+            samples_max=settings.samples_max,
+            budget_s=settings.budget_s,
+            narrow=Narrow(after_s, after_samples, p95=p95),
         )
-        for call in (lambda: runner.infer(frame), runner.bind(frame))
+        for call, p95 in ((lambda: runner.infer(frame), _NARROW_P95 if gated else None), (runner.bind(frame), None))
     )
     throughput = None
     if settings.saturated:

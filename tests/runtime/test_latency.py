@@ -4,10 +4,11 @@ import gc
 import statistics
 import time
 
+import numpy as np
 import pytest
 
 from brd_edge.runtime.errors import EngineError
-from brd_edge.runtime.latency import latency_of, measure_latency, warm_up
+from brd_edge.runtime.latency import Narrow, latency_of, measure_latency, warm_up
 
 
 def test_percentiles_of_known_samples() -> None:
@@ -15,7 +16,7 @@ def test_percentiles_of_known_samples() -> None:
     latency = latency_of(samples, warmup_n=3, stopped="samples")
     values = [latency.p50.value, latency.p90.value, latency.p95.value, latency.p99.value]
     assert values == [50, 90, 95, 99]
-    assert (latency.p50_ms, latency.p95_ms, latency.mean_ms, latency.min_ms) == (50, 95, 50, 0)
+    assert (latency.p50_ms, latency.p95_ms, latency.mean.value, latency.min_ms) == (50, 95, 50, 0)
     assert latency.samples_ms == tuple(samples)
     found = latency.to_json()
     assert {key: found[key] for key in ("p50", "p90", "p95", "p99", "mean", "min", "n", "throughput_hz")} == {
@@ -28,9 +29,12 @@ def test_percentiles_of_known_samples() -> None:
         "n": 101,
         "throughput_hz": 20,
     }
-    for name, value in zip(("p50", "p90", "p95", "p99"), values, strict=True):
+    for name, value in (*zip(("p50", "p90", "p95"), values, strict=False), ("mean", 50), ("throughput_hz", 20)):
         low, high = found["intervals"][name]
-        assert low <= value <= high
+        assert low < value < high
+    # 101 samples do not tell how high p99 may be
+    low, high = found["intervals"]["p99"]
+    assert (low < 99, high) == (True, None)
 
 
 def test_percentiles_between_samples() -> None:
@@ -74,11 +78,28 @@ def test_stops_at_the_budget_but_not_before_the_least_samples() -> None:
 
 def test_stops_when_the_interval_is_narrow() -> None:
     # a sleep of two milliseconds takes nearly always the same
-    latency = measure_latency(lambda: time.sleep(0.002), samples_min=50, samples_max=5000, budget_s=60, interval=0.05)
+    narrow = Narrow(after_s=0.3, after_samples=60, p50=0.05)
+    latency = measure_latency(lambda: time.sleep(0.002), samples_min=50, samples_max=5000, budget_s=60, narrow=narrow)
     assert latency.stopped == "interval"
-    assert latency.n % 25 == 0
+    assert latency.n >= 60
+    assert sum(latency.samples_ms) >= 300
     assert latency.p50.relative_width < 0.05
     assert latency.warm
+
+
+def test_what_is_narrow_enough() -> None:
+    samples = list(np.random.default_rng(0).normal(10, 0.2, 400))
+    assert Narrow().holds(samples)
+    # 3 seconds and 300 samples are the least
+    assert not Narrow().holds(samples[:299])
+    assert not Narrow().holds([value / 2 for value in samples])
+    assert Narrow(after_s=1.5).holds([value / 2 for value in samples])
+    assert not Narrow(p50=0).holds(samples)
+    # the median is narrow, its neighbour in the tail is not, as one call in fifteen had to wait
+    waits = [2 * value if i % 15 == 0 else value for i, value in enumerate(samples)]
+    assert Narrow().holds(waits)
+    assert not Narrow(p95=0.02).holds(waits)
+    assert Narrow(p95=0.05).holds(samples)
 
 
 def test_a_call_that_goes_on_becoming_faster_is_not_warm() -> None:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import signal, stats
 
 from brd_edge.runtime import statistics
 from brd_edge.runtime.statistics import (
@@ -14,7 +14,9 @@ from brd_edge.runtime.statistics import (
     bootstrap_percentiles,
     compare_ratios,
     drift_ratio,
+    inflation,
     judge_ratio,
+    mean_interval,
     ratio_of_medians,
     resample_blocks,
     widening,
@@ -53,6 +55,34 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says() -> None:
     covered = sum(item.low <= 10 <= item.high for item in found)
     # 190 expected; a binomial of that rate lies outside these bounds once in a thousand times
     assert stats.binom(200, 0.95).ppf(0.0005) <= covered <= 200
+
+
+@pytest.mark.parametrize(("count", "correlation"), [(30, 0.0), (300, 0.0), (1000, 0.8)])
+def test_the_interval_of_a_mean_covers_it(count: int, correlation: float) -> None:
+    truth = 10 * math.exp(0.05**2 / 2)
+    found = [mean_interval(make_series(seed, count, correlation)) for seed in range(200)]
+    # a bootstrap of blocks comes near to its 95 % from below
+    assert stats.binom(200, 0.92).ppf(0.001) <= sum(item.low <= truth <= item.high for item in found)
+
+
+def test_intervals_of_means_of_independent_times_are_those_of_student() -> None:
+    samples = make_series(1, 300)
+    found = mean_interval(samples)
+    theirs = stats.t.interval(0.95, 299, loc=samples.mean(), scale=stats.sem(samples))
+    assert found.value == samples.mean()
+    assert (found.low, found.high) == pytest.approx(theirs, abs=0.15 * (theirs[1] - theirs[0]))
+    assert mean_interval([4.0]) == Interval(4.0, 0.0, math.inf)
+    assert mean_interval([4.0] * 9) == Interval(4.0, 4.0, 4.0)
+
+
+def test_inflation_is_that_of_the_known_correlation() -> None:
+    # of a series in which each value is r times the last and new noise: (1 + r) / (1 - r)
+    rng = np.random.default_rng(0)
+    series = signal.lfilter([1.0], [1.0, -0.8], rng.normal(size=40_000))
+    assert inflation(series) == pytest.approx(9, rel=0.15)
+    assert inflation(rng.normal(size=40_000)) == pytest.approx(1, abs=0.1)
+    assert inflation(np.full(5, 3.0)) == 1
+    assert inflation(np.array([1.0])) == 1
 
 
 def test_neighbours_that_are_alike_make_the_interval_wider() -> None:

@@ -28,6 +28,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Ends = tuple[float, float]
+OpenEnds = tuple[float, float | None]
 Stopped = Literal["interval", "samples", "budget"]
 
 _SCORES = (
@@ -176,16 +177,20 @@ class ComparedEntry(Scores):
 
 
 class LatencyIntervals(Entry):
-    """95 % intervals of the percentiles, lower and upper end, in milliseconds."""
+    """95 % intervals, lower and upper end; the upper end is null where the samples are too few to have one."""
 
-    p50: Ends
-    """Of the median."""
-    p90: Ends
-    """Of the 90th percentile."""
-    p95: Ends
-    """Of the 95th percentile."""
-    p99: Ends
-    """Of the 99th percentile."""
+    p50: OpenEnds
+    """Of the median, in milliseconds."""
+    p90: OpenEnds
+    """Of the 90th percentile, in milliseconds."""
+    p95: OpenEnds
+    """Of the 95th percentile, in milliseconds."""
+    p99: OpenEnds
+    """Of the 99th percentile, in milliseconds."""
+    mean: OpenEnds
+    """Of the mean, in milliseconds."""
+    throughput_hz: OpenEnds
+    """Of the calls a second, one after the other."""
 
 
 class LatencyEntry(Entry):
@@ -204,7 +209,7 @@ class LatencyEntry(Entry):
     min: NotNegative
     """Smallest sample."""
     intervals: LatencyIntervals
-    """Intervals of the percentiles."""
+    """Intervals of the percentiles, the mean and the throughput."""
     throughput_hz: NotNegative
     """Calls a second, one after the other."""
     n: Annotated[int, Field(ge=1)]
@@ -216,7 +221,7 @@ class LatencyEntry(Entry):
     drift: NotNegative
     """Median of the last third of the samples over that of the first third."""
     stopped: Stopped
-    """Why sampling ended: the interval was narrow enough, enough samples were taken, or the time was spent."""
+    """Why sampling ended: the intervals were narrow enough, enough samples were taken, or the time was spent."""
     warnings: tuple[str, ...]
     """What may have disturbed the measurement."""
 
@@ -226,8 +231,8 @@ class ThroughputEntry(Entry):
 
     rate_hz: NotNegative
     """Frames a second of all streams together."""
-    interval: Ends
-    """95 % interval of the rate, over windows of time."""
+    interval: OpenEnds
+    """95 % interval of the rate, over windows of time; the upper end is null where there are too few."""
     streams: Annotated[int, Field(ge=1)]
     """Streams at once."""
     frames: Count

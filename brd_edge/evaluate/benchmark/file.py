@@ -19,7 +19,7 @@ from brd_edge.runtime.errors import RunError
 
 __all__ = ["SCHEMA_VERSION", "Benchmark", "check_benchmark", "read_benchmark"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _VALUE_LENGTH_MAX = 80
 _AGAIN = "run the benchmark stage again with --from benchmark"
@@ -90,7 +90,7 @@ class EnvironmentEntry(Entry):
 class Benchmark(Entry):
     """The content of `benchmark.json`: everything that a run measured."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[3]
     """Version of this format."""
     recipe: str
     """Name of the recipe."""

@@ -22,7 +22,7 @@ __all__ = [
 
 _STATUS_MARKS = {"measured": "✓", "built": "●", "skipped": "○", "failed": "✕"}
 _STOPPED = {
-    "interval": "the interval was narrow enough",
+    "interval": "the intervals were narrow enough",
     "samples": "the wanted number of samples was reached",
     "budget": "the time was over",
 }
@@ -101,7 +101,9 @@ def latency_rows(engines: Sequence[Mapping[str, Any]], labels: Sequence[str], di
                 )
                 for name in ("p50", "p90", "p95", "p99")
             ]
-            cells += [(milliseconds(latency.get(name), digits=digits), "") for name in ("mean", "min")]
+            mean = milliseconds_interval(intervals.get("mean"), digits=digits)
+            cells += [(milliseconds(latency.get("mean"), digits=digits), mean)]
+            cells += [(milliseconds(latency.get("min"), digits=digits), "")]
             how = _STOPPED.get(str(latency.get("stopped") or ""), "")
             rows.append(
                 {
@@ -123,9 +125,9 @@ def throughput_lines(engines: Sequence[Mapping[str, Any]], labels: Sequence[str]
         found = engine.get("throughput")
         if found:
             low, high = found["interval"]
+            ends = f"from {low:.1f}" if high is None else f"{low:.1f} to {high:.1f}"
             lines.append(
-                f"{label}: {found['rate_hz']:.1f} frames a second ({low:.1f} to {high:.1f}) "
-                f"with {found['streams']} streams at once"
+                f"{label}: {found['rate_hz']:.1f} frames a second ({ends}) with {found['streams']} streams at once"
             )
     return lines
 
