@@ -30,10 +30,10 @@ Open = Callable[[], AbstractContextManager[Call]]
 
 _WARMUP_MIN = 8
 _WARM_S = 1.0
-_TURNS = 20
-"""Turns in a round; each gives a ratio."""
+_TURNS = 18
+"""Turns in a round, each of which gives a ratio: every order three times."""
 # each call comes after each other one, and first in a turn, as often as the others: what one leaves in the caches
-# favours none
+# favours none. Rounds begin with another order each, because what comes first after the warm-up may differ too
 _ORDERS = tuple(permutations(("a", "b", "c")))
 
 
@@ -109,7 +109,7 @@ def compare_latency(
     stopped: Stopped = "samples"
     before = read_clocks()
     while len(rounds) < rounds_max:
-        rounds.append(_run_round(openers, _ORDERS[len(rounds) % len(_ORDERS)]))
+        rounds.append(_run_round(openers, len(rounds)))
         if len(rounds) < rounds_min:
             continue
         interval = compare_ratios(_ratios(rounds, "b"), margin=margin).ratio
@@ -122,8 +122,9 @@ def compare_latency(
     return _conclude(rounds, margin, stopped, clock_warnings(before, read_clocks()))
 
 
-def _run_round(openers: Mapping[str, Open], order: tuple[str, ...]) -> dict[str, list[float]]:
-    """Open everything in an order, warm it up, and take the turns; return the samples in milliseconds."""
+def _run_round(openers: Mapping[str, Open], number: int) -> dict[str, list[float]]:
+    """Open everything in the order of this round, warm it up, and take the turns; return the milliseconds."""
+    order = _ORDERS[number % len(_ORDERS)]
     times: dict[str, list[float]] = {name: [] for name in openers}
     with ExitStack() as stack:
         calls = {name: stack.enter_context(openers[name]()) for name in order}
@@ -131,7 +132,7 @@ def _run_round(openers: Mapping[str, Open], order: tuple[str, ...]) -> dict[str,
             for call in calls.values():
                 warm_up(call, least=_WARMUP_MIN, budget_s=_WARM_S)
             for turn in range(_TURNS):
-                forth = _ORDERS[turn % len(_ORDERS)]
+                forth = _ORDERS[(number + turn) % len(_ORDERS)]
                 _take_turn(calls, times, (*forth, *reversed(forth)))
     return times
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -58,8 +60,8 @@ def test_calls_that_are_equal_are_equivalent(clock: Clock) -> None:
     rounds = len(found.samples_ms["a"])
     assert clock.opened.count("a") == 2 * rounds
     assert clock.opened.count("b") == rounds
-    assert {len(times) for times in found.samples_ms["control"]} == {40}
-    assert found.comparison.pairs == 20 * rounds
+    assert {len(times) for times in found.samples_ms["control"]} == {36}
+    assert found.comparison.pairs == 18 * rounds
 
 
 @pytest.mark.parametrize(("ms", "verdict"), [(10.3, "slower"), (9.7, "faster")])
@@ -117,6 +119,32 @@ def test_turns_are_balanced(clock: Clock) -> None:
     compare_latency(*(clock.opener(name, 10) for name in "ab"), rounds_min=6, rounds_max=6)
     assert [clock.opened[i : i + 3].count("b") for i in range(0, 18, 3)] == [1] * 6
     assert sorted(clock.opened[i : i + 3].index("b") for i in range(0, 18, 3)) == [0, 0, 1, 1, 2, 2]
+
+
+def test_each_call_stands_in_each_place_as_often(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every round, whatever number of them there are, of which the rounds' first turns are balanced as well."""
+    turns: list[tuple[str, ...]] = []
+    take = compare._take_turn
+
+    def taken(
+        calls: Mapping[str, Callable[[], object]], times: Mapping[str, list[float]], order: tuple[str, ...]
+    ) -> None:
+        turns.append(order)
+        take(calls, times, order)
+
+    monkeypatch.setattr(compare, "_take_turn", taken)
+    found = compare_latency(*(clock.opener(name, 10) for name in "ab"), rounds_min=6, rounds_max=6)
+    count = len(turns) // len(found.samples_ms["a"])
+    for begin in range(0, len(turns), count):
+        for place in range(6):
+            assert Counter(order[place] for order in turns[begin : begin + count]) == dict.fromkeys("abc", count / 3)
+        followed = Counter(
+            pair for order in turns[begin : begin + count] for pair in pairwise(order) if len({*pair}) > 1
+        )
+        assert len(set(followed.values())) == 1
+        assert len(followed) == 6
+    assert Counter(turns[begin][0] for begin in range(0, len(turns), count)) == dict.fromkeys("abc", 2)
+    assert all(order == order[::-1] for order in turns)
 
 
 def test_wrong_arguments() -> None:
