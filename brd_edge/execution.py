@@ -36,7 +36,7 @@ __all__ = ["execute"]
 log = logging.getLogger("brd_edge")
 
 _PUBLISHED = {
-    "benchmark": ("benchmark.json", "images.npz", "report.html", "attribution.json"),
+    "benchmark": ("benchmark.json", "images.npz", "latency.npz", "report.html", "attribution.json"),
     "bundle": ("bundle", "bundle.tar.gz"),
     "ship": ("ship.json",),
 }

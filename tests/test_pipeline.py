@@ -74,6 +74,7 @@ def test_a_run_leaves_everything(finished: Path) -> None:
         "export/zero_cost.json",
         "benchmark.json",
         "images.npz",
+        "latency.npz",
         "report.html",
         "bundle/manifest.json",
     ):
@@ -172,7 +173,29 @@ def test_counts_of_images_sum_up_to_the_scores(finished: Path) -> None:
         hit, either, *_ = found.counts[name].sum(0)
         assert np.mean(hit[either > 0] / either[either > 0]) == pytest.approx(scores.miou)
     outputs = json.loads((finished / "stages" / "benchmark.json").read_text(encoding="utf-8"))["outputs"]
-    assert set(outputs) == {"benchmark.json", "images.npz"}
+    assert set(outputs) == {"benchmark.json", "images.npz", "latency.npz"}
+
+
+def test_ratios_and_percentiles_follow_from_the_recorded_times(finished: Path) -> None:
+    benchmark = read_benchmark(finished / "benchmark.json")
+    with np.load(finished / "latency.npz", allow_pickle=False) as times:
+        for engine in benchmark.engines:
+            if engine.status != "measured":
+                assert not any(name.startswith(f"{engine.name}/") for name in times.files)
+                continue
+            assert engine.latency_ms is not None
+            assert engine.engine_latency_ms is not None
+            assert tuple(times[f"{engine.name}/frame_to_class_map"]) == engine.samples_ms
+            alone = times[f"{engine.name}/engine_alone"]
+            assert np.percentile(alone, 95) == pytest.approx(engine.engine_latency_ms.p95)
+            (cost,) = (item for item in benchmark.zero_cost.engines if item.name == engine.name)
+            assert cost.latency is not None
+            a, b, control = (
+                times[f"{engine.name}/cost/{name}"].reshape(-1, 2).sum(1) for name in ("a", "b", "control")
+            )
+            for found, mine in ((cost.latency.comparison, b), (cost.latency.control, control)):
+                assert found.pairs == len(a)
+                assert found.ratio.value == pytest.approx(np.exp(np.median(np.log(mine / a))))
 
 
 def test_a_run_compared_with_itself(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ class Throughput:
         streams: Streams at once.
         frames: Frames that were done.
         duration_s: Seconds that it took.
+        windows_hz: Frames a second in each window of time, in order.
         warnings: What may have disturbed the measurement, a sentence each.
     """
 
@@ -44,6 +45,7 @@ class Throughput:
     streams: int
     frames: int
     duration_s: float
+    windows_hz: tuple[float, ...]
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -121,5 +123,7 @@ def _summarise(done: list[list[float]], begun: float, budget_s: float, warnings:
     # the window is as long as several frames: a frame that ends just outside of it must not change the rate
     windows = max(1, min(_WINDOWS, int(len(ends) / (4 * len(done)))))
     counts, _ = np.histogram(ends[ends <= budget_s], bins=windows, range=(0.0, budget_s))
-    rate = mean_interval(counts * windows / budget_s)
-    return Throughput(rate, len(done), len(ends), float(ends[-1]), tuple(warnings))
+    windows_hz = counts * windows / budget_s
+    return Throughput(
+        mean_interval(windows_hz), len(done), len(ends), float(ends[-1]), tuple(windows_hz.tolist()), tuple(warnings)
+    )

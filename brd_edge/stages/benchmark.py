@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from brd_edge.data.dataset import Dataset, read_frame
 from brd_edge.environment import describe_environment
 from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor, model_predictor
+from brd_edge.evaluate.benchmark import images, timings
 from brd_edge.evaluate.benchmark.file import SCHEMA_VERSION, check_benchmark
-from brd_edge.evaluate.benchmark.images import FILE_NAME, write_image_counts
+from brd_edge.evaluate.benchmark.images import write_image_counts
+from brd_edge.evaluate.benchmark.timings import write_timings
 from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
 from brd_edge.evaluate.intervals import class_iou_intervals, score_intervals, score_losses
 from brd_edge.evaluate.report.gallery import PLAIN_TITLE
@@ -63,6 +65,8 @@ class _Validation:
     """Class maps for the report, by title and index of the sample."""
     counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """What was counted in each image, by `teacher`, `student`, `compared` and the names of engines."""
+    times: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Every time that was measured, as `latency.npz` names it."""
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -161,7 +165,7 @@ def _measure_all(context: Context, validation: _Validation) -> tuple[list[dict[s
             engine["gates_broken"] = broken_gates(limits, engine=engine)
         if entry["status"] != "built":
             continue
-        costs.append(added_cost(context, entry, frame, status=engine["status"]))
+        costs.append(added_cost(context, entry, frame, status=engine["status"], times=validation.times))
         if engine["status"] in ("measured", "built"):
             engine["gates_broken"] = broken_gates(limits, engine=engine, cost=costs[-1])
     return engines, costs
@@ -267,7 +271,7 @@ def _measure(context: Context, validation: _Validation, entry: dict[str, Any], *
         with open_engine(directory, contract=validation.contract, threads=settings.threads) as runner:
             scores = _scores(validation, runner.infer, title, name=entry["name"])
             context.say(f"benchmark: timing {title} (at most {settings.budget_s:.0f} s unless it is slow)")
-            timing = time_engine(directory, runner, frame, settings, gated=gated)
+            timing, times = time_engine(directory, runner, frame, settings, gated=gated)
     except RuntimeMissingError as error:
         return {**result, "status": "built", "reason": f"not measured: {error}"}
     except BrdEdgeError as error:
@@ -276,6 +280,7 @@ def _measure(context: Context, validation: _Validation, entry: dict[str, Any], *
         # a vendor's library may raise anything; the other engines do not depend on it
         log.exception("%s failed", entry["name"])
         return {**result, "status": "failed", "reason": f"{type(error).__name__}: {error}"}
+    validation.times.update({f"{entry['name']}/{key}": values for key, values in times.items()})
     return {
         **result,
         **scores,
@@ -287,13 +292,14 @@ def _measure(context: Context, validation: _Validation, entry: dict[str, Any], *
 def _write(context: Context, benchmark: dict[str, Any], validation: _Validation) -> list[Path]:
     from brd_edge.evaluate.report.page import write_report
 
-    names = ("benchmark.json", FILE_NAME, "report.html")
-    json_path, counts_path, report_path = (context.run.path(name) for name in names)
+    names = ("benchmark.json", images.FILE_NAME, timings.FILE_NAME, "report.html")
+    json_path, counts_path, times_path, report_path = (context.run.path(name) for name in names)
     check_benchmark(benchmark)
     write_json_atomic(json_path, benchmark)
     measured = [entry["name"] for entry in benchmark["engines"] if entry["status"] == "measured"]
     counts = {name: validation.counts[name] for name in ("teacher", "student", *measured)}
     write_image_counts(counts_path, [sample.id for sample in validation.dataset.val], counts)
+    write_timings(times_path, validation.times)
     write_report(
         report_path,
         benchmark=json.loads(json_path.read_text(encoding="utf-8")),
@@ -306,7 +312,7 @@ def _write(context: Context, benchmark: dict[str, Any], validation: _Validation)
         ),
         curves=report_curves(context.run),
     )
-    return [json_path, counts_path, report_path]
+    return [json_path, counts_path, times_path, report_path]
 
 
 def _compared_run(recipe: Recipe) -> Path | None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from brd_edge.runtime.errors import BrdEdgeError
 from brd_edge.stages.context import Context
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
 __all__ = ["added_cost"]
@@ -17,7 +19,14 @@ __all__ = ["added_cost"]
 log = logging.getLogger("brd_edge")
 
 
-def added_cost(context: Context, entry: dict[str, Any], frame: npt.NDArray[np.uint8], *, status: str) -> dict[str, Any]:
+def added_cost(
+    context: Context,
+    entry: dict[str, Any],
+    frame: npt.NDArray[np.uint8],
+    *,
+    status: str,
+    times: MutableMapping[str, npt.NDArray[np.float64]],
+) -> dict[str, Any]:
     """Compare an engine with the undistilled student's.
 
     Args:
@@ -25,6 +34,7 @@ def added_cost(context: Context, entry: dict[str, Any], frame: npt.NDArray[np.ui
         entry: The engine, as the stage `build` left it.
         frame: What both are timed on, uint8 (H, W, 3) of the contract's size.
         status: What came of measuring it: `"measured"`, `"built"` where it does not run here, or `"failed"`.
+        times: Gets every time that is taken, as `latency.npz` names it.
 
     Returns:
         The entry of `zero_cost.engines` in `benchmark.json`; `reason` says what could not be compared.
@@ -57,4 +67,6 @@ def added_cost(context: Context, entry: dict[str, Any], frame: npt.NDArray[np.ui
         # a vendor's library may raise anything; the other engines do not depend on it
         log.exception("%s against the undistilled one failed", entry["name"])
         return {**result, "reason": f"{type(error).__name__}: {error}"}
+    if cost.latency is not None:
+        times.update({f"{entry['name']}/cost/{key}": np.array(ms) for key, ms in cost.latency.samples_ms.items()})
     return {**result, **cost.to_json()}

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from brd_edge.runtime.engine import Runner, open_engine
 from brd_edge.runtime.latency import Narrow, measure_latency
 from brd_edge.runtime.throughput import measure_throughput
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     from brd_edge.recipe import BenchmarkSection
@@ -24,7 +25,7 @@ _NARROW_P95 = 0.02
 
 def time_engine(
     directory: Path, runner: Runner, frame: npt.NDArray[np.uint8], settings: BenchmarkSection, *, gated: bool
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.float64]]]:
     """Time an engine from frame to class map, the engine alone, and, where the recipe asks for it, many at once.
 
     Args:
@@ -35,7 +36,8 @@ def time_engine(
         gated: Whether p95 has a limit: then its interval has to be narrow too before the timing ends.
 
     Returns:
-        The entries `latency_ms`, `samples_ms`, `engine_latency_ms` and `throughput` of `benchmark.json`.
+        The entries `latency_ms`, `samples_ms`, `engine_latency_ms` and `throughput` of `benchmark.json`, and every
+        time as `latency.npz` names it.
     """
     after_s, after_samples = settings.narrow_after_s, settings.narrow_after_samples
     whole, alone = (
@@ -57,9 +59,13 @@ def time_engine(
                 yield lambda: own.infer(frame)
 
         throughput = measure_throughput(opened, streams=settings.threads, budget_s=settings.budget_s)
-    return {
+    times = {"frame_to_class_map": np.array(whole.samples_ms), "engine_alone": np.array(alone.samples_ms)}
+    if throughput is not None:
+        times["throughput"] = np.array(throughput.windows_hz)
+    entries = {
         "latency_ms": whole.to_json(),
         "samples_ms": whole.samples_ms,
         "engine_latency_ms": alone.to_json(),
         "throughput": None if throughput is None else throughput.to_json(),
     }
+    return entries, times

@@ -31,6 +31,7 @@ def test_streams_add_up() -> None:
     # a sleep is never shorter than asked for, and little longer unless the machine is very busy
     assert 0.5 * 400 < found.rate_hz.value <= 400
     assert found.rate_hz.low <= found.rate_hz.value <= found.rate_hz.high
+    assert np.mean(found.windows_hz) == pytest.approx(found.rate_hz.value)
     assert found.frames == pytest.approx(found.rate_hz.value * 1.0, abs=8)
     assert found.to_json()["interval"] == [found.rate_hz.low, found.rate_hz.high]
 
