@@ -53,7 +53,7 @@ what could not be decided), 1 a run cannot be used, 2 the command line is wrong
 class _Timing:
     """How engines are timed: on what, and with how many threads."""
 
-    frame: NDArray[np.uint8]
+    frames: Sequence[NDArray[np.uint8]]
     told: str
     threads: int | None
 
@@ -185,6 +185,8 @@ def _machine_differences(before: RunRecord, after: RunRecord) -> str:
     a, b = before.benchmark.environment, after.benchmark.environment
     pairs = {key: (getattr(a, key), getattr(b, key)) for key in _MACHINE}
     found = [f"{key} {mine} against {theirs}" for key, (mine, theirs) in pairs.items() if mine != theirs]
+    if before.benchmark.timed_images != after.benchmark.timed_images:
+        found.append("on other images")
     threads = [_threads(run) for run in (before, after)]
     if threads[0] != threads[1]:
         found.append(f"threads {threads[0]} against {threads[1]}")
@@ -192,20 +194,23 @@ def _machine_differences(before: RunRecord, after: RunRecord) -> str:
 
 
 def _timing(directory: Path, before: RunRecord, after: RunRecord) -> _Timing:
-    """Return the frame, B's first validation image or else noise, and B's number of threads."""
+    """Return the frames, the validation images that B was timed on or else noise, and B's number of threads."""
     contract = InputContract.from_json(after.benchmark.contract.model_dump())
     try:
-        frame = read_frame(load_dataset(directory / "data").val[0], contract)
-        what = "B's first validation image"
+        wanted = set(after.benchmark.timed_images)
+        frames = [read_frame(item, contract) for item in load_dataset(directory / "data").val if item.id in wanted]
     except DataError:
+        frames = []
+    what = f"{len(frames)} of B's validation images" if len(frames) != 1 else "one of B's validation images"
+    if not frames:
         shape = (contract.height, contract.width, 3)
-        frame = np.random.default_rng(_SEED).integers(0, 256, shape, np.uint8)
+        frames = [np.random.default_rng(_SEED).integers(0, 256, shape, np.uint8)]
         what = "a random frame, as B's validation images are not there"
     threads = _threads(after)
     told = f"timed now, in turns A B B A, on {what}, {threads or 'as many as the runtime takes'} threads"
     if _threads(before) != threads:
         told += f" (A's recipe has {_threads(before)})"
-    return _Timing(frame, told, threads)
+    return _Timing(frames, told, threads)
 
 
 def _threads(run: RunRecord) -> int | None:
@@ -230,7 +235,7 @@ def _cannot_be_timed(engine: EngineEntry, before: RunRecord, after: RunRecord) -
 def _timed(directories: Sequence[Path], timing: _Timing, *, margin: float, budget_s: float) -> LatencyChange:
     before, after = directories
     try:
-        return timed_change(before, after, timing.frame, threads=timing.threads, margin=margin, budget_s=budget_s)
+        return timed_change(before, after, timing.frames, threads=timing.threads, margin=margin, budget_s=budget_s)
     except BrdEdgeError as error:
         return LatencyChange(None, reason=str(error))
     except Exception as error:

@@ -148,6 +148,7 @@ def made_benchmark(
                 },
             ],
         },
+        "timed_images": ["000"],
         "environment": {
             **{"cpu": "A CPU", "cores": 2, "memory_bytes": 8_000_000_000, "os": "Linux", "python": "3.11.7"},
             **{"gpu": None, "driver": None, "commit": None, "packages": {"torch": "2.15.0"}},

@@ -107,6 +107,7 @@ def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
     benchmark = json.loads((finished / "benchmark.json").read_text(encoding="utf-8"))
 
     assert read_benchmark(finished / "benchmark.json").schema_version == benchmark["schema_version"] == 3
+    assert benchmark["timed_images"] == [sample.id for sample in load_dataset(finished / "data").val]
     proof = benchmark["zero_cost"]
     assert [proof[key] for key in ("equal", "params_equal", "macs_equal", "differences")] == [True, True, True, []]
     costs = {entry["name"].split("-")[0]: entry for entry in proof["engines"]}
@@ -136,6 +137,7 @@ def test_benchmark_json_has_what_is_documented(finished: Path) -> None:
         assert latency["p50"] == pytest.approx(np.percentile(entry["samples_ms"], 50))
         assert 0 < latency["min"] <= latency["p50"] <= latency["p95"] <= latency["p99"]
         assert entry["engine_latency_ms"]["n"] >= 5
+        assert (latency["frames"], entry["engine_latency_ms"]["frames"]) == (3, 1)
         assert (entry["throughput"], entry["gates"]["miou_drop_max"]) == (None, 0.5)
         for name in ("miou", "boundary_iou", "pixel_accuracy", "boundary_f", "connectivity_error", "argmax_agreement"):
             low, high = entry["intervals"][name]
@@ -204,7 +206,7 @@ def test_a_run_compared_with_itself(finished: Path, capsys: pytest.CaptureFixtur
     assert found["worse"] == found["better"] == found["recipe"] == found["environment"] == []
     assert found["images"] == {"count": 3, "only_before": 0, "only_after": 0, "altered": 0, "checked": True}
     assert all(score["verdict"] == "equivalent" for scores in found["scores"].values() for score in scores.values())
-    assert "on B's first validation image" in found["latency_method"]
+    assert "on 3 of B's validation images" in found["latency_method"]
     timed = {engine["name"]: engine["latency"] for engine in found["engines"]}
     # what four rounds decide is the machine's affair, but they were made
     assert timed["onnxruntime-fp32-x86-cpu"]["ratio"]["value"] > 0

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from brd_edge.evaluate.contents import read_contents
 from brd_edge.evaluate.layers import list_layers
 from brd_edge.evaluate.proof import judge_cost
-from brd_edge.runtime.compare import Open, PairedLatency, compare_latency
+from brd_edge.runtime.compare import Open, PairedLatency, compare_latency, frames_by_turn
 from brd_edge.runtime.engine import open_engine, read_engine
 from brd_edge.runtime.errors import RuntimeMissingError
 
@@ -114,7 +114,7 @@ def compare_structure(student: Path, plain: Path, *, threads: int | None = None)
 def compare_engines(
     student: Path,
     plain: Path,
-    frame: NDArray[np.uint8],
+    frames: Sequence[NDArray[np.uint8]],
     *,
     threads: int | None,
     margin: float,
@@ -125,7 +125,7 @@ def compare_engines(
     Args:
         student: Directory of the distilled student's engine.
         plain: Directory of the undistilled student's, built alike.
-        frame: What they are timed on, uint8 (H, W, 3) of the contract's size.
+        frames: What they are timed on, turn by turn: at least one, uint8 (H, W, 3) of the contract's size.
         threads: Threads of the runtime; None leaves the choice to it.
         margin: Largest difference of latency that counts as none, as a share.
         budget_s: Seconds for the timing.
@@ -138,16 +138,17 @@ def compare_engines(
     # how long a class map from coarse logits takes depends on how many boundaries the picture has, and the
     # undistilled student's weights draw another picture: that is not what distillation adds to the engine
     alone = read_engine(student).logits is not None
+    current, on_turn = frames_by_turn(frames)
 
     def opener(path: Path) -> Open:
         @contextmanager
         def opened() -> Iterator[Callable[[], object]]:
             with open_engine(path, threads=threads) as runner:
-                yield runner.bind(frame) if alone else lambda: runner.infer(frame)
+                yield runner.bind(frames[0]) if alone else lambda: runner.infer(current())
 
         return opened
 
-    latency = compare_latency(opener(plain), opener(student), margin=margin, budget_s=budget_s)
+    latency = compare_latency(opener(plain), opener(student), margin=margin, budget_s=budget_s, on_turn=on_turn)
     return replace(structure, latency=latency, latency_of="engine alone" if alone else "frame to class map")
 
 

@@ -9,11 +9,11 @@ runs a second A in the same turns: where A differs from A, the session cannot ju
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.latency import Stopped, collector_off, warm_up
 from brd_edge.runtime.statistics import Comparison, FloatArray, compare_ratios
 
-__all__ = ["Open", "PairedLatency", "compare_latency"]
+__all__ = ["Open", "PairedLatency", "compare_latency", "frames_by_turn"]
 
+Frame = TypeVar("Frame")
 Call = Callable[[], object]
 Open = Callable[[], AbstractContextManager[Call]]
 """Opens an engine anew and yields a call that returns only when its work is done."""
@@ -74,6 +75,7 @@ def compare_latency(
     rounds_min: int = 4,
     rounds_max: int = 60,
     budget_s: float = 60.0,
+    on_turn: Callable[[int], object] = lambda _turn: None,
 ) -> PairedLatency:
     """Time two engines in turns.
 
@@ -87,6 +89,8 @@ def compare_latency(
         rounds_min: Rounds that are made whatever they cost, at least 3.
         rounds_max: Rounds after which to stop.
         budget_s: Seconds for all of it, above 0.
+        on_turn: Is told which turn begins, from 0 over all rounds: what all of them work on may change there, and is
+            the same within a turn (`frames_by_turn`).
 
     Returns:
         The verdict, `"undecided"` where the control differs from itself.
@@ -109,7 +113,7 @@ def compare_latency(
     stopped: Stopped = "samples"
     before = read_clocks()
     while len(rounds) < rounds_max:
-        rounds.append(_run_round(openers, len(rounds)))
+        rounds.append(_run_round(openers, len(rounds), on_turn))
         if len(rounds) < rounds_min:
             continue
         interval = compare_ratios(_ratios(rounds, "b"), margin=margin).ratio
@@ -122,7 +126,27 @@ def compare_latency(
     return _conclude(rounds, margin, stopped, clock_warnings(before, read_clocks()))
 
 
-def _run_round(openers: Mapping[str, Open], number: int) -> dict[str, list[float]]:
+def frames_by_turn(frames: Sequence[Frame]) -> tuple[Callable[[], Frame], Callable[[int], None]]:
+    """Let frames take turns, so that what is compared works on the same one.
+
+    Args:
+        frames: At least one.
+
+    Returns:
+        A call that returns the frame whose turn it is, and `compare_latency`'s `on_turn`.
+
+    Example:
+        >>> current, on_turn = frames_by_turn(frames)  # openers' calls: `lambda: runner.infer(current())`
+    """
+    place = [0]
+
+    def on_turn(turn: int) -> None:
+        place[0] = turn % len(frames)
+
+    return lambda: frames[place[0]], on_turn
+
+
+def _run_round(openers: Mapping[str, Open], number: int, on_turn: Callable[[int], object]) -> dict[str, list[float]]:
     """Open everything in the order of this round, warm it up, and take the turns; return the milliseconds."""
     order = _ORDERS[number % len(_ORDERS)]
     times: dict[str, list[float]] = {name: [] for name in openers}
@@ -132,6 +156,7 @@ def _run_round(openers: Mapping[str, Open], number: int) -> dict[str, list[float
             for call in calls.values():
                 warm_up(call, least=_WARMUP_MIN, budget_s=_WARM_S)
             for turn in range(_TURNS):
+                on_turn(number * _TURNS + turn)
                 forth = _ORDERS[(number + turn) % len(_ORDERS)]
                 _take_turn(calls, times, (*forth, *reversed(forth)))
     return times

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.percentiles import percentile_intervals
 from brd_edge.runtime.statistics import Interval, drift_ratio, mean_interval
 
-__all__ = ["Latency", "Narrow", "Stopped", "collector_off", "latency_of", "measure_latency", "warm_up"]
+__all__ = ["Latency", "Narrow", "Stopped", "collector_off", "in_rotation", "latency_of", "measure_latency", "warm_up"]
 
 Stopped = Literal["interval", "samples", "budget"]
 
@@ -52,6 +53,7 @@ class Latency:
         warm: Whether the warm-up ended because calls took alike, not because its time was over.
         drift: Median of the last third of the samples over that of the first third.
         samples_ms: Every sample, in the order taken.
+        frames: Number of frames that took turns, call by call.
         stopped: Why sampling ended: the `"interval"` was narrow enough, the wanted number of `"samples"` was taken, or
             the time `"budget"` was spent.
         warnings: What may have disturbed the measurement, a sentence each.
@@ -68,6 +70,7 @@ class Latency:
     warm: bool
     drift: float
     samples_ms: tuple[float, ...]
+    frames: int
     stopped: Stopped
     warnings: tuple[str, ...]
 
@@ -103,6 +106,7 @@ class Latency:
                 name: [item.low, item.high if math.isfinite(item.high) else None] for name, item in figures.items()
             },
             "n": self.n,
+            "frames": self.frames,
             "warmup_n": self.warmup_n,
             "warm": self.warm,
             "drift": self.drift,
@@ -116,6 +120,7 @@ def latency_of(
     *,
     warmup_n: int,
     stopped: Stopped,
+    frames: int = 1,
     warm: bool = True,
     warnings: Sequence[str] = (),
 ) -> Latency:
@@ -125,6 +130,7 @@ def latency_of(
         samples_ms: Milliseconds a call, in the order taken; at least one.
         warmup_n: Calls made before the first sample.
         stopped: Why sampling ended.
+        frames: Number of frames that took turns, at least 1.
         warm: Whether calls took alike at the end of the warm-up.
         warnings: What is known to have disturbed the measurement.
 
@@ -141,10 +147,9 @@ def latency_of(
     if abs(drift - 1) > _DRIFT:
         direction = "slower" if drift > 1 else "faster"
         found.append(f"the last third of the samples was {100 * abs(drift - 1):.0f} % {direction} than the first")
-    if p50.value > _SLOW_MEDIAN * min(samples_ms) > 0:
-        found.append(
-            f"the median is {p50.value / min(samples_ms):.1f} times the fastest call: something else may have run"
-        )
+    slow = _median_over_fastest(samples_ms, frames)
+    if slow > _SLOW_MEDIAN:
+        found.append(f"the median is {slow:.1f} times the fastest call: something else may have run")
     return Latency(
         p50=p50,
         p90=p90,
@@ -157,6 +162,7 @@ def latency_of(
         warm=warm,
         drift=drift,
         samples_ms=tuple(float(sample) for sample in samples_ms),
+        frames=frames,
         stopped=stopped,
         warnings=tuple(found),
     )
@@ -197,6 +203,7 @@ def measure_latency(
     samples_max: int = 10_000,
     budget_s: float = 10.0,
     narrow: Narrow | None = None,
+    frames: int = 1,
 ) -> Latency:
     """Time `call` again and again.
 
@@ -212,6 +219,8 @@ def measure_latency(
         samples_max: Samples after which to stop, at least `samples_min`.
         budget_s: Seconds for warm-up and samples together, above 0.
         narrow: Which intervals are narrow enough; `Narrow()` when not given.
+        frames: Number of frames that take turns in `call`, at least 1 (`in_rotation`): how long a call takes may
+            depend on the frame, and is compared with that of the same frames.
 
     Raises:
         EngineError: An argument is out of its range.
@@ -221,21 +230,41 @@ def measure_latency(
         >>> latency.p50_ms
         12.3
     """
-    if warmup_min < 0 or not 1 <= samples_min <= samples_max or budget_s <= 0:
+    if warmup_min < 0 or not 1 <= samples_min <= samples_max or budget_s <= 0 or frames < 1:
         raise EngineError(
-            "latency: expected warmup_min >= 0, 1 <= samples_min <= samples_max and budget_s > 0, "
-            f"got {warmup_min}, {samples_min}, {samples_max} and {budget_s}"
+            "latency: expected warmup_min >= 0, 1 <= samples_min <= samples_max, budget_s > 0 and frames >= 1, "
+            f"got {warmup_min}, {samples_min}, {samples_max}, {budget_s} and {frames}"
         )
     end = time.perf_counter_ns() + int(budget_s * 1e9)
     with collector_off():
-        warmup_n, warm = warm_up(call, least=warmup_min, least_s=_WARM_LEAST_S, budget_s=_WARM_SHARE * budget_s)
+        warmup_n, warm = warm_up(
+            call, least=warmup_min, least_s=_WARM_LEAST_S, budget_s=_WARM_SHARE * budget_s, frames=frames
+        )
         before = read_clocks()
         samples_ms, stopped = _sample(call, samples_min, samples_max, end, narrow or Narrow())
         warnings = clock_warnings(before, read_clocks())
-    return latency_of(samples_ms, warmup_n=warmup_n, stopped=stopped, warm=warm, warnings=warnings)
+    return latency_of(samples_ms, warmup_n=warmup_n, stopped=stopped, frames=frames, warm=warm, warnings=warnings)
 
 
-def warm_up(call: Callable[[], object], *, least: int, budget_s: float, least_s: float = 0.0) -> tuple[int, bool]:
+def in_rotation(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """Return a call that makes one of several calls, the next one each time.
+
+    Args:
+        calls: At least one, such as an engine's on different frames.
+    """
+    if len(calls) == 1:
+        return calls[0]
+    turns = cycle(calls)
+
+    def call() -> object:
+        return next(turns)()
+
+    return call
+
+
+def warm_up(
+    call: Callable[[], object], *, least: int, budget_s: float, least_s: float = 0.0, frames: int = 1
+) -> tuple[int, bool]:
     """Call until the medians of two windows of calls, one after the other, differ by less than 2 %.
 
     Args:
@@ -244,12 +273,14 @@ def warm_up(call: Callable[[], object], *, least: int, budget_s: float, least_s:
         budget_s: Seconds after which to stop all the same.
         least_s: Fewest seconds, where the budget allows them: what ran before leaves caches, clocks and threads
             as it wants them, and a few fast calls do not show it.
+        frames: Number of frames that take turns in `call`; a window has all of them.
 
     Returns:
         The number of calls, and whether they took alike at the end.
     """
     if least == 0:
         return 0, True
+    window = frames * -(-_WARM_WINDOW // frames)
     times: list[float] = []
     start = time.perf_counter()
     end, early = start + budget_s, start + least_s
@@ -260,12 +291,18 @@ def warm_up(call: Callable[[], object], *, least: int, budget_s: float, least_s:
         times.append(now - before)
         if len(times) < least:
             continue
-        if len(times) >= 2 * _WARM_WINDOW and now >= early:
-            last, earlier = np.median(times[-_WARM_WINDOW:]), np.median(times[-2 * _WARM_WINDOW : -_WARM_WINDOW])
+        if len(times) >= 2 * window and now >= early:
+            last, earlier = np.median(times[-window:]), np.median(times[-2 * window : -window])
             if abs(last - earlier) <= _WARM_TOLERANCE * earlier:
                 return len(times), True
         if now >= end:
             return len(times), False
+
+
+def _median_over_fastest(samples_ms: Sequence[float], frames: int) -> float:
+    """Return how many times its fastest call the median of a frame is, in the median over the frames."""
+    each = [np.asarray(samples_ms[place::frames]) for place in range(min(frames, len(samples_ms)))]
+    return float(np.median([np.median(times) / times.min() if times.min() > 0 else 1.0 for times in each]))
 
 
 def _sample(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +47,8 @@ __all__ = ["STAGE"]
 
 log = logging.getLogger("brd_edge")
 
+_FRAMES = 8
+"""Validation images that latency is measured on, spread over the split."""
 _SCORES = ("miou", "boundary_iou", "class_iou", "argmax_agreement", "intervals", "lost")
 _MEASURED = (*_SCORES, "latency_ms", "engine_latency_ms", "throughput")
 """What an engine that was not measured has none of."""
@@ -65,6 +67,8 @@ class _Validation:
     """Class maps for the report, by title and index of the sample."""
     counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """What was counted in each image, by `teacher`, `student`, `compared` and the names of engines."""
+    timed: list[int] = field(default_factory=list)
+    """Which samples every engine is timed on."""
     times: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """Every time that was measured, as `latency.npz` names it."""
 
@@ -142,6 +146,7 @@ def _work(context: Context) -> Outcome:
         },
         "environment": describe_environment(),
         "threads": recipe.benchmark.threads,
+        "timed_images": [dataset.val[index].id for index in validation.timed],
     }
     paths = _write(context, benchmark, validation)
     measured = sum(entry["status"] == "measured" for entry in engines)
@@ -152,12 +157,12 @@ def _work(context: Context) -> Outcome:
 
 def _measure_all(context: Context, validation: _Validation) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure every engine, compare its cost with the undistilled one's, and hold it to its gates."""
-    frame = read_frame(validation.dataset.val[0], validation.contract)
+    frames = [read_frame(validation.dataset.val[index], validation.contract) for index in validation.timed]
     engines, costs = [], []
     for entry in context.inputs["build"].result["engines"]:
         kind = {key: entry[key] for key in ("runtime", "precision", "target")}
         limits = Limits(**limits_of(context.recipe.gates, **kind))
-        engine = _measure(context, validation, entry, gated=limits.latency_ms_p95_max is not None)
+        engine = _measure(context, validation, entry, frames, gated=limits.latency_ms_p95_max is not None)
         engines.append(engine)
         engine["gates"] = present_limits(limits)
         if is_planned(entry):
@@ -165,7 +170,7 @@ def _measure_all(context: Context, validation: _Validation) -> tuple[list[dict[s
             engine["gates_broken"] = broken_gates(limits, engine=engine)
         if entry["status"] != "built":
             continue
-        costs.append(added_cost(context, entry, frame, status=engine["status"], times=validation.times))
+        costs.append(added_cost(context, entry, frames, status=engine["status"], times=validation.times))
         if engine["status"] in ("measured", "built"):
             engine["gates_broken"] = broken_gates(limits, engine=engine, cost=costs[-1])
     return engines, costs
@@ -174,7 +179,8 @@ def _measure_all(context: Context, validation: _Validation) -> tuple[list[dict[s
 def _reference(context: Context) -> _Validation:
     dataset = load_run_dataset(context)
     student = SegmentationMetrics(len(dataset.classes), keep_images=True)
-    return _Validation(dataset, input_contract(context.recipe), [], student)
+    timed = sample_indices(len(dataset.val), _FRAMES)
+    return _Validation(dataset, input_contract(context.recipe), [], student, timed=timed)
 
 
 def _evaluate_model(context: Context, validation: _Validation, title: str) -> dict[str, Any]:
@@ -254,14 +260,20 @@ def _ends(intervals: Mapping[str, Interval]) -> dict[str, list[float]]:
     return {name: [item.low, item.high] for name, item in intervals.items()}
 
 
-def _measure(context: Context, validation: _Validation, entry: dict[str, Any], *, gated: bool) -> dict[str, Any]:
+def _measure(
+    context: Context,
+    validation: _Validation,
+    entry: dict[str, Any],
+    frames: Sequence[NDArray[np.uint8]],
+    *,
+    gated: bool,
+) -> dict[str, Any]:
     empty = dict.fromkeys(_MEASURED)
     result = {**entry, **empty, "gates_broken": []}
     if entry["status"] != "built":
         return result
     settings = context.recipe.benchmark
     title = f"{entry['runtime']} {entry['precision']}"
-    frame = read_frame(validation.dataset.val[0], validation.contract)
     machines = TARGETS[entry["target"]].machines
     if platform.machine() not in machines:
         reason = f"not measured: it is for {' or '.join(machines)}, this machine is {platform.machine()}"
@@ -271,7 +283,7 @@ def _measure(context: Context, validation: _Validation, entry: dict[str, Any], *
         with open_engine(directory, contract=validation.contract, threads=settings.threads) as runner:
             scores = _scores(validation, runner.infer, title, name=entry["name"])
             context.say(f"benchmark: timing {title} (at most {settings.budget_s:.0f} s unless it is slow)")
-            timing, times = time_engine(directory, runner, frame, settings, gated=gated)
+            timing, times = time_engine(directory, runner, frames, settings, gated=gated)
     except RuntimeMissingError as error:
         return {**result, "status": "built", "reason": f"not measured: {error}"}
     except BrdEdgeError as error:

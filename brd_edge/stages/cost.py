@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ log = logging.getLogger("brd_edge")
 def added_cost(
     context: Context,
     entry: dict[str, Any],
-    frame: npt.NDArray[np.uint8],
+    frames: Sequence[npt.NDArray[np.uint8]],
     *,
     status: str,
     times: MutableMapping[str, npt.NDArray[np.float64]],
@@ -32,7 +32,7 @@ def added_cost(
     Args:
         context: Where the stage works.
         entry: The engine, as the stage `build` left it.
-        frame: What both are timed on, uint8 (H, W, 3) of the contract's size.
+        frames: What both are timed on in turns, uint8 (H, W, 3) of the contract's size.
         status: What came of measuring it: `"measured"`, `"built"` where it does not run here, or `"failed"`.
         times: Gets every time that is taken, as `latency.npz` names it.
 
@@ -56,7 +56,7 @@ def added_cost(
         cost = compare_engines(
             student,
             plain,
-            frame,
+            frames,
             threads=settings.threads,
             margin=settings.cost_margin_percent / 100,
             budget_s=settings.cost_budget_s,

@@ -86,7 +86,7 @@ def build(request: pytest.FixtureRequest, tmp_path: Path) -> Build:
 def test_other_weights_cost_the_same(build: Build) -> None:
     student, plain = build("student", seed=1), build("plain", seed=2)
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    found = compare_engines(student, plain, frame, threads=1, margin=0.2, budget_s=3)
+    found = compare_engines(student, plain, [frame], threads=1, margin=0.2, budget_s=3)
     assert found.differences == ()
     assert found.layers is not None
     assert found.layers[0] == found.layers[1] >= 4
@@ -122,7 +122,7 @@ def test_another_picture_is_no_cost_of_an_engine_of_coarse_logits(tmp_path: Path
             logits=logits,
         )
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    found = compare_engines(tmp_path / "noise", tmp_path / "one", frame, threads=1, margin=0.2, budget_s=3)
+    found = compare_engines(tmp_path / "noise", tmp_path / "one", [frame], threads=1, margin=0.2, budget_s=3)
     assert found.latency_of == "engine alone"
     assert found.latency is not None
     assert found.latency.comparison.ratio.value == pytest.approx(1, abs=0.3)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from brd_edge.runtime import compare
-from brd_edge.runtime.compare import Open, compare_latency
+from brd_edge.runtime.compare import Open, compare_latency, frames_by_turn
 from brd_edge.runtime.errors import EngineError
 
 
@@ -145,6 +145,29 @@ def test_each_call_stands_in_each_place_as_often(clock: Clock, monkeypatch: pyte
         assert len(followed) == 6
     assert Counter(turns[begin][0] for begin in range(0, len(turns), count)) == dict.fromkeys("abc", 2)
     assert all(order == order[::-1] for order in turns)
+
+
+def test_frames_take_turns_and_all_see_the_same(clock: Clock) -> None:
+    seen: dict[str, list[int]] = {"a": [], "b": []}
+    current, on_turn = frames_by_turn(range(8))
+
+    def opener(name: str) -> Open:
+        @contextmanager
+        def opened() -> Iterator[Callable[[], None]]:
+            def call() -> None:
+                seen[name].append(current())
+                clock.now_ns += 1_000_000 * (10 + current())
+
+            yield call
+
+        return opened
+
+    found = compare_latency(opener("a"), opener("b"), rounds_min=4, rounds_max=4, on_turn=on_turn)
+    # frames that take longer are in both times
+    assert found.comparison.ratio.value == found.control.ratio.value == 1
+    turns = [10 + turn % 8 for turn in range(4 * 18)]
+    assert [ms for times in found.samples_ms["b"] for ms in times] == [ms for ms in turns for _ in range(2)]
+    assert set(seen["a"]) == set(seen["b"]) == set(range(8))
 
 
 def test_wrong_arguments() -> None:

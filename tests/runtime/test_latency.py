@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from brd_edge.runtime.errors import EngineError
-from brd_edge.runtime.latency import Narrow, latency_of, measure_latency, warm_up
+from brd_edge.runtime.latency import Narrow, in_rotation, latency_of, measure_latency, warm_up
 
 
 def test_percentiles_of_known_samples() -> None:
@@ -112,6 +112,20 @@ def test_a_call_that_goes_on_becoming_faster_is_not_warm() -> None:
         "the calls still became faster or slower when the time for warming up was over",
         "the last third of the samples was 20 % slower than the first",
     )
+
+
+def test_calls_in_rotation_are_compared_with_those_on_the_same_frame() -> None:
+    seen: list[int] = []
+    calls = [lambda place=place: (seen.append(place), time.sleep((0.0002, 0.004)[place == 2])) for place in range(8)]
+    number, warm = warm_up(in_rotation(calls), least=5, budget_s=5, frames=8)
+    # windows have all frames: two of eight calls, and never the slow frame in one of them alone
+    assert (warm, number >= 16) == (True, True)
+    assert seen[:10] == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]
+    # half of the frames take three times as long, each always the same: nothing else has run
+    samples = [10.0 + 20 * (i % 2) + 0.01 * (i % 7) for i in range(200)]
+    assert latency_of(samples, warmup_n=0, stopped="samples", frames=2).warnings == ()
+    (warning,) = latency_of([10, 20, 20, 20] * 9, warmup_n=0, stopped="samples").warnings
+    assert "2.0 times the fastest call" in warning
 
 
 def test_garbage_collector_is_off_and_restored() -> None:

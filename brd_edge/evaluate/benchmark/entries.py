@@ -214,6 +214,8 @@ class LatencyEntry(Entry):
     """Calls a second, one after the other."""
     n: Annotated[int, Field(ge=1)]
     """Number of samples."""
+    frames: Annotated[int, Field(ge=1)]
+    """Number of frames that took turns, call by call: the first ones of `timed_images`."""
     warmup_n: Count
     """Calls before the first sample."""
     warm: bool

@@ -118,6 +118,8 @@ class Benchmark(Entry):
     """Which step lost how much accuracy."""
     environment: EnvironmentEntry
     """What it was measured with."""
+    timed_images: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Ids of the validation images whose frames took turns while latency was measured, the same for every engine."""
     threads: int | None = None
     """CPU threads of each engine while it was measured, `benchmark.threads`; null leaves the choice to the runtime."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brd_edge.evaluate.benchmark.entries import EngineEntry
-from brd_edge.runtime.compare import Open, compare_latency
+from brd_edge.runtime.compare import Open, compare_latency, frames_by_turn
 from brd_edge.runtime.engine import open_engine
 from brd_edge.runtime.statistics import Interval, Verdict, judge_ratio, ratio_of_medians
 
@@ -50,14 +50,20 @@ class LatencyChange:
 
 
 def timed_change(
-    before: Path, after: Path, frame: NDArray[np.uint8], *, threads: int | None, margin: float, budget_s: float
+    before: Path,
+    after: Path,
+    frames: Sequence[NDArray[np.uint8]],
+    *,
+    threads: int | None,
+    margin: float,
+    budget_s: float,
 ) -> LatencyChange:
     """Time both engines in turns, with a control of A against itself (`brd_edge.runtime.compare`).
 
     Args:
         before: Directory of A's engine.
         after: Directory of B's.
-        frame: What both are timed on, uint8 (H, W, 3) of the contracts' size.
+        frames: What both are timed on, turn by turn: at least one, uint8 (H, W, 3) of the contracts' size.
         threads: Threads of the runtime; None leaves the choice to it.
         margin: Largest difference that counts as none, as a share above 0.
         budget_s: Seconds for all of it, above 0.
@@ -66,16 +72,17 @@ def timed_change(
         EngineError: An engine is not valid or cannot be run.
         RuntimeMissingError: The runtime or its hardware is missing.
     """
+    current, on_turn = frames_by_turn(frames)
 
     def opener(directory: Path) -> Open:
         @contextmanager
         def opened() -> Iterator[Callable[[], object]]:
             with open_engine(directory, threads=threads) as runner:
-                yield lambda: runner.infer(frame)
+                yield lambda: runner.infer(current())
 
         return opened
 
-    found = compare_latency(opener(before), opener(after), margin=margin, budget_s=budget_s)
+    found = compare_latency(opener(before), opener(after), margin=margin, budget_s=budget_s, on_turn=on_turn)
     before_ms, after_ms = (float(np.median(np.concatenate(found.samples_ms[key]))) for key in ("a", "b"))
     comparison = found.comparison
     return LatencyChange(
