@@ -151,6 +151,7 @@ def make_bundle(
         plans: Sequence[str] = (),
         wrong: bool = False,
         latency_ms_p95_max: float | None = None,
+        uncertain: str = "broken",
         sign: bool = True,
         padding_bytes: int = 0,
         rebuilt: bool = False,
@@ -190,7 +191,7 @@ def make_bundle(
                 directory=None if runtime in plans else directories[runtime],
                 graph=source,
                 agreement_min=0.999,
-                gates={"latency_ms_p95_max": latency_ms_p95_max},
+                gates={"latency_ms_p95_max": latency_ms_p95_max, "uncertain": uncertain},
                 metrics={"miou": 0.5},
             )
             for runtime in runtimes

@@ -84,6 +84,11 @@ class BundledEngine:
         limit = self.gates.get("latency_ms_p95_max")
         return None if limit is None else float(limit)
 
+    @property
+    def uncertain(self) -> str:
+        """What a gate is whose limit lies within the interval of what was measured: `"broken"` or `"held"`."""
+        return str(self.gates.get("uncertain", "broken"))
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -171,6 +176,8 @@ def _parse_engine(values: Any) -> BundledEngine:
     _expect(isinstance(values["gates"], dict), "engines.gates", "an object", values["gates"])
     limit = values["gates"].get("latency_ms_p95_max")
     _expect(limit is None or type(limit) in (int, float), "engines.gates.latency_ms_p95_max", "a number or null", limit)
+    uncertain = values["gates"].get("uncertain", "broken")
+    _expect(uncertain in ("broken", "held"), "engines.gates.uncertain", "'broken' or 'held'", uncertain)
     _expect(isinstance(values["metrics"], dict), "engines.metrics", "an object", values["metrics"])
     return BundledEngine(**values)
 

@@ -30,6 +30,7 @@ from brd_edge.runtime.device import describe_device, misfit
 from brd_edge.runtime.errors import BrdEdgeError, BundleError, DeliveryError
 from brd_edge.runtime.files import sha256_file
 from brd_edge.runtime.heartbeat import heartbeat
+from brd_edge.runtime.limits import judge_limit
 from brd_edge.runtime.manifest import MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest, parse_manifest
 from brd_edge.runtime.releases import (
     Release,
@@ -321,12 +322,14 @@ def _build(bundle: Bundle, built: Path, send: Send) -> None:
 def _canary(bundle: Bundle, directory: Path, admitted: _Admitted, send: Send) -> Release:
     """Run every engine here before anything relies on it; the fastest that holds the gate will serve."""
     release = Release(directory, admitted.digest, "", bundle.engines, None, {}, int(time.time()))
+    asked, engines = admitted.request.latency_ms_p95_max, bundle.manifest.engines
+    limits = {name: engine.latency_ms_p95_max if asked is None else asked for name, engine in engines.items()}
     checks = [
         check_engine(
             bundle,
             name,
             release.engine_directory(name),
-            bench=admitted.request.bench,
+            bench=replace(admitted.request.bench, gated=limits[name] is not None),
             say=lambda text: send({"event": "say", "text": text}),
         )
         for name in bundle.engines
@@ -334,21 +337,17 @@ def _canary(bundle: Bundle, directory: Path, admitted: _Admitted, send: Send) ->
     wrong = [f"{check.name}: {check.problem}" for check in checks if check.problem]
     if wrong:
         raise DeliveryError("canary: " + "; ".join(wrong))
-    asked = admitted.request.latency_ms_p95_max
-    limits = {
-        name: engine.latency_ms_p95_max if asked is None else asked for name, engine in bundle.manifest.engines.items()
-    }
-    holding = [check for check in checks if _holds(check, limits[check.name])]
+    holding = [check for check in checks if _holds(check, limits[check.name], engines[check.name].uncertain)]
     if not holding:
-        listed = ", ".join(f"{check.name} {_p95_ms(check):.1f} ms, limit {limits[check.name]:g}" for check in checks)
+        listed = ", ".join(f"{check.name} {_describe_p95(check)}, limit {limits[check.name]:g}" for check in checks)
         raise DeliveryError(f"canary: no engine holds the gate latency_ms_p95_max on this device: {listed}")
     fastest = min(holding, key=_p50_ms)
     found = {check.name: check.to_json() for check in checks}
     return replace(release, engine=fastest.name, checks=found)
 
 
-def _holds(check: Checked, limit_ms: float | None) -> bool:
-    return limit_ms is None or _p95_ms(check) <= limit_ms
+def _holds(check: Checked, limit_ms: float | None, uncertain: str) -> bool:
+    return limit_ms is None or judge_limit(*_p95_ms(check), limit_ms, uncertain=uncertain) == "held"
 
 
 def _p50_ms(check: Checked) -> float:
@@ -356,6 +355,13 @@ def _p50_ms(check: Checked) -> float:
     return float(check.latency_ms["p50"])
 
 
-def _p95_ms(check: Checked) -> float:
+def _p95_ms(check: Checked) -> tuple[float, float | None]:
+    """Return p95 and the upper end of its interval, if it has one."""
     assert check.latency_ms is not None
-    return float(check.latency_ms["p95"])
+    high = check.latency_ms["intervals"]["p95"][1]
+    return float(check.latency_ms["p95"]), None if high is None else float(high)
+
+
+def _describe_p95(check: Checked) -> str:
+    value, high = _p95_ms(check)
+    return f"{value:.1f} ms (up to {high:.1f})" if high is not None else f"{value:.1f} ms (too few samples for more)"

@@ -80,6 +80,22 @@ def test_new_releases_roll_back_and_are_pruned(server, make_bundle, tmp_path: Pa
     assert serves(root, made)
 
 
+def test_an_uncertain_latency_is_held_to_the_gate_as_at_home(server, make_bundle, tmp_path: Path) -> None:
+    """Five samples do not tell how high p95 may be, however high the limit is."""
+    strict, lenient = (
+        make_bundle(tmp_path / uncertain, name=uncertain, latency_ms_p95_max=60_000, uncertain=uncertain)
+        for uncertain in ("broken", "held")
+    )
+    device = server.device(tmp_path / "device")
+    refused = ship(device, strict)
+    assert refused.status == "failed"
+    assert "ms (too few samples for more), limit 60000" in refused.message
+    more = replace(QUICK, samples_min=1000, samples_max=1000)
+    for made, bench in ((lenient, QUICK), (strict, more)):
+        result = ship(device, made, bench=bench)
+        assert result.status == "serving", result.message
+
+
 def test_an_older_bundle_needs_a_word(server, make_bundle, tmp_path: Path) -> None:
     device = server.device(tmp_path / "device")
     newer = make_bundle(tmp_path / "newer", name="newer", signed_at=2_000)
