@@ -7,13 +7,34 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ClockState", "clock_warnings", "read_clocks"]
+__all__ = ["ClockState", "ThermalZone", "clock_warnings", "read_clocks"]
 
 _FREQUENCY_CHANGE = 0.05
 _BUSY_SHARE = 0.1
+_WARMER_C = 10.0
+_LIMIT_LEAST_C = 30.0
+"""Trip points below are none: firmware writes 0 or -274 where it has none."""
+# the Jetsons' integrated GPUs: by its role, or by the chip in earlier systems
+_GPU_CLOCKS = ("*gpu*", "*.gp10b", "*.gv11b", "*.ga10b")
+
+
+@dataclass(frozen=True)
+class ThermalZone:
+    """A sensor at a moment.
+
+    Attributes:
+        name: The kernel's name for it, such as `cpu-thermal`.
+        temperature_c: In degrees Celsius.
+        limit_c: From where on the system slows down what it cools; None where that is not shown.
+    """
+
+    name: str
+    temperature_c: float
+    limit_c: float | None = None
 
 
 @dataclass(frozen=True)
@@ -27,20 +48,30 @@ class ClockState:
             kernel; None where it is not shown.
         busy_s: Seconds in which all cores together were busy, and those of them for this process; None where it is
             not shown.
+        zones: The temperature sensors.
+        gpu_mhz: Clock of an integrated GPU, such as a Jetson's; None where it is not shown.
     """
 
     frequency_mhz: float | None = None
     throttled: int | None = None
     ticks: tuple[int, int] | None = None
     busy_s: tuple[float, float] | None = None
+    zones: tuple[ThermalZone, ...] = ()
+    gpu_mhz: float | None = None
 
 
-def read_clocks(*, system: Path = Path("/sys/devices/system/cpu"), process: Path = Path("/proc")) -> ClockState:
+def read_clocks(
+    *,
+    system: Path = Path("/sys/devices/system/cpu"),
+    process: Path = Path("/proc"),
+    classes: Path = Path("/sys/class"),
+) -> ClockState:
     """Read what the system shows at this moment.
 
     Args:
         system: Where the kernel describes the processor.
         process: Where the kernel counts time.
+        classes: Where the kernel lists sensors (`thermal`) and devices whose clock it sets (`devfreq`).
     """
     frequencies = _numbers(sorted(system.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")))
     throttles = _numbers(sorted(system.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")))
@@ -51,11 +82,43 @@ def read_clocks(*, system: Path = Path("/sys/devices/system/cpu"), process: Path
         ticks=(ticks[7], sum(ticks[:8])) if len(ticks) > 7 else None,
         # user, nice, system, irq and softirq
         busy_s=(sum(ticks[:3] + ticks[5:7]) / _ticks_hz(), time.process_time()) if len(ticks) > 7 else None,
+        zones=_zones(classes / "thermal"),
+        gpu_mhz=_gpu_mhz(classes / "devfreq"),
     )
 
 
-def clock_warnings(before: ClockState, after: ClockState) -> list[str]:
-    """Return what changed between two moments and makes times doubtful, a sentence each."""
+def clock_warnings(before: ClockState, after: ClockState, between: Sequence[ClockState] = ()) -> list[str]:
+    """Return what changed between two moments and makes times doubtful, a sentence each.
+
+    Args:
+        before: The first moment.
+        after: The last one.
+        between: Moments between them, of which temperatures and the GPU's clock count.
+    """
+    found = [*_processor_warnings(before, after), *_heat_warnings([before, *between, after])]
+    clocks = [state.gpu_mhz for state in (before, *between, after) if state.gpu_mhz]
+    if clocks and min(clocks) < (1 - _FREQUENCY_CHANGE) * max(clocks):
+        found.append(f"the GPU's clock went between {min(clocks):.0f} and {max(clocks):.0f} MHz meanwhile")
+    return found
+
+
+def _heat_warnings(states: Sequence[ClockState]) -> list[str]:
+    found, first = [], {zone.name: zone.temperature_c for zone in states[0].zones}
+    hottest: dict[str, ThermalZone] = {}
+    for zone in (zone for state in states for zone in state.zones):
+        if zone.name not in hottest or zone.temperature_c > hottest[zone.name].temperature_c:
+            hottest[zone.name] = zone
+    for name, zone in hottest.items():
+        if zone.limit_c is not None and zone.temperature_c >= zone.limit_c:
+            found.append(
+                f"{name} reached {zone.temperature_c:.0f} °C; the system slows down from {zone.limit_c:.0f} °C on"
+            )
+        elif name in first and zone.temperature_c - first[name] >= _WARMER_C:
+            found.append(f"{name} rose from {first[name]:.0f} to {zone.temperature_c:.0f} °C meanwhile")
+    return found
+
+
+def _processor_warnings(before: ClockState, after: ClockState) -> list[str]:
     found = []
     if before.frequency_mhz and after.frequency_mhz:
         change = after.frequency_mhz / before.frequency_mhz - 1
@@ -77,6 +140,38 @@ def clock_warnings(before: ClockState, after: ClockState) -> list[str]:
             if others > _BUSY_SHARE:
                 found.append(f"other programs took {100 * others:.0f} % of the processor's time meanwhile")
     return found
+
+
+def _zones(root: Path) -> tuple[ThermalZone, ...]:
+    found: list[ThermalZone] = []
+    for place in sorted(root.glob("thermal_zone[0-9]*")):
+        temperature = _numbers([place / "temp"])
+        if not temperature:
+            continue  # a sensor that sleeps
+        limits = [
+            limit / 1000
+            for kind in sorted(place.glob("trip_point_[0-9]*_type"))
+            if _text(kind) in ("passive", "hot")
+            for limit in _numbers([kind.with_name(kind.name.replace("_type", "_temp"))])
+        ]
+        plausible = [limit for limit in limits if limit >= _LIMIT_LEAST_C]
+        name = _text(place / "type") or place.name
+        # several sensors may have one name
+        named = name if all(zone.name != name for zone in found) else f"{name} ({place.name})"
+        found.append(ThermalZone(named, temperature[0] / 1000, min(plausible, default=None)))
+    return tuple(found)
+
+
+def _gpu_mhz(root: Path) -> float | None:
+    paths = {path for pattern in _GPU_CLOCKS for path in root.glob(f"{pattern}/cur_freq")}
+    return max((hertz / 1e6 for hertz in _numbers(sorted(paths))), default=None)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _ticks_hz() -> int:

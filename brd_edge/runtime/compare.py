@@ -19,6 +19,7 @@ import numpy as np
 
 from brd_edge.runtime.clocks import clock_warnings, read_clocks
 from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.gpus import gpu_warnings, read_gpus
 from brd_edge.runtime.latency import Stopped, collector_off, warm_up
 from brd_edge.runtime.statistics import Comparison, FloatArray, compare_ratios
 
@@ -123,7 +124,7 @@ def compare_latency(
         if time.perf_counter() >= end:
             stopped = "budget"
             break
-    return _conclude(rounds, margin, stopped, clock_warnings(before, read_clocks()))
+    return _conclude(rounds, margin, stopped, clock_warnings(before, read_clocks()) + gpu_warnings(read_gpus()))
 
 
 def frames_by_turn(frames: Sequence[Frame]) -> tuple[Callable[[], Frame], Callable[[int], None]]:

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from brd_edge.runtime.clocks import clock_warnings, read_clocks
+from brd_edge.runtime.clocks import ClockState, clock_warnings, read_clocks
 from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.gpus import gpu_warnings, read_gpus
 from brd_edge.runtime.percentiles import percentile_intervals
 from brd_edge.runtime.statistics import Interval, drift_ratio, mean_interval
 
@@ -32,6 +33,7 @@ _WARM_TOLERANCE = 0.02
 _WARM_SHARE = 0.2
 _WARM_LEAST_S = 0.3
 _CHECK_EVERY = 25
+_READ_EVERY_NS = 1_000_000_000
 _SLOW_MEDIAN = 1.5
 _DRIFT = 0.05
 
@@ -241,8 +243,9 @@ def measure_latency(
             call, least=warmup_min, least_s=_WARM_LEAST_S, budget_s=_WARM_SHARE * budget_s, frames=frames
         )
         before = read_clocks()
-        samples_ms, stopped = _sample(call, samples_min, samples_max, end, narrow or Narrow())
-        warnings = clock_warnings(before, read_clocks())
+        between: list[ClockState] = []
+        samples_ms, stopped = _sample(call, samples_min, samples_max, end, narrow or Narrow(), between)
+        warnings = clock_warnings(before, read_clocks(), between) + gpu_warnings(read_gpus(busy=call))
     return latency_of(samples_ms, warmup_n=warmup_n, stopped=stopped, frames=frames, warm=warm, warnings=warnings)
 
 
@@ -306,12 +309,17 @@ def _median_over_fastest(samples_ms: Sequence[float], frames: int) -> float:
 
 
 def _sample(
-    call: Callable[[], object], samples_min: int, samples_max: int, end_ns: int, narrow: Narrow
+    call: Callable[[], object],
+    samples_min: int,
+    samples_max: int,
+    end_ns: int,
+    narrow: Narrow,
+    between: list[ClockState],
 ) -> tuple[list[float], Stopped]:
     samples_ms: list[float] = []
     clock = time.perf_counter_ns
     # looking takes the time of a call or so: less often where there are many samples
-    look_at = _CHECK_EVERY
+    look_at, read_at_ns = _CHECK_EVERY, clock() + _READ_EVERY_NS
     while len(samples_ms) < samples_max:
         before = clock()
         if len(samples_ms) >= samples_min:
@@ -321,6 +329,9 @@ def _sample(
                 if narrow.holds(samples_ms):
                     return samples_ms, "interval"
                 look_at = len(samples_ms) + max(_CHECK_EVERY, len(samples_ms) // 10)
+                if before >= read_at_ns:
+                    between.append(read_clocks())
+                    read_at_ns = before + _READ_EVERY_NS
                 before = clock()
         call()
         samples_ms.append((clock() - before) / 1e6)

@@ -18,6 +18,7 @@ import numpy as np
 
 from brd_edge.runtime.clocks import clock_warnings, read_clocks
 from brd_edge.runtime.errors import EngineError
+from brd_edge.runtime.gpus import gpu_warnings, read_gpus
 from brd_edge.runtime.latency import collector_off, warm_up
 from brd_edge.runtime.statistics import Interval, mean_interval
 
@@ -114,7 +115,8 @@ def measure_throughput(
             thread.join()
     if failed:
         raise failed[0]
-    return _summarise(done, begun, budget_s, clock_warnings(before, read_clocks()))
+    warnings = clock_warnings(before, read_clocks()) + gpu_warnings(read_gpus())
+    return _summarise(done, begun, budget_s, warnings)
 
 
 def _summarise(done: list[list[float]], begun: float, budget_s: float, warnings: list[str]) -> Throughput:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from brd_edge.runtime.clocks import ClockState, clock_warnings, read_clocks
+from brd_edge.runtime.clocks import ClockState, ThermalZone, clock_warnings, read_clocks
 
 
 def make_system(root: Path, mhz: tuple[int, ...], throttled: int, stat: str) -> ClockState:
@@ -23,7 +23,25 @@ def make_system(root: Path, mhz: tuple[int, ...], throttled: int, stat: str) -> 
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{value}\n")
     (root / "stat").write_text(stat)
-    return read_clocks(system=root / "cpu", process=root)
+    return read_clocks(system=root / "cpu", process=root, classes=root / "class")
+
+
+def make_zone(root: Path, number: int, kind: str, millidegrees: str, **trips: str) -> None:
+    place = root / f"class/thermal/thermal_zone{number}"
+    place.mkdir(parents=True, exist_ok=True)
+    points = [
+        (f"trip_point_{i}_{part}", text)
+        for i, (name, temp) in enumerate(trips.items())
+        for part, text in (("type", name), ("temp", temp))
+    ]
+    for name, text in (("type", kind), ("temp", millidegrees), *points):
+        (place / name).write_text(f"{text}\n")
+
+
+def make_gpu_clock(root: Path, name: str, hertz: int) -> None:
+    place = root / "class/devfreq" / name
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "cur_freq").write_text(f"{hertz}\n")
 
 
 def test_what_the_kernel_shows_is_read(tmp_path: Path) -> None:
@@ -34,9 +52,43 @@ def test_what_the_kernel_shows_is_read(tmp_path: Path) -> None:
 
 
 def test_nothing_is_known_where_nothing_is_shown(tmp_path: Path) -> None:
-    assert read_clocks(system=tmp_path, process=tmp_path) == ClockState()
+    assert read_clocks(system=tmp_path, process=tmp_path, classes=tmp_path) == ClockState()
     (tmp_path / "stat").write_text("rubbish\n")
-    assert read_clocks(system=tmp_path, process=tmp_path) == ClockState()
+    (tmp_path / "thermal/thermal_zone0").mkdir(parents=True)
+    (tmp_path / "devfreq/17000000.gpu").mkdir(parents=True)
+    assert read_clocks(system=tmp_path, process=tmp_path, classes=tmp_path) == ClockState()
+
+
+def test_temperatures_and_a_jetsons_clock_are_read(tmp_path: Path) -> None:
+    make_zone(tmp_path, 0, "cpu-thermal", "51500", critical="104500", passive="99000", hot="-274000")
+    make_zone(tmp_path, 1, "gpu-thermal", "48000")
+    make_zone(tmp_path, 2, "cpu-thermal", "47000", active="60000")
+    make_zone(tmp_path, 3, "sleeping", "")
+    make_gpu_clock(tmp_path, "17000000.ga10b", 918_000_000)
+    make_gpu_clock(tmp_path, "bwmgr", 3_199_000_000)
+    state = make_system(tmp_path, (1000,), 0, "")
+    assert state.zones == (
+        ThermalZone("cpu-thermal", 51.5, 99),
+        ThermalZone("gpu-thermal", 48),
+        ThermalZone("cpu-thermal (thermal_zone2)", 47),
+    )
+    assert state.gpu_mhz == 918
+
+
+def test_heat_and_the_gpus_clock_are_warned_of_at_any_moment() -> None:
+    def state(degrees: float, mhz: float, limit: float | None = None) -> ClockState:
+        return ClockState(zones=(ThermalZone("gpu-thermal", degrees, limit),), gpu_mhz=mhz)
+
+    assert clock_warnings(state(50, 918, 99), state(59, 900, 99), [state(55, 910, 99)]) == []
+    # what was over before the end
+    assert clock_warnings(state(50, 918), state(52, 918), [state(63, 510)]) == [
+        "gpu-thermal rose from 50 to 63 °C meanwhile",
+        "the GPU's clock went between 510 and 918 MHz meanwhile",
+    ]
+    assert clock_warnings(state(90, 918, 95), state(95, 918, 95)) == [
+        "gpu-thermal reached 95 °C; the system slows down from 95 °C on"
+    ]
+    assert clock_warnings(ClockState(), state(99, 300)) == []
 
 
 def test_changes_are_warned_of() -> None:
