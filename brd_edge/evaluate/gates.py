@@ -104,7 +104,7 @@ def _judge(item: _Measured, uncertain: str) -> str | None:
         return None
     found = item.text.format(item.value)
     if judged == "uncertain" and item.high is None:
-        found += ", but the samples are too few to tell how much more it may be"
+        found += ", but the samples are too few to tell how much more it may be (raise benchmark.budget_s)"
     elif judged == "uncertain":
         found += f", but up to {item.high:.2f} within the 95 % interval"
     return f"{item.gate}: {found}, the limit is {item.limit:g}"

@@ -170,8 +170,7 @@ def mean_interval(samples: Sequence[float] | FloatArray, *, confidence: float = 
     if count < 2:
         return Interval(middle, 0.0, math.inf, confidence)
     alike = inflation(values)
-    block = max(_block_length(count), min(count // 4, math.ceil(_BLOCK_INFLATION * alike)))
-    found = _interval(middle, _block_means(values, block), confidence)
+    found = _interval(middle, _block_means(values, _series_block(count, alike)), confidence)
     factor = widening(max(2, int(count / alike)), confidence)
     low, high = (middle + factor * (end - middle) for end in (found.low, found.high))
     return Interval(middle, max(0.0, low), high, confidence)
@@ -260,7 +259,8 @@ def ratio_of_medians(
     medians = []
     for seed, samples in ((_SEED, samples_a), (_SEED + 1, samples_b)):
         values = np.asarray(samples, np.float64)
-        places = resample_blocks(len(values), _DRAWS, _block_length(len(values)), seed)
+        block = _series_block(len(values), inflation((values > np.median(values)).astype(np.float64)))
+        places = resample_blocks(len(values), _DRAWS, block, seed)
         medians.append((float(np.median(values)), np.median(values[places], axis=1)))
     (middle_a, drawn_a), (middle_b, drawn_b) = medians
     middle, drawn = middle_b / middle_a, drawn_b / drawn_a
@@ -329,6 +329,11 @@ def _block_means(values: FloatArray, block: int) -> FloatArray:
     lengths[-1] = count - block * (len(lengths) - 1)
     means: FloatArray = (sums[starts + lengths] - sums[starts]).sum(axis=1) / count
     return means
+
+
+def _series_block(count: int, alike: float) -> int:
+    """Return how many neighbours are drawn together of a series whose `inflation` is known."""
+    return max(_block_length(count), min(count // 4, math.ceil(_BLOCK_INFLATION * alike)))
 
 
 def _interval(value: float, drawn: FloatArray, confidence: float) -> Interval:

@@ -98,8 +98,8 @@ def test_what_the_graph_of_an_unmeasured_engine_is_known_to_lose_counts(size_byt
 def test_a_value_without_an_upper_end_is_not_held_unless_wanted() -> None:
     engine = make_engine(latency_ms={"p95": 10.0, "intervals": {"p95": [9.5, None]}})
     assert broken_gates(Limits(latency_ms_p95_max=12), engine=engine) == [
-        "latency_ms_p95_max: p95 is 10.0 ms, but the samples are too few to tell how much more it may be, "
-        "the limit is 12"
+        "latency_ms_p95_max: p95 is 10.0 ms, but the samples are too few to tell how much more it may be "
+        "(raise benchmark.budget_s), the limit is 12"
     ]
     assert broken_gates(Limits(latency_ms_p95_max=12, uncertain="held"), engine=engine) == []
     assert len(broken_gates(Limits(latency_ms_p95_max=9, uncertain="held"), engine=engine)) == 1

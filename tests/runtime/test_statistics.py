@@ -187,6 +187,13 @@ def test_the_two_series_are_drawn_apart() -> None:
     assert found.relative_width > 1.2 * alone.relative_width
 
 
+def test_the_ratio_of_series_whose_neighbours_are_alike_is_seldom_taken_for_a_difference() -> None:
+    pairs = [[make_series(2 * seed + side, 500, correlation=0.95) for side in range(2)] for seed in range(60)]
+    held = sum(ratio.low <= 1 <= ratio.high for ratio, _ in (ratio_of_medians(*pair) for pair in pairs))
+    # 57 expected; blocks of the cube root of 500 hold 43
+    assert held >= stats.binom(60, 0.95).ppf(0.001)
+
+
 @pytest.mark.parametrize(
     ("ends", "inner", "verdict"),
     [
