@@ -169,7 +169,7 @@ def test_what_the_stage_cannot_compare_is_said(tmp_path: Path, monkeypatch: pyte
         ({}, "failed", "not compared: the engine failed"),
         ({}, "measured", "RuntimeError: boom"),
     ):
-        found = added_cost(context, {**entry, **changes}, frame, status=status)
+        found = added_cost(context, {**entry, **changes}, [frame], status=status, times={})
         assert found == {"name": "x", "held": None, "reason": reason}
         assert judge_proof({**GRAPH_EQUAL, "engines": [found, made_cost()]}).held is None
 
