@@ -39,7 +39,7 @@ from brd_edge.stages.attribution import attribution_entry
 from brd_edge.stages.build import is_planned
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract, training_device
 from brd_edge.stages.cost import added_cost
-from brd_edge.stages.reporting import PackedMap, pack_map, report_curves, report_samples
+from brd_edge.stages.reporting import PackedMap, pack_map, report_curves, report_samples, sample_indices
 from brd_edge.stages.timing import time_engine
 from brd_edge.stages.training import load_run_dataset
 

@@ -125,7 +125,7 @@ def throughput_lines(engines: Sequence[Mapping[str, Any]], labels: Sequence[str]
         found = engine.get("throughput")
         if found:
             low, high = found["interval"]
-            ends = f"{low:.1f} or more" if high is None else f"{low:.1f} to {high:.1f}"
+            ends = f"from {low:.1f}" if high is None else f"{low:.1f} to {high:.1f}"
             lines.append(
                 f"{label}: {found['rate_hz']:.1f} frames a second ({ends}) with {found['streams']} streams at once"
             )
