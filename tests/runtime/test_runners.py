@@ -401,6 +401,20 @@ def test_tensorrt_is_asked_for_the_layers_as_json(engines: dict[str, Path], grap
         runner.inspect()
 
 
+def test_openvino_does_not_report_that_it_was_imported() -> None:
+    code = """
+import sys
+from brd_edge.runtime.runners.openvino import openvino_core
+openvino_core()
+assert "openvino_telemetry" not in sys.modules
+import openvino_telemetry  # it is installed, and can be had again
+from openvino.tools.ovc import telemetry_utils
+print(telemetry_utils.tm.__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "openvino.tools.ovc.telemetry_stub"
+
+
 def test_tensorrt_is_told_how_many_frames_come(engines: dict[str, Path], graph: Path, frames: list[np.ndarray]) -> None:
     reference, cuda = ReferenceEvaluator(str(graph)), HostMemoryCuda()
     engine = SimpleNamespace(create_execution_context=lambda: HostContext(reference, cuda))

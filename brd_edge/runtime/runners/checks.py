@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,13 +49,33 @@ def import_runtime(module: str, install: str) -> Any:
         RuntimeMissingError: It is not installed, or does not load.
     """
     try:
-        found = importlib.import_module(module)
+        with _unreported():
+            found = importlib.import_module(module)
     except (ImportError, OSError) as error:
         raise RuntimeMissingError(f"{module} cannot be imported here ({error}): install it with  {install}") from error
     if getattr(found, "__file__", None) is None:
         # a directory of that name without the package, such as type stubs leave
         raise RuntimeMissingError(f"{module} is not installed here: install it with  {install}")
     return found
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Keep OpenVINO from reporting to its makers that it was imported.
+
+    It forks to do so, from a thread, while others may hold a lock: without a network the child can hang, and keeps
+    whoever reads this process's output waiting (seen with 2026.4 over SSH). Without the package that reports, it
+    goes on without.
+    """
+    reporter = "openvino_telemetry"
+    absent = reporter not in sys.modules
+    if absent:
+        sys.modules[reporter] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[reporter]
 
 
 def check_interface(
