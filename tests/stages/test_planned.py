@@ -49,7 +49,7 @@ def test_a_plan_is_held_to_what_its_graph_lost(
         recipe=recipe, run=Run(tmp_path), inputs={"build": SimpleNamespace(result={"engines": [entry]})}
     )
     monkeypatch.setattr(benchmark, "read_frame", lambda _sample, _contract: None)
-    validation: Any = SimpleNamespace(dataset=SimpleNamespace(val=[None]), contract=None)
+    validation: Any = SimpleNamespace(dataset=SimpleNamespace(val=[None]), contract=None, timed=[0])
     (measured,), costs = benchmark._measure_all(context, validation)
 
     assert costs == []
