@@ -141,13 +141,11 @@ class OpenVinoRunner:
             raise EngineError("the runner is closed: open the engine again")
         try:
             self._put(frames)
-            request.infer()
-            output = request.get_output_tensor().data
+            # class maps are OpenVINO's copy, since the request writes into the same buffer again; logits are read in place
+            output = request.infer(share_outputs=self.info.logits is not None)[0]
         except Exception as error:
             raise EngineError(f"OpenVINO failed on a frame: {error}") from error
-        found = self._finish(output)
-        # the request writes into the same buffer again; what was made of logits is the caller's own already
-        return found.copy() if self.info.logits is None else found
+        return self._finish(output)
 
     def _put(self, frames: npt.NDArray[np.uint8]) -> None:
         """Copy frames to where the request reads them: one that gets another tensor each time takes longer."""
@@ -171,7 +169,7 @@ class OpenVinoRunner:
         self._put(frame[None])
 
         def call() -> npt.NDArray[Any]:
-            request.infer()
+            request.infer(share_outputs=True)
             # the runtime's own buffer: nothing is copied
             output: npt.NDArray[Any] = request.get_output_tensor().data
             return output
