@@ -141,7 +141,7 @@ class OpenVinoRunner:
             raise EngineError("the runner is closed: open the engine again")
         try:
             self._put(frames)
-            # class maps are OpenVINO's copy, since the request writes into the same buffer again; logits are read in place
+            # class maps are copied, since the request writes into the same buffer again; logits are read in place
             output = request.infer(share_outputs=self.info.logits is not None)[0]
         except Exception as error:
             raise EngineError(f"OpenVINO failed on a frame: {error}") from error
