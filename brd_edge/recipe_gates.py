@@ -59,7 +59,7 @@ class GatesSection(LimitsSection):
     """Limits that a measured engine must hold before it is bundled; for all engines, or for some."""
 
     overrides: tuple[GateOverride, ...] = ()
-    """Other limits for some engines; of several that name an engine, the last one counts."""
+    """Other limits for some engines; where several name an engine, they are merged limit by limit, later ones first."""
 
 
 def limits_of(gates: GatesSection, *, runtime: str, precision: str, target: str) -> dict[str, Any]:
