@@ -129,24 +129,24 @@ def test_what_is_decided_about_latency(before: RunRecord) -> None:
     assert changes_to(before, a_run(), **{UNMEASURED: LatencyChange(None, reason="no GPU")}).undecided == []
 
 
-def test_recorded_samples_that_are_a_tenth_slower_are_found() -> None:
+def test_recorded_samples_that_are_a_fifth_slower_are_found() -> None:
     entries = [
         Benchmark.model_validate_json(_json(made_benchmark(samples=made_samples(slower=slower, seed=seed)))).engines
-        for slower, seed in ((1, 1), (1, 2), (1.1, 3))
+        for slower, seed in ((1, 1), (1, 2), (1.2, 3))
     ]
     (base, missing), (same, _), (slower, _) = entries
-    assert recorded_change(base, same, margin=0.1).verdict == "equivalent"
+    assert recorded_change(base, same, margin=0.2).verdict == "equivalent"
     found = recorded_change(base, slower, margin=0.03)
     assert found.verdict == "slower"
     assert found.ratio is not None
-    assert found.ratio.low < 1.1 / 1.05 < 1.1 < 1.1 * 1.05 < found.ratio.high
+    assert found.ratio.low < 1.2 / 1.1 < 1.2 < 1.2 * 1.1 < found.ratio.high
     assert recorded_change(slower, base, margin=0.03).verdict == "faster"
     assert recorded_change(base, slower, margin=0.03, machine="other cores").verdict == "undecided"
     assert recorded_change(base, missing, margin=0.03) == LatencyChange(None, reason="only one of the runs recorded it")
 
 
 @pytest.mark.parametrize(
-    ("slower", "verdict"), [(1.0, "undecided"), (1.03, "undecided"), (1 / 1.03, "undecided"), (1.07, "slower")]
+    ("slower", "verdict"), [(1.0, "undecided"), (1.08, "undecided"), (1 / 1.08, "undecided"), (1.14, "slower")]
 )
 def test_what_sessions_may_differ_by_is_no_verdict(slower: float, verdict: str) -> None:
     # each session alone is certain to a third of a percent
@@ -157,7 +157,7 @@ def test_what_sessions_may_differ_by_is_no_verdict(slower: float, verdict: str) 
     found = recorded_change(first, second, margin=0.03)
     assert found.verdict == verdict
     assert found.ratio is not None
-    assert found.ratio.high / found.ratio.low > 1.05**2
+    assert found.ratio.high / found.ratio.low > 1.1**2
 
 
 def test_settings_and_environment_that_differ_are_listed(before: RunRecord) -> None:
