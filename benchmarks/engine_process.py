@@ -23,7 +23,8 @@ _WARM_UP = 5
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_process", description=(__doc__ or "")[:70])
+    description = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_process", description=description)
     parser.add_argument("engine", type=Path, help="the directory of an engine")
     parser.add_argument("--call", choices=("infer", "bind"), default="infer")
     parser.add_argument("--threads", type=int, default=2)

@@ -7,8 +7,6 @@ pixels in either, the same two within the boundary regions, four counts of conto
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brd_edge.evaluate.benchmark.archives import AGAIN, read_archive
 from brd_edge.runtime.errors import DataError, RunError
 from brd_edge.runtime.files import atomic_path
 
@@ -26,8 +25,6 @@ FILE_NAME = "images.npz"
 
 _IDS = "ids"
 # what NumPy and zipfile raise on files that are damaged, or are something else
-_UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-_AGAIN = "run the benchmark stage again with --from benchmark"
 
 
 @dataclass(frozen=True)
@@ -72,21 +69,15 @@ def read_image_counts(path: Path) -> ImageCounts:
         >>> read_image_counts(Path("runs/quickstart/images.npz")).counts["student"].shape
         (40, 10, 9)
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise RunError(f"{path}: not found; {_AGAIN}, which writes it") from None
-    except _UNREADABLE as error:
-        raise RunError(f"{path}: not a readable NumPy archive ({error}); {_AGAIN}") from None
+    arrays = read_archive(path)
     found = arrays.pop(_IDS, None)
     if found is None or found.ndim != 1 or found.dtype.kind != "U":
         got = "none" if found is None else f"{found.dtype} {found.shape}"
-        raise RunError(f"{path}: {_IDS}: expected texts (N,), got {got}; {_AGAIN}")
+        raise RunError(f"{path}: {_IDS}: expected texts (N,), got {got}; {AGAIN}")
     ids = tuple(str(name) for name in found)
     problem = _problem(ids, arrays)
     if problem is not None:
-        raise RunError(f"{path}: {problem}; {_AGAIN}")
+        raise RunError(f"{path}: {problem}; {AGAIN}")
     return ImageCounts(ids, arrays)
 
 

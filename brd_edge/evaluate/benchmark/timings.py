@@ -10,8 +10,6 @@ A NumPy archive without pickled objects, of float64 arrays in the order taken. F
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from brd_edge.evaluate.benchmark.archives import AGAIN, read_archive
 from brd_edge.runtime.errors import DataError, RunError
 from brd_edge.runtime.files import atomic_path
 
@@ -27,8 +26,6 @@ __all__ = ["FILE_NAME", "read_timings", "write_timings"]
 FILE_NAME = "latency.npz"
 
 # what NumPy and zipfile raise on files that are damaged, or are something else
-_UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-_AGAIN = "run the benchmark stage again with --from benchmark"
 _DIMENSIONS = {"frame_to_class_map": 1, "engine_alone": 1, "throughput": 1, "cost/a": 2, "cost/b": 2, "cost/control": 2}
 
 
@@ -60,16 +57,10 @@ def read_timings(path: Path) -> dict[str, NDArray[np.float64]]:
         >>> read_timings(Path("runs/quickstart/latency.npz"))["onnxruntime-fp32-x86-cpu/cost/a"].shape
         (24, 36)
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise RunError(f"{path}: not found; {_AGAIN}, which writes it") from None
-    except _UNREADABLE as error:
-        raise RunError(f"{path}: not a readable NumPy archive ({error}); {_AGAIN}") from None
+    arrays = read_archive(path)
     problem = _problem(arrays)
     if problem is not None:
-        raise RunError(f"{path}: {problem}; {_AGAIN}")
+        raise RunError(f"{path}: {problem}; {AGAIN}")
     return arrays
 
 
