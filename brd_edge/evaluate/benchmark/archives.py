@@ -15,6 +15,7 @@ from brd_edge.runtime.errors import RunError
 __all__ = ["AGAIN", "read_archive"]
 
 AGAIN = "run the benchmark stage again with --from benchmark"
+# what NumPy and zipfile raise on files that are damaged, or are something else
 _UNREADABLE = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 

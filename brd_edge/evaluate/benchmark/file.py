@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from brd_edge.evaluate.benchmark.archives import AGAIN
 from brd_edge.evaluate.benchmark.entries import ComparedEntry, Count, EngineEntry, Entry, StudentEntry, TeacherEntry
 from brd_edge.evaluate.benchmark.evidence import AttributionEntry, ZeroCostEntry
 from brd_edge.runtime.errors import RunError
@@ -22,7 +23,6 @@ __all__ = ["SCHEMA_VERSION", "Benchmark", "check_benchmark", "read_benchmark"]
 SCHEMA_VERSION = 3
 
 _VALUE_LENGTH_MAX = 80
-_AGAIN = "run the benchmark stage again with --from benchmark"
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 Three = tuple[float, float, float]
@@ -152,18 +152,18 @@ def read_benchmark(path: Path) -> Benchmark:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise RunError(f"{path}: not JSON ({error}); {_AGAIN}") from None
+        raise RunError(f"{path}: not JSON ({error}); {AGAIN}") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
     if type(version) is not int or version != SCHEMA_VERSION:
         found = "no benchmark" if version is None else repr(version)
         raise RunError(
             f"{path}: schema_version: expected {SCHEMA_VERSION}, got {found}: it was written by another version of "
-            f"brd-edge; {_AGAIN}"
+            f"brd-edge; {AGAIN}"
         )
     try:
         return Benchmark.model_validate_json(text)
     except ValidationError as error:
-        raise RunError(f"{path}: {_describe(error)}; it was changed, or written by another version; {_AGAIN}") from None
+        raise RunError(f"{path}: {_describe(error)}; it was changed, or written by another version; {AGAIN}") from None
 
 
 def check_benchmark(content: Mapping[str, Any]) -> None:

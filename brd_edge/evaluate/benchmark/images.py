@@ -24,7 +24,6 @@ __all__ = ["FILE_NAME", "ImageCounts", "read_image_counts", "write_image_counts"
 FILE_NAME = "images.npz"
 
 _IDS = "ids"
-# what NumPy and zipfile raise on files that are damaged, or are something else
 
 
 @dataclass(frozen=True)

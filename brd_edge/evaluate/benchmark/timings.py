@@ -25,7 +25,6 @@ __all__ = ["FILE_NAME", "read_timings", "write_timings"]
 
 FILE_NAME = "latency.npz"
 
-# what NumPy and zipfile raise on files that are damaged, or are something else
 _DIMENSIONS = {"frame_to_class_map": 1, "engine_alone": 1, "throughput": 1, "cost/a": 2, "cost/b": 2, "cost/control": 2}
 
 
