@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from benchmarks import argument_types
 from brd_edge.environment import describe_environment, package_version
 from brd_edge.progress import progress_bar
 from brd_edge.runtime.class_map import ClassMapper, dense_class_map
@@ -283,29 +284,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 512x1024, came {text!r}")
-    return int(height), int(width)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, came {text!r}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.class_map", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--size", type=_size, default=(512, 1024), metavar="HxW", help="of the class map")
-    parser.add_argument("--classes", type=_count, default=19)
-    parser.add_argument("--stride", type=_count, action="append", help="4 and 8 when not given")
-    parser.add_argument("--mixed", type=float, action="append", help="share of mixed cells; 0.05, 0.1, 0.15 by default")
+    parser.add_argument("--size", type=argument_types.size, default=(512, 1024), metavar="HxW", help="of the class map")
+    parser.add_argument("--classes", type=argument_types.count, default=19)
+    parser.add_argument("--stride", type=argument_types.count, action="append", help="4 and 8 when not given")
+    parser.add_argument(
+        "--mixed", type=argument_types.share, action="append", help="share of mixed cells; 0.05, 0.1, 0.15 by default"
+    )
     parser.add_argument("--half-pixel", action="store_true", help="align_corners=False, unlike the models' heads")
-    parser.add_argument("--rounds", type=_count, default=60)
+    parser.add_argument("--rounds", type=argument_types.rounds, default=60)
     parser.add_argument("--run", type=Path, help="a finished run, such as runs/camvid_cpu")
-    parser.add_argument("--frames", type=_count, default=8, help="of the run's validation split, spread over it")
+    parser.add_argument(
+        "--frames", type=argument_types.count, default=8, help="of the run's validation split, spread over it"
+    )
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     return parser
 

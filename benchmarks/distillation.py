@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -151,7 +152,7 @@ def _arms(options: argparse.Namespace) -> dict[str, list[str]]:
 
 def _train_teacher(recipe: Path, overrides: Sequence[str], directory: Path) -> list[str]:
     """Train the teacher that all cells share and return the overrides that make them use it."""
-    _pipeline(recipe, [*overrides], directory, "teacher", quiet=False)
+    _pipeline(recipe, [*overrides], directory, "teacher")
     return [f"teacher.checkpoint={(directory / 'teacher' / 'model').resolve()}", "teacher.train=null"]
 
 
@@ -167,7 +168,7 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int) -> None:
             return
         _say(f"{cell.arm}, seed {cell.seed}: training")
         try:
-            _pipeline(recipe, cell.overrides, cell.directory, "distill", quiet=jobs > 1)
+            _pipeline(recipe, cell.overrides, cell.directory, "distill", jobs=jobs)
         except BaseException:
             failed.set()
             raise
@@ -186,15 +187,23 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int) -> None:
             future.result()
 
 
-def _pipeline(recipe: Path, overrides: Sequence[str], directory: Path, until: str, *, quiet: bool) -> None:
+def _pipeline(recipe: Path, overrides: Sequence[str], directory: Path, until: str, *, jobs: int = 1) -> None:
     command = [sys.executable, "-m", "brd_edge.pipeline", str(recipe), "--run-dir", str(directory), "--until", until]
     command += [part for override in overrides for part in ("--set", override)]
     directory.mkdir(parents=True, exist_ok=True)
-    log = directory / "training.log"
+    log, quiet = directory / "training.log", jobs > 1
     with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(command, stderr=file if quiet else None, check=False)  # noqa: S603
+        done = subprocess.run(command, stderr=file if quiet else None, env=_environment(jobs), check=False)  # noqa: S603
     if done.returncode:
         raise _ChildError(done.returncode, f"{directory.name}", log if quiet else directory / "run.log")
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    """Return the environment of one of `jobs` trainings, which divide the processors among themselves."""
+    if jobs == 1:
+        return dict(os.environ)
+    # threads of trainings that run side by side would wait for each other
+    return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
 
 
 def _scored(recipe: Path, cell: Cell) -> bool:

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks import argument_types
 from brd_edge.data.dataset import Dataset, read_frame
 from brd_edge.data.index import load_dataset
 from brd_edge.deploy.agreement import stand_in
@@ -286,10 +287,9 @@ def format_result(result: Mapping[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = _parser().parse_args(arguments)
-    height, _, width = options.size.partition("x")
     try:
         with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-            student = export_student(options.run, (int(height), int(width)), Path(scratch), options.threads)
+            student = export_student(options.run, options.size, Path(scratch), options.threads)
             contenders: dict[str, Predictor] = {BASELINE: baseline(student, Path(scratch))}
             built = build_engines(student, Path(scratch))
             for name, path in built.items():
@@ -306,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = {
         "benchmark": "engines",
         "run": options.run.name,
-        "size": [int(height), int(width)],
+        "size": list(options.size),
         "images": options.images,
         "rounds": options.rounds,
         "threads": options.threads,
@@ -324,10 +324,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path, help="a run with a trained student, such as runs/camvid_cpu")
-    parser.add_argument("--size", default="512x1024", metavar="HxW", help="of the frames")
-    parser.add_argument("--images", type=int, default=20, help="of the validation split, spread over it")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--size", type=argument_types.size, default=(512, 1024), metavar="HxW", help="of the frames")
+    parser.add_argument(
+        "--images", type=argument_types.count, default=20, help="of the validation split, spread over it"
+    )
+    parser.add_argument("--rounds", type=argument_types.rounds, default=30)
+    parser.add_argument("--threads", type=argument_types.count, default=2)
     parser.add_argument("--vendor-turns", type=int, default=15, help="of benchmark_app; 0 leaves it out")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     return parser

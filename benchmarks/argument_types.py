@@ -1,0 +1,40 @@
+"""What the benchmarks' options take, with a message that says what was expected."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["count", "rounds", "share", "size"]
+
+
+def size(text: str) -> tuple[int, int]:
+    """Return height and width of `512x1024`."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 512x1024, came {text!r}")
+    return int(height), int(width)
+
+
+def count(text: str) -> int:
+    """Return a whole number from 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, came {text!r}")
+    return int(text)
+
+
+def rounds(text: str) -> int:
+    """Return a whole number from 2: one measurement has no interval."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 2 (one round has no interval), came {text!r}")
+    return int(text)
+
+
+def share(text: str) -> float:
+    """Return a number above 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share above 0 and below 1, such as 0.1, came {text!r}")
+    return value
