@@ -29,7 +29,7 @@ from brd_edge.runtime.releases import (
     read_release,
     switch,
 )
-from brd_edge.runtime.segmenter import Segmenter, keys_for
+from brd_edge.runtime.segmenter import Segmenter, keys_for, require_bundle
 from brd_edge.runtime.signature import trusted_keys
 
 __all__ = ["bench", "build", "infer_source", "probe", "receive_delivery", "rollback", "status", "unpack", "verify"]
@@ -72,6 +72,7 @@ def bench(options: Namespace) -> int:
 
 def build(options: Namespace) -> int:
     """Build the engines that must be built on this machine."""
+    require_bundle(options.bundle)
     bundle = open_bundle(options.bundle, keys_for(options.bundle, options.key))
     plans = [name for name, engine in bundle.manifest.engines.items() if engine.build]
     device, built = describe_device(bundle.directory), 0
@@ -105,6 +106,7 @@ def infer_source(options: Namespace) -> int:
 
 def unpack(options: Namespace) -> int:
     """Verify an archive and unpack it."""
+    require_bundle(options.bundle)
     bundle = unpack_archive(options.bundle, options.output, keys_for(options.bundle, options.key))
     _say(f"{len(bundle.manifest.files)} files, as signed by {bundle.signature.key_id}: {options.output}")
     return 0
@@ -226,7 +228,9 @@ def _measured(bundle: Bundle, check: Checked) -> dict[str, Any]:
 @contextmanager
 def _opened(options: Namespace) -> Iterator[Bundle]:
     """Open a release, a bundle's directory or an archive."""
-    path, trusted = options.bundle, keys_for(options.bundle, options.key)
+    path = options.bundle
+    require_bundle(path)
+    trusted = keys_for(path, options.key)
     if (path / RELEASE_NAME).is_file():
         release = read_release(path)
         yield open_bundle(release.bundle_directory, trusted, engines=release.engines)

@@ -8,6 +8,7 @@ version of the runtime before any runtime sees a byte of it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ class Runner(Protocol):
     """An engine that is loaded; a context manager. Not thread-safe: open one a thread.
 
     Example:
-        >>> with open_engine(Path("engines/openvino-fp32-x86-cpu")) as runner:
+        >>> with open_engine("engines/openvino-fp32-x86-cpu") as runner:
         ...     class_map = runner.infer(frame)
     """
 
@@ -210,12 +211,29 @@ def read_engine(directory: Path) -> EngineInfo:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise EngineError(f"{path}: not found; expected the directory of an engine, with {SIDECAR} in it") from error
+        raise EngineError(_not_an_engine(directory)) from error
     except OSError as error:
         raise EngineError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise EngineError(f"{path}: not JSON ({error}); rebuild the engine") from error
     return _parse(values, path)
+
+
+def _not_an_engine(directory: Path) -> str:
+    from brd_edge.runtime.manifest import MANIFEST_NAME, PLAN_GRAPH_NAME
+    from brd_edge.runtime.targets import TARGETS
+
+    if not (directory / PLAN_GRAPH_NAME).is_file():
+        return f"{directory / SIDECAR}: not found; expected the directory of an engine, with {SIDECAR} in it"
+    place = directory.resolve()
+    # names are RUNTIME-PRECISION-TARGET, with -batchN where it takes several frames
+    targets = [name for name in TARGETS if re.search(rf"-{re.escape(name)}(-batch\d+)?$", place.name)]
+    bundle = place.parents[1] if len(place.parents) > 1 and (place.parents[1] / MANIFEST_NAME).is_file() else "BUNDLE"
+    return (
+        f"{directory}: not an engine yet, but a graph ({PLAN_GRAPH_NAME}) to be built on the device itself"
+        f"{f', {targets[0]}' if targets else ''}: run  python -m brd_edge.runtime build {bundle}  there, which prints "
+        "where the engine is then"
+    )
 
 
 def verify_files(directory: Path, info: EngineInfo) -> None:
@@ -242,7 +260,7 @@ def verify_files(directory: Path, info: EngineInfo) -> None:
             )
 
 
-def open_engine(directory: Path, *, contract: InputContract | None = None, threads: int | None = None) -> Runner:
+def open_engine(directory: str | Path, *, contract: InputContract | None = None, threads: int | None = None) -> Runner:
     """Check an engine and load it.
 
     Args:
@@ -255,13 +273,15 @@ def open_engine(directory: Path, *, contract: InputContract | None = None, threa
 
     Raises:
         ContractError: The engine was made for another contract; the message names the fields.
-        EngineError: The sidecar or a file is not valid, the target is unknown, the runtime that is installed has
-            another version than the engine needs, or it cannot load it.
+        EngineError: The sidecar or a file is not valid, the target is unknown or has no such engines, the runtime that
+            is installed has another version than the engine needs, it cannot load it, or the graph was exported for
+            another contract than the sidecar's.
         RuntimeMissingError: The runtime is not installed, or the target's processor or hardware is not here.
     """
     from brd_edge.runtime.packages import require_home
     from brd_edge.runtime.runners import RUNNERS
 
+    directory = Path(directory)
     info = read_engine(directory)
     if info.runtime not in RUNNERS:
         raise EngineError(f"{directory / SIDECAR}: runtime: expected one of {sorted(RUNNERS)}, got {info.runtime!r}")
@@ -278,13 +298,11 @@ def _parse(values: Any, path: Path) -> EngineInfo:
     """Turn the sidecar's JSON into an `EngineInfo`, or raise an EngineError that names file and key."""
     _expect(isinstance(values, dict), path, "content", "an object", values)
     version = values.get("schema_version")
-    _expect(
-        version == SCHEMA_VERSION and type(version) is int,
-        path,
-        "schema_version",
-        f"{SCHEMA_VERSION} (install the brd-edge that wrote the engine to read another one)",
-        version,
-    )
+    if version != SCHEMA_VERSION or type(version) is not int:
+        raise EngineError(
+            f"{path}: schema_version: expected {SCHEMA_VERSION}, got {version!r}: rebuild the engine, or open it with "
+            f"the brd-edge that wrote it"
+        )
     texts = ("runtime", "precision", "target", "runtime_version", "entry", "created_by")
     keys = {"schema_version", "contract", "classes", "palette", "files", "logits", "batch_max", *texts}
     _expect(set(values) == keys, path, "keys", f"{sorted(keys)}", sorted(values))

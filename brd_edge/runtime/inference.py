@@ -10,7 +10,16 @@ from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import write_json_atomic
 from brd_edge.runtime.frames import overlay, read_image
 from brd_edge.runtime.segmenter import Segmenter
-from brd_edge.runtime.sources import Pace, Video, VideoWriter, image_files, open_video, write_image
+from brd_edge.runtime.sources import (
+    CLASS_MAP_ENDING,
+    OVERLAY_ENDING,
+    Pace,
+    Video,
+    VideoWriter,
+    image_files,
+    open_video,
+    write_image,
+)
 
 __all__ = ["infer"]
 
@@ -34,7 +43,7 @@ def infer(
 
     Args:
         segmenter: The model.
-        source: An image, a folder, a video file, or `camera[:N]`.
+        source: An image, a folder (its class maps and overlays are left out), a video file, or `camera[:N]`.
         out: Folder to write to.
         rate_hz: Frames a second of a video: frames that are late are dropped. None takes every frame
             of a file, and the pace of a camera.
@@ -59,8 +68,8 @@ def infer(
         image = read_image(path)
         class_map = segmenter.infer(image)
         target = out / path.relative_to(base)
-        write_image(target.with_name(f"{path.stem}.class_map.png"), class_map, segmenter.palette)
-        write_image(target.with_name(f"{path.stem}.overlay.png"), overlay(image, class_map, segmenter.palette))
+        write_image(target.with_name(f"{path.stem}{CLASS_MAP_ENDING}"), class_map, segmenter.palette)
+        write_image(target.with_name(f"{path.stem}{OVERLAY_ENDING}"), overlay(image, class_map, segmenter.palette))
         if number % _SAY_EVERY == 0 or number == len(files):
             say(f"{number} of {len(files)} images")
     return {"frames": len(files)}

@@ -19,7 +19,9 @@ from brd_edge.runtime.device import describe_device, misfit
 from brd_edge.runtime.engine import Runner, open_engine
 from brd_edge.runtime.errors import BundleError, EngineError
 from brd_edge.runtime.frames import resize_class_map, segment_image
+from brd_edge.runtime.manifest import MANIFEST_NAME
 from brd_edge.runtime.releases import RELEASE_NAME, read_release
+from brd_edge.runtime.runners.frame_advice import frame_advice
 from brd_edge.runtime.signature import read_public_key, trusted_keys
 
 if TYPE_CHECKING:
@@ -27,13 +29,26 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-__all__ = ["Segmenter", "keys_for", "trusted_directory"]
+__all__ = ["Segmenter", "keys_for", "require_bundle", "trusted_directory"]
 
 
 def trusted_directory() -> Path:
     """Return where this account keeps the public keys that it trusts."""
     base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(base) / "brd-edge" / "trusted"
+
+
+def require_bundle(path: Path) -> None:
+    """Refuse a path that is no bundle, archive or release by its looks; nothing of it is read.
+
+    Raises:
+        BundleError: There is nothing, or a directory of something else.
+    """
+    if path.is_file() or any(os.path.lexists(path / name) for name in (MANIFEST_NAME, RELEASE_NAME)):
+        return
+    inside = path / "bundle"
+    hint = f": {inside} is one" if (inside / MANIFEST_NAME).is_file() else ", its archive, or a release"
+    raise BundleError(f"{path}: expected the directory of a bundle, with {MANIFEST_NAME} in it{hint}")
 
 
 def keys_for(path: Path, keys: Sequence[Path] = ()) -> Mapping[str, Ed25519PublicKey]:
@@ -97,6 +112,7 @@ class Segmenter:
             EngineError: No engine fits this machine, or it cannot be loaded.
         """
         path = Path(path)
+        require_bundle(path)
         with ExitStack() as stack:
             trusted = keys_for(path, keys)
             if (path / RELEASE_NAME).is_file():
@@ -127,7 +143,8 @@ class Segmenter:
         """
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise EngineError(f"image: expected uint8 (H, W, 3) in RGB, got {got}")
+            more = "give one image at a time" if getattr(image, "ndim", 0) == 4 else frame_advice(image, None)
+            raise EngineError(f"image: expected uint8 (H, W, 3) in RGB, got {got}: {more}")
         class_map = segment_image(self._runner.infer, image, self.contract)
         return resize_class_map(class_map, image.shape[0], image.shape[1])
 

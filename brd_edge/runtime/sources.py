@@ -20,10 +20,27 @@ from PIL import Image
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.runners.checks import import_runtime
 
-__all__ = ["IMAGE_SUFFIXES", "Pace", "Video", "VideoWriter", "image_files", "open_video", "write_image"]
+__all__ = [
+    "CLASS_MAP_ENDING",
+    "IMAGE_SUFFIXES",
+    "OVERLAY_ENDING",
+    "Pace",
+    "Video",
+    "VideoWriter",
+    "image_files",
+    "open_video",
+    "write_image",
+]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+CLASS_MAP_ENDING = ".class_map.png"
+OVERLAY_ENDING = ".overlay.png"
 INSTALL = 'pip install "brd-edge[video]"'
+
+_NO_VIDEO = (
+    f"no image by its name, and OpenCV cannot read it as a video; expected an image ({', '.join(IMAGE_SUFFIXES)}), "
+    "a folder of images, a video that OpenCV reads (such as .mp4, .avi, .mkv, .mov), or camera[:N]"
+)
 
 Frame = npt.NDArray[np.uint8]
 
@@ -31,13 +48,20 @@ Frame = npt.NDArray[np.uint8]
 def image_files(source: Path) -> list[Path] | None:
     """Return the image files that a path stands for, sorted; None where it is no image and no folder.
 
+    Of a folder, class maps and overlays are left out: what was found in images is no image to segment.
+
     Raises:
         DataError: The folder holds no image.
     """
     if source.is_dir():
-        found = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        images = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        made = (CLASS_MAP_ENDING, OVERLAY_ENDING)
+        found = sorted(path for path in images if not path.name.endswith(made))
         if not found:
-            raise DataError(f"{source}: no image in this folder; expected {', '.join(IMAGE_SUFFIXES)}")
+            raise DataError(
+                f"{source}: no image in this folder; expected {', '.join(IMAGE_SUFFIXES)}, "
+                f"but for {' and '.join(f'*{ending}' for ending in made)}, which are results"
+            )
         return found
     return [source] if source.suffix.lower() in IMAGE_SUFFIXES else None
 
@@ -93,8 +117,7 @@ def open_video(source: str) -> Iterator[Video]:
     capture = cv2.VideoCapture(int(number or 0)) if live else cv2.VideoCapture(source)
     try:
         if not capture.isOpened():
-            what = "there is no such camera, or it is in use" if live else "OpenCV cannot read it as a video"
-            raise DataError(f"{source}: {what}")
+            raise DataError(f"{source}: {'there is no such camera, or it is in use' if live else _NO_VIDEO}")
         rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
         yield Video(capture, rate if rate and rate > 0 else None, int(count) if is_file and count > 0 else None, live)
     finally:

@@ -51,8 +51,8 @@ def version_fits(version: str, specifier: str) -> bool:
 def version_range(runtime: str, built_by: str) -> str:
     """Return which versions load an engine that a runtime built.
 
-    ONNX Runtime reads graphs of earlier versions, OpenVINO its intermediate representation of the
-    last years; a TensorRT engine belongs to the very version that built it.
+    ONNX Runtime's engine is the exported graph, whatever version checked it; OpenVINO reads its intermediate
+    representation of the last years; a TensorRT engine belongs to the very version that built it.
 
     Args:
         runtime: `"onnxruntime"`, `"openvino"` or `"tensorrt"`.
@@ -61,11 +61,11 @@ def version_range(runtime: str, built_by: str) -> str:
     Raises:
         EngineError: `built_by` holds no version.
     """
-    if runtime == "onnxruntime":
-        return ONNXRUNTIME_RANGE
     version = re.search(r"\d+(?:\.\d+)*", built_by)
     if version is None:
         raise EngineError(f"runtime_version: expected a version such as '1.20.0', got {built_by!r}; rebuild the engine")
+    if runtime == "onnxruntime":
+        return ONNXRUNTIME_RANGE
     if runtime == "openvino":
         return f">={_numbers(version[0])[0]}.0"
     return f"=={version[0]}"

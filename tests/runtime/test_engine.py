@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from PIL import Image
 
+from brd_edge.deploy.export import METADATA_PREFIX
 from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import SIDECAR, open_engine, read_engine, verify_files, write_engine
@@ -80,7 +85,7 @@ def test_weights_that_the_sidecar_does_not_list_are_not_loaded(engine: Callable[
 
 ZEROS = {"sha256": "0" * 64, "size_bytes": 1}
 SPOILED: list[tuple[dict[str, Any], str]] = [
-    ({"schema_version": 1}, "schema_version"),
+    ({"schema_version": 1}, "schema_version: expected 3, got 1: rebuild the engine, or open it with"),
     ({"schema_version": True}, "schema_version"),
     ({"runtime": ""}, "runtime"),
     ({"runtime": "tflite"}, r"runtime: expected one of .*onnxruntime"),
@@ -159,6 +164,95 @@ def test_write_refuses_what_read_would_refuse(engines: dict[str, Path], tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def labelled(graph: Path, contract: InputContract, tmp_path: Path) -> Path:
+    """The graph with its contract in its metadata, as the exporter writes it."""
+    model = onnx.load(graph)
+    onnx.helper.set_model_props(model, {f"{METADATA_PREFIX}contract_hash": contract.hash})
+    onnx.save(model, tmp_path / "labelled.onnx")
+    return tmp_path / "labelled.onnx"
+
+
+def build(graph: Path, out: Path, runtime: str, contract: InputContract) -> None:
+    build_engine(
+        runtime=runtime,
+        precision="fp32",
+        target="x86-cpu",
+        onnx=graph,
+        out=out,
+        contract=contract,
+        classes=["a", "b", "c", "d", "e"],
+        palette=[(0, 0, 0)] * 5,
+    )
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_contract_that_is_not_the_graphs_is_refused(
+    labelled: Path, contract: InputContract, tmp_path: Path, runtime: str
+) -> None:
+    build(labelled, tmp_path / "engine", runtime, contract)
+    open_engine(tmp_path / "engine").close()
+    path = tmp_path / "engine" / SIDECAR
+    values = json.loads(path.read_text())
+    values["contract"]["mean"] = [0.5, 0.5, 0.5]
+    path.write_text(json.dumps(values))
+    changed = read_engine(tmp_path / "engine").contract
+    words = rf"for the input contract {contract.hash}, the contract in engine\.json is {changed.hash}"
+    with pytest.raises(EngineError, match=words):
+        open_engine(tmp_path / "engine")
+    with pytest.raises(EngineError, match=words):
+        build(labelled, tmp_path / "other", runtime, changed)
+    assert not (tmp_path / "other").exists()
+
+
+def test_openvino_engines_carry_the_contract_of_graphs_that_do_not(
+    engine: Callable[[str], Path], contract: InputContract
+) -> None:
+    directory = engine("openvino")
+    values = json.loads((directory / SIDECAR).read_text())
+    values["contract"]["std"] = [0.5, 1.0, 1.0]
+    (directory / SIDECAR).write_text(json.dumps(values))
+    with pytest.raises(EngineError, match=f"for the input contract {contract.hash}, the contract in"):
+        open_engine(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tensorrt-fp16-jetson-orin", ", jetson-orin: run  "),
+        ("tensorrt-fp16-h100-batch4", ", h100: run  "),
+        ("mine", "on the device itself: run  "),
+    ],
+)
+def test_a_graph_to_be_built_on_the_device(graph: Path, tmp_path: Path, name: str, words: str) -> None:
+    directory = tmp_path / "bundle" / "engines" / name
+    directory.mkdir(parents=True)
+    shutil.copy(graph, directory / "graph.onnx")
+    with pytest.raises(EngineError, match=rf"{name}: not an engine yet.*{words}python .* build BUNDLE  there"):
+        open_engine(directory)
+    (tmp_path / "bundle" / "manifest.json").touch()
+    with pytest.raises(EngineError, match=rf"{words}python -m brd_edge\.runtime build {tmp_path / 'bundle'}  there"):
+        open_engine(directory)
+
+
+def test_paths_may_be_texts(engines: dict[str, Path]) -> None:
+    open_engine(str(engines["onnxruntime"]), threads=1).close()
+
+
+def test_the_snippet_of_the_readme_runs(
+    engines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    place = tmp_path / "runs" / "quickstart" / "engines" / "openvino-fp32-x86-cpu"
+    shutil.copytree(engines["openvino"], place)
+    Image.new("RGB", (100, 50), (200, 30, 60)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 - our own text
+    assert (names["class_map"].shape, names["class_map"].dtype) == ((24, 40), np.uint8)
+
+
 def test_threads_are_checked(engines: dict[str, Path]) -> None:
     with pytest.raises(EngineError, match="threads: expected at least 1"):
         open_engine(engines["onnxruntime"], threads=0)
@@ -189,7 +283,11 @@ print(sorted({"onnxruntime", "openvino", "tensorrt_rtx"} & set(sys.modules)))
         ("tensorrt", {"target": "toaster"}, "EngineError", "got 'toaster'"),
         ("onnxruntime", {"target": "OTHER"}, "RuntimeMissingError", "this machine is"),
         ("openvino", {"runtime_version": "2999.1.0"}, "EngineError", "needs openvino >=2999.0, installed is 20"),
-        ("openvino", {"runtime_version": "unknown"}, "EngineError", "expected a version such as"),
+        ("openvino", {"runtime_version": "unknown"}, "EngineError", "engine.json: runtime_version: expected a version"),
+        ("onnxruntime", {"runtime_version": "abc"}, "EngineError", "engine.json: runtime_version: expected a version"),
+        ("openvino", {"precision": "fp16"}, "EngineError", "engine.json: target 'x86-cpu' has no fp16 engines of"),
+        ("onnxruntime", {"precision": "bf16"}, "EngineError", "engine.json: target 'x86-cpu' has no bf16 engines of"),
+        ("tensorrt", {"target": "x86-cpu"}, "EngineError", "engine.json: target 'x86-cpu' has no tensorrt engines"),
         (
             "tensorrt",
             {"runtime_version": "tensorrt_rtx 1.0.0"},

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hardware import gpu
 from onnx.reference import ReferenceEvaluator
+from PIL import Image
 
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import SIDECAR, open_engine, read_engine, verify_files, write_engine
@@ -105,21 +107,41 @@ def test_any_memory_layout(engines: dict[str, Path], frames: list[np.ndarray], r
 
 @pytest.mark.parametrize("runtime", CPU_RUNTIMES)
 @pytest.mark.parametrize(
-    ("frame", "got"),
+    ("frame", "got", "advice"),
     [
-        (np.zeros((24, 40, 3), np.float32), r"float32 \(24, 40, 3\)"),
-        (np.zeros((40, 24, 3), np.uint8), r"uint8 \(40, 24, 3\)"),
-        (np.zeros((2, 40, 24, 3), np.uint8), r"uint8 \(40, 24, 3\)"),
-        (np.zeros((0, 24, 40, 3), np.uint8), r"uint8 \(0, 24, 40, 3\)"),
-        ([[0]], "list"),
+        (np.zeros((24, 40, 3), np.float32), "float32 (24, 40, 3)", ["as they come from the file, uint8 from 0 to 255"]),
+        (np.zeros((24, 40, 3), np.int64), "int64 (24, 40, 3)", ["give uint8 from 0 to 255"]),
+        (np.zeros((40, 24, 3), np.uint8), "uint8 (40, 24, 3)", ["bring it to the contract's size"]),
+        (np.zeros((2, 40, 24, 3), np.uint8), "uint8 (2, 40, 24, 3)", ["bring each of them to the contract's size"]),
+        (np.zeros((2, 24, 40, 3), np.int64), "int64 (2, 24, 40, 3)", ["give uint8 from 0 to 255"]),
+        (np.zeros((0, 24, 40, 3), np.uint8), "uint8 (0, 24, 40, 3)", ["there is no frame in it"]),
+        (np.zeros((3, 24, 40), np.uint8), "uint8 (3, 24, 40)", ["channels go last: numpy.moveaxis(frame, 0, -1)"]),
+        (np.zeros((2, 3, 24, 40), np.uint8), "uint8 (2, 3, 24, 40)", ["numpy.moveaxis(frame, 1, -1)"]),
+        (
+            np.zeros((3, 20, 30), np.float32),
+            "float32 (3, 20, 30)",
+            ["uint8 from 0 to 255", "channels go last", "bring it to the contract's size"],
+        ),
+        (np.zeros((24, 40, 4), np.uint8), "uint8 (24, 40, 4)", ["leave that out with frame[..., :3]"]),
+        (np.zeros((24, 40), np.uint8), "uint8 (24, 40)", ["it is grey"]),
+        (np.zeros((24, 40, 1), np.uint8), "uint8 (24, 40, 1)", ["it is grey"]),
+        (np.zeros((1, 1, 24, 40, 3), np.uint8), "uint8 (1, 1, 24, 40, 3)", ["give three channels, RGB"]),
+        ([[0]], "list", ["give a numpy array"]),
+        ("photo.jpg", "str", ["read the file first"]),
+        (Path("photo.jpg"), "PosixPath", ["read the file first"]),
+        (Image.new("RGB", (40, 24)), "Image", ['numpy.asarray(image.convert("RGB"))']),
+        (torch.zeros((24, 40, 3), dtype=torch.uint8), "Tensor", ["tensor.cpu().numpy()"]),
     ],
 )
-def test_other_frames_are_refused(engines: dict[str, Path], runtime: str, frame: Any, got: str) -> None:
-    with (
-        open_engine(engines[runtime], threads=1) as runner,
-        pytest.raises(EngineError, match=rf"expected uint8 \(24, 40, 3\), got {got}"),
-    ):
+def test_other_frames_are_refused(
+    engines: dict[str, Path], runtime: str, frame: Any, got: str, advice: list[str]
+) -> None:
+    with open_engine(engines[runtime], threads=1) as runner, pytest.raises(EngineError) as caught:
         runner.infer(frame)
+    expected, _, text = str(caught.value).partition(f", got {got}: ")
+    assert expected == "frame: expected uint8 (24, 40, 3), or (N, 24, 40, 3) for several frames"
+    assert all(part in text for part in advice)
+    assert text.count(";") == len(advice) - 1, "advice that the frame does not need"
 
 
 @pytest.mark.parametrize("runtime", CPU_RUNTIMES)
@@ -184,8 +206,10 @@ def test_openvino_fp32_is_fp32_and_other_precisions_are_refused(engines: dict[st
         assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     values = json.loads((directory / SIDECAR).read_text())
     (directory / SIDECAR).write_text(json.dumps({**values, "precision": "fp8"}))
-    with pytest.raises(EngineError, match="fp8"):
+    with pytest.raises(EngineError, match=r"engine\.json: .*no fp8 engines of openvino: its precisions are fp32"):
         open_engine(directory)
+    with pytest.raises(EngineError, match=r"expected a precision of .*, got 'fp8'"):
+        RUNNERS["openvino"](directory, read_engine(directory), None)
 
 
 def test_cuda_computes_float32_in_float32(

@@ -27,8 +27,12 @@ def test_frames_of_any_size(bundle, engine: str) -> None:
         small = np.asarray(Image.fromarray(large).resize((40, 24), Image.Resampling.BILINEAR))
         expected = Image.fromarray(segmenter.infer(small)).resize((200, 120), Image.Resampling.NEAREST)
         assert np.array_equal(found, np.asarray(expected))
-        with pytest.raises(EngineError, match=r"expected uint8 \(H, W, 3\)"):
+        with pytest.raises(EngineError, match=r"expected uint8 \(H, W, 3\) in RGB, got uint8 \(120, 200\): it is grey"):
             segmenter.infer(large[:, :, 0])
+        with pytest.raises(EngineError, match="one image at a time"):
+            segmenter.infer(large[None])
+        with pytest.raises(EngineError, match=r"got float64 \(120, 200, 3\): give the pixels as they come[^;]*$"):
+            segmenter.infer(large / 255)
 
 
 def test_what_is_not_there_or_not_trusted(bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +47,22 @@ def test_what_is_not_there_or_not_trusted(bundle, tmp_path: Path, monkeypatch: p
         Segmenter.open(bundle.directory, engine="x")
     with pytest.raises(BundleError, match="expected the directory of a bundle"):
         Segmenter.open(tmp_path / "none")
+
+
+@pytest.mark.parametrize("command", ["verify", "build", "bench"])
+def test_a_mistyped_path_is_told_before_a_missing_key(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert main([command, str(tmp_path / "nope")]) == 1
+    expected = "nope: expected the directory of a bundle, with manifest.json in it, its archive, or a release\n"
+    assert capsys.readouterr().err.endswith(expected)
+    with pytest.raises(BundleError, match="nope: expected the directory of a bundle, with manifest"):
+        Segmenter.open(str(tmp_path / "nope"))
+    (tmp_path / "run" / "bundle").mkdir(parents=True)
+    (tmp_path / "run" / "bundle" / "manifest.json").touch()
+    assert main([command, str(tmp_path / "run")]) == 1
+    assert capsys.readouterr().err.endswith(f"manifest.json in it: {tmp_path / 'run' / 'bundle'} is one\n")
 
 
 def test_an_engine_that_must_be_built_first(
@@ -84,10 +104,15 @@ def test_a_folder_of_images(bundle, tmp_path: Path) -> None:
     for name in ("a.png", "deep/b.png"):
         Image.fromarray(bundle.frame).save(source / name)
     (source / "notes.txt").write_text("no image")
+    for name in ("a.class_map.png", "deep/b.overlay.png"):
+        Image.fromarray(bundle.frame).save(source / name)
     with Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter:
         assert infer(segmenter, str(source), out) == {"frames": 2}
         with pytest.raises(DataError, match="no image in this folder"):
             infer(segmenter, str(_empty(tmp_path)), out)
+        (tmp_path / "empty" / "a.overlay.png").touch()
+        with pytest.raises(DataError, match=r"no image in this folder.* but for \*\.class_map\.png"):
+            infer(segmenter, str(tmp_path / "empty"), out)
         broken = tmp_path / "broken.png"
         broken.write_bytes(b"\x89PNG")
         with pytest.raises(DataError, match=r"broken\.png: the image cannot be read"):
@@ -130,6 +155,16 @@ def test_every_frame_of_a_video(bundle, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "infer.json").read_text()) == result
     shown = cv2.VideoCapture(str(tmp_path / "out" / "overlay.mp4"))
     assert shown.get(cv2.CAP_PROP_FRAME_COUNT) == len(made)
+
+
+def test_what_is_no_image_and_no_video(bundle, tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    (tmp_path / "README.md").write_text("words")
+    with (
+        Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter,
+        pytest.raises(DataError, match=r"README\.md: no image by its name.*\(\.png, .*a folder.*\.mp4.*camera\[:N\]"),
+    ):
+        infer(segmenter, str(tmp_path / "README.md"), tmp_path / "out")
 
 
 def test_a_video_at_a_steady_rate(bundle, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import itertools
 import pytest
 from packaging.specifiers import SpecifierSet
 
+from brd_edge.runtime.errors import EngineError
 from brd_edge.runtime.versions import is_specifier, version_fits, version_range
 
 VERSIONS = ("1", "1.2", "1.10", "1.10.0", "1.7.1", "1.7.1.116", "2024.0.0", "2026.4.1")
@@ -27,3 +28,7 @@ def test_ranges_of_runtimes() -> None:
     assert version_range("openvino", "2026.4.1") == ">=2026.0"
     assert version_range("tensorrt", "tensorrt_rtx 1.7.1.116") == "==1.7.1.116"
     assert version_fits("1.32.0", version_range("onnxruntime", "1.32.0"))
+    # the exported graph itself, which does not depend on who checked it
+    assert version_fits("1.20.0", version_range("onnxruntime", "1.32.0"))
+    with pytest.raises(EngineError, match="got 'abc'"):
+        version_range("onnxruntime", "abc")

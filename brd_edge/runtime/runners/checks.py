@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,17 @@ import numpy.typing as npt
 
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
+from brd_edge.runtime.runners.frame_advice import frame_advice
 
 if TYPE_CHECKING:
     from brd_edge.runtime.engine import EngineInfo
 
 __all__ = [
+    "CONTRACT_HASH_KEY",
     "LOGITS_NAME",
     "Port",
     "check_class_maps",
+    "check_contract_hash",
     "check_frame",
     "check_interface",
     "import_runtime",
@@ -33,6 +36,9 @@ Port = tuple[str, str, tuple[object, ...]]
 
 LOGITS_NAME = "logits"
 """The output of an engine that returns coarse logits."""
+
+CONTRACT_HASH_KEY = "brd_edge.contract_hash"
+"""Where a graph's metadata holds the hash of the contract that it was exported for."""
 
 OPEN = "N"
 """Stands for the number of frames where an engine takes several."""
@@ -76,6 +82,28 @@ def _unreported() -> Iterator[None]:
     finally:
         if absent:
             del sys.modules[reporter]
+
+
+def check_contract_hash(what: str, contract: InputContract, metadata: Mapping[str, str]) -> None:
+    """Compare the contract that a loaded graph was exported for with the sidecar's.
+
+    Two contracts of one size have the same inputs and outputs, but other class maps.
+
+    Args:
+        what: The engine, for the message.
+        contract: The sidecar's.
+        metadata: The graph's; one that does not name its contract is taken as it is.
+
+    Raises:
+        EngineError: They differ.
+    """
+    found = metadata.get(CONTRACT_HASH_KEY, contract.hash)
+    if found != contract.hash:
+        raise EngineError(
+            f"{what}: the graph was exported for the input contract {found}, the contract in engine.json is "
+            f"{contract.hash}: engine.json was changed, or belongs to another graph. Copy the whole directory again, "
+            "or rebuild the engine"
+        )
 
 
 def check_interface(
@@ -141,8 +169,23 @@ def check_frame(frame: npt.NDArray[np.uint8], contract: InputContract) -> None:
     """
     expected = (contract.height, contract.width, 3)
     if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape != expected:
-        got = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-        raise EngineError(f"frame: expected uint8 {expected}, got {got}; resize it as the input contract says")
+        raise _refusal(frame, contract, f"uint8 {expected}")
+
+
+def _check_frames(frames: npt.NDArray[np.uint8], contract: InputContract) -> None:
+    """Refuse what is neither one frame nor several at the contract's size."""
+    one = (contract.height, contract.width, 3)
+    if isinstance(frames, np.ndarray) and frames.dtype == np.uint8:
+        shape = frames.shape
+        if shape == one or (shape[1:] == one and shape[0]):
+            return
+    raise _refusal(frames, contract, f"uint8 {one}, or (N, {one[0]}, {one[1]}, 3) for several frames")
+
+
+def _refusal(frame: object, contract: InputContract, expected: str) -> EngineError:
+    got = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+    advice = frame_advice(frame, (contract.height, contract.width))
+    return EngineError(f"frame: expected {expected}, got {got}: {advice}")
 
 
 def in_batches(
@@ -163,12 +206,11 @@ def in_batches(
     Raises:
         EngineError: The frames have another shape or dtype; or what `run` raises.
     """
-    if isinstance(frames, np.ndarray) and frames.ndim == 4 and len(frames):
-        check_frame(frames[0], info.contract)
+    _check_frames(frames, info.contract)
+    if frames.ndim == 4:
         step = info.batch_max
         found = [run(np.ascontiguousarray(frames[at : at + step])) for at in range(0, len(frames), step)]
         return found[0] if len(found) == 1 else np.concatenate(found)
-    check_frame(frames, info.contract)
     only: npt.NDArray[np.uint8] = run(np.ascontiguousarray(frames[None]))[0]
     return only
 

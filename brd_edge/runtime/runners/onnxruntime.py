@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from brd_edge.runtime.engine import EngineInfo
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
-from brd_edge.runtime.runners.checks import Port, check_frame, import_runtime, in_batches
+from brd_edge.runtime.runners.checks import Port, check_contract_hash, check_frame, import_runtime, in_batches
 from brd_edge.runtime.runners.outputs import Finish, checked_output
 from brd_edge.runtime.targets import TARGETS
 
@@ -64,7 +64,7 @@ def open_onnxruntime(directory: Path, info: EngineInfo, threads: int | None) -> 
 
     Raises:
         RuntimeMissingError: ONNX Runtime is not installed, or has no provider for the device.
-        EngineError: The model does not load, or does not keep to the contract.
+        EngineError: The model does not load, does not keep to the contract, or was exported for another one.
     """
     ort = import_runtime("onnxruntime", INSTALL)
     provider = provider_of(info, ort)
@@ -85,6 +85,7 @@ def open_onnxruntime(directory: Path, info: EngineInfo, threads: int | None) -> 
         # where CUDA does not start, ONNX Runtime goes on without it and only logs that
         raise RuntimeMissingError(f"{path}: ONNX Runtime {ort.__version__} cannot use {provider} on this machine")
     finish = checked_output(str(path), info, _ports(session.get_inputs()), _ports(session.get_outputs()))
+    check_contract_hash(str(path), info.contract, session.get_modelmeta().custom_metadata_map)
     return OnnxRuntimeRunner(info, session, finish)
 
 

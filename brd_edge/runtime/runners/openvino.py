@@ -17,16 +17,34 @@ import numpy.typing as npt
 
 from brd_edge.runtime.engine import EngineInfo
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
-from brd_edge.runtime.runners.checks import Port, check_frame, import_runtime, in_batches
+from brd_edge.runtime.runners.checks import (
+    CONTRACT_HASH_KEY,
+    Port,
+    check_contract_hash,
+    check_frame,
+    import_runtime,
+    in_batches,
+)
 from brd_edge.runtime.runners.outputs import Finish, checked_output
 from brd_edge.runtime.targets import TARGETS
 
 if TYPE_CHECKING:
     from typing import Self  # novm
 
-__all__ = ["INSTALL", "PRECISION_HINTS", "OpenVinoRunner", "compile_model", "open_openvino", "openvino_core"]
+__all__ = [
+    "CONTRACT_HASH_PATH",
+    "INSTALL",
+    "PRECISION_HINTS",
+    "OpenVinoRunner",
+    "compile_model",
+    "open_openvino",
+    "openvino_core",
+]
 
 INSTALL = 'pip install "brd-edge[openvino]"'
+
+CONTRACT_HASH_PATH = ["framework", CONTRACT_HASH_KEY]
+"""Where OpenVINO keeps the contract's hash of an ONNX graph's metadata."""
 
 # On a CPU with BF16 OpenVINO's own choice is bf16: what is called fp32 must ask for it. Where a model is
 # quantised, the hint is for what is not.
@@ -68,15 +86,24 @@ def open_openvino(directory: Path, info: EngineInfo, threads: int | None) -> Ope
 
     Raises:
         RuntimeMissingError: OpenVINO is not installed, or the target's device is not here.
-        EngineError: The model does not load, or does not keep to the contract.
+        EngineError: The model does not load, does not keep to the contract, or was exported for another one.
     """
-    compiled = compile_model(directory, info, threads, cache=_cache_directory())
-    finish = checked_output(str(directory / info.entry), info, _ports(compiled.inputs), _ports(compiled.outputs))
+    model, compiled = _load(directory, info, threads, _cache_directory())
+    what = str(directory / info.entry)
+    finish = checked_output(what, info, _ports(compiled.inputs), _ports(compiled.outputs))
+    known = model.has_rt_info(CONTRACT_HASH_PATH)
+    metadata = {CONTRACT_HASH_KEY: model.get_rt_info(CONTRACT_HASH_PATH).astype(str)} if known else {}
+    check_contract_hash(what, info.contract, metadata)
     return OpenVinoRunner(info, compiled.create_infer_request(), finish)
 
 
 def compile_model(directory: Path, info: EngineInfo, threads: int | None, *, cache: Path | None = None) -> Any:
     """Return OpenVINO's compiled model of an engine; see `open_openvino`."""
+    return _load(directory, info, threads, cache)[1]
+
+
+def _load(directory: Path, info: EngineInfo, threads: int | None, cache: Path | None) -> tuple[Any, Any]:
+    """Return an engine's model as it was read, and compiled."""
     if info.precision not in PRECISION_HINTS:
         raise EngineError(f"openvino: expected a precision of {sorted(PRECISION_HINTS)}, got {info.precision!r}")
     weights = str(Path(info.entry).with_suffix(".bin"))
@@ -101,7 +128,7 @@ def compile_model(directory: Path, info: EngineInfo, threads: int | None, *, cac
         raise RuntimeMissingError(f"OpenVINO finds no {device} on this machine, only {', '.join(found)}")
     try:
         model = core.read_model(str(path), str(directory / weights))
-        return core.compile_model(model, device, settings)
+        return model, core.compile_model(model, device, settings)
     except Exception as error:
         raise EngineError(f"{path}: OpenVINO {openvino.__version__} cannot load it: {error}") from error
 
