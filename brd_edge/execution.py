@@ -10,10 +10,11 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -257,19 +258,28 @@ def _conclude(run: Run, artifacts: dict[str, Artifact]) -> int:
     from brd_edge.evaluate.table import format_table
 
     if "benchmark" not in artifacts:
+        built = artifacts["build"].result["engines"] if "build" in artifacts else []
+        failed = _failed_engines(built)
+        if failed:
+            raise EngineError("\n".join(failed))
         return 0
     benchmark = json.loads(run.path("benchmark.json").read_text(encoding="utf-8"))
     print(f"\n{format_table(benchmark)}\n")
     print(f"report: {run.path('report.html')}")
-    failed = [f"{entry['name']}: {entry['reason']}" for entry in benchmark["engines"] if entry["status"] == "failed"]
+    failed = _failed_engines(benchmark["engines"])
     broken = artifacts["benchmark"].result["gates_broken"]
-    lines = ["engines that failed (--from build tries again):", *(f"  {line}" for line in failed)] if failed else []
-    lines += ["gates that were not held:", *(f"  {line}" for line in broken)] if broken else []
+    lines = [*failed, *(["gates that were not held:", *(f"  {line}" for line in broken)] if broken else [])]
     if failed:
         raise EngineError("\n".join(lines))
     if broken:
         raise GateError("\n".join(lines))
     return 0
+
+
+def _failed_engines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return lines that say which engines failed and why; none where none did."""
+    failed = [f"  {entry['name']}: {entry['reason']}" for entry in entries if entry["status"] == "failed"]
+    return ["engines that failed (--from build tries again):", *failed] if failed else []
 
 
 @contextmanager

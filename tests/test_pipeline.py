@@ -408,6 +408,20 @@ def test_a_runtime_that_is_not_installed_is_skipped(finished: Path, tmp_path: Pa
     assert measured["status"] == "measured"
 
 
+def test_a_failed_engine_is_told_wherever_the_run_ends(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    settings = ["engines=[{runtime: onnxruntime, precision: int8}]", "int8.choice=no such image"]
+    for again in ("onnxruntime-int8-x86-cpu failed", "build: unchanged"):
+        assert main(_arguments(run, "--until", "build", settings=settings)) == 1
+        error = capsys.readouterr().err
+        assert again in error
+        assert "engines that failed (--from build tries again):\n  onnxruntime-int8-x86-cpu: int8.choice:" in error
+    assert main(_arguments(run, "--until", "export", settings=settings)) == 0
+
+
 def test_the_command_names_the_variables_that_it_needs_and_not_what_they_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
