@@ -523,11 +523,34 @@ def test_models_that_cannot_work_are_refused_before_training(
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
     for setting, message in (
-        ("student.encoder=tu-no_such_encoder", "no_such_encoder"),
+        ("student.encoder=tu-vit_tiny_patch16_224", "cannot be built"),
         ("distill.train.crop=[60, 96]", "student on train.crop"),
     ):
         assert main(_arguments(run, "--from", "teacher", settings=[setting])) == 1
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [(), ("--plan",)])
+def test_encoders_that_there_are_not_are_refused_before_anything_is_done(
+    more: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["teacher.encoder=resnet99", "student.encoder=mobilenetv3_small_050"]
+    assert main(_arguments(tmp_path / "run", *more, settings=settings)) == 2
+    error = capsys.readouterr().err
+    assert "quickstart.yaml: 2 errors\n  teacher.encoder: unknown encoder 'resnet99'" in error
+    assert "student.encoder: unknown encoder 'mobilenetv3_small_050' (did you mean 'tu-mobilenetv3_small_050'" in error
+    assert len(error) < 900, "not all encoders are listed"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_does_not_load_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from brd_edge.pipeline import main; assert main(sys.argv[1:]) == 0; "
+        "print('loaded:', sorted({'torch', 'timm'} & set(sys.modules)))"
+    )
+    arguments = _arguments(tmp_path, "--plan")
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert "loaded: []" in done.stdout
 
 
 def test_a_device_without_the_training_packages_gets_a_clear_error() -> None:
