@@ -303,8 +303,9 @@ class Recipe(Section):
         if asked and not ARCHITECTURES[arch].upsamples:
             able = ", ".join(name for name, architecture in ARCHITECTURES.items() if architecture.upsamples)
             raise ValueError(
-                f"{', '.join(asked)}: output: sparse needs a head that ends in bilinear upsampling, which that of {arch} "
-                f"does not: say auto (as when it is left out) or dense; with output: sparse, student.arch is one of {able}"
+                f"{', '.join(asked)}: output: sparse needs a head that ends in bilinear upsampling, which that of "
+                f"{arch} does not: say auto (as when it is left out) or dense; with output: sparse, student.arch is "
+                f"one of {able}"
             )
         return self
 

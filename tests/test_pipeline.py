@@ -523,7 +523,7 @@ def test_models_that_cannot_work_are_refused_before_training(
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
     for setting, message in (
-        ("student.encoder=tu-vit_tiny_patch16_224", "cannot be built"),
+        ("teacher.encoder=tu-vit_tiny_patch16_224", "cannot be built"),
         ("distill.train.crop=[60, 96]", "student on train.crop"),
     ):
         assert main(_arguments(run, "--from", "teacher", settings=[setting])) == 1

@@ -117,7 +117,7 @@ def test_an_npu_takes_one_frame_at_a_time() -> None:
 @pytest.mark.parametrize("arch", ["Unet", "Linknet"])
 def test_sparse_output_needs_a_head_that_upsamples(arch: str) -> None:
     overrides = [f"student.arch={arch}", "student.options={}", "engines.1.output=sparse"]
-    with pytest.raises(RecipeError, match=rf"1 error\n  engines\.1: output: sparse needs .* that of {arch} does") as caught:
+    with pytest.raises(RecipeError, match=rf"1 error\n  engines\.1: output: .* that of {arch} does") as caught:
         load_recipe(QUICKSTART, overrides=overrides)
     assert "say auto (as when it is left out) or dense" in str(caught.value)
     assert "student.arch is one of DeepLabV3, DeepLabV3Plus, FPN, PSPNet, Segformer, UPerNet" in str(caught.value)

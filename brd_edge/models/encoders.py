@@ -52,8 +52,8 @@ def encoder_problem(name: str) -> str | None:
     *others, last = [repr(item) for item in close] or [""]
     hint = f" (did you mean {', '.join(others)}{' or ' if others else ''}{last}?)" if close else ""
     return (
-        f"unknown encoder {name!r}{hint}; segmentation_models_pytorch.encoders.get_encoder_names() lists what there is, "
-        "and timm.list_models() what there is with 'tu-' before it"
+        f"unknown encoder {name!r}{hint}; segmentation_models_pytorch.encoders.get_encoder_names() lists what there "
+        "is, and timm.list_models() what there is with 'tu-' before it"
     )
 
 

@@ -112,18 +112,19 @@ def test_what_a_device_builds_is_not_called_skipped() -> None:
     missing["gates_broken"] = broken_gates(Limits(miou_drop_max=0.5), engine=missing)
     lines = format_table({"engines": [planned, unknown, missing]}).splitlines()
     assert "skipped" not in "\n".join(lines)
-    column, status = lines[1].index("gates") if "gates" in lines[1] else lines[0].index("gates"), lines[0].index("status")
+    column, status = (next(line.index(head) for line in lines[:2] if head in line) for head in ("gates", "status"))
     assert [line[column:].strip() for line in lines[3:9]] == ["held by", "its graph", "", "", "mIoU +0.20 pt", ""]
     assert [line[status : status + 10].strip() for line in lines[3:5]] == ["to build", "on device"]
     text = " ".join(" ".join(lines).split())
     assert (
-        "tensorrt fp32 jetson-orin to build on the device: in the bundle; `brd-edge ship` builds it on the device, or run "
-        "`python -m brd_edge.runtime build BUNDLE` there; its graph held the gates of accuracy"
+        "tensorrt fp32 jetson-orin to build on the device: in the bundle; `brd-edge ship` builds it on the device, or "
+        "run `python -m brd_edge.runtime build BUNDLE` there; its graph held the gates of accuracy"
     ) in text
     assert "there tensorrt" in text, "of an unknown loss nothing is claimed"
     assert "its graph misses a gate, so it is not in the bundle" in text
     # without its graph it cannot be built anywhere
-    assert "jetson-orin skipped: engines are" in " ".join(format_table({"engines": [{**planned, "graph": None}]}).split())
+    text = format_table({"engines": [{**planned, "graph": None}]})
+    assert "jetson-orin skipped: engines are" in " ".join(text.split())
 
 
 def test_the_proof_and_what_disturbed_a_measurement_are_told() -> None:
