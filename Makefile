@@ -36,12 +36,14 @@ check: install .venv/typings/.installed
 
 install: .venv/.installed
 
+# editable_mode=compat adds a path: beside a clone named brd_edge, where that directory is a namespace package, setuptools'
+# usual finder would be asked too late
 .venv/.installed: requirements.lock requirements-uv.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit(f"brd_edge needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}: run make PYTHON=python3.12 …")'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --require-hashes --target .uv -r requirements-uv.lock
 	test -x $(PY) || $(UV) venv --quiet --python $(PYTHON) .venv
 	$(UV) pip sync --compile-bytecode --python $(PY) --require-hashes requirements.lock
-	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --editable .
+	$(UV) pip install --quiet --python $(PY) --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 	touch $@
 
 lock:

@@ -10,10 +10,11 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -21,11 +22,20 @@ from brd_edge import __version__
 from brd_edge.environment import describe_environment
 from brd_edge.following import follow, is_follower, is_follower_lost, leading
 from brd_edge.interrupt import Stop, listen_for_stop
+from brd_edge.models.encoders import encoder_problem
 from brd_edge.planning import format_plan, missing_for, next_artifact, plan, reason_to_run
 from brd_edge.recipe import Recipe, load_recipe
 from brd_edge.recipe_yaml import apply_override, read_yaml, used_variables
 from brd_edge.run import Artifact, Run, code_digest, open_run
-from brd_edge.runtime.errors import BrdEdgeError, DataError, EngineError, GateError, InterruptedRunError, RunError
+from brd_edge.runtime.errors import (
+    BrdEdgeError,
+    DataError,
+    EngineError,
+    GateError,
+    InterruptedRunError,
+    RecipeError,
+    RunError,
+)
 from brd_edge.runtime.files import write_json_atomic, write_text_atomic
 from brd_edge.stages import STAGES
 from brd_edge.stages.context import Context, Stage
@@ -52,6 +62,7 @@ def execute(given: Sequence[str]) -> int:
     options = _parser().parse_args(given)
     try:
         recipe = load_recipe(options.recipe, overrides=options.set)
+        _require_known_encoders(options.recipe, recipe)
         command = _command(options, given)
         stages = _selected(options.first, options.until)
         directory = options.run_dir or Path("runs") / recipe.name
@@ -127,6 +138,16 @@ def _selected(first: str | None, until: str | None) -> list[str]:
     if start >= end:
         _parser().error(f"--from {first} comes after --until {until}; the order is {', '.join(names)}")
     return names[start:end]
+
+
+def _require_known_encoders(path: Path, recipe: Recipe) -> None:
+    """Refuse a recipe with an encoder that there is not, which else would be found when the data is prepared."""
+    names = {"teacher": recipe.teacher.encoder, "student": recipe.student.encoder}
+    problems = {role: problem for role, name in names.items() if (problem := encoder_problem(name)) is not None}
+    if problems:
+        count = f"{len(problems)} error" + ("s" if len(problems) > 1 else "")
+        lines = [f"  {role}.encoder: {problem}" for role, problem in problems.items()]
+        raise RecipeError("\n".join([f"{path}: {count}", *lines]))
 
 
 def _command(options: argparse.Namespace, given: Sequence[str]) -> str:
@@ -257,19 +278,28 @@ def _conclude(run: Run, artifacts: dict[str, Artifact]) -> int:
     from brd_edge.evaluate.table import format_table
 
     if "benchmark" not in artifacts:
+        built = artifacts["build"].result["engines"] if "build" in artifacts else []
+        failed = _failed_engines(built)
+        if failed:
+            raise EngineError("\n".join(failed))
         return 0
     benchmark = json.loads(run.path("benchmark.json").read_text(encoding="utf-8"))
     print(f"\n{format_table(benchmark)}\n")
     print(f"report: {run.path('report.html')}")
-    failed = [f"{entry['name']}: {entry['reason']}" for entry in benchmark["engines"] if entry["status"] == "failed"]
+    failed = _failed_engines(benchmark["engines"])
     broken = artifacts["benchmark"].result["gates_broken"]
-    lines = ["engines that failed (--from build tries again):", *(f"  {line}" for line in failed)] if failed else []
-    lines += ["gates that were not held:", *(f"  {line}" for line in broken)] if broken else []
+    lines = [*failed, *(["gates that were not held:", *(f"  {line}" for line in broken)] if broken else [])]
     if failed:
         raise EngineError("\n".join(lines))
     if broken:
         raise GateError("\n".join(lines))
     return 0
+
+
+def _failed_engines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return lines that say which engines failed and why; none where none did."""
+    failed = [f"  {entry['name']}: {entry['reason']}" for entry in entries if entry["status"] == "failed"]
+    return ["engines that failed (--from build tries again):", *failed] if failed else []
 
 
 @contextmanager

@@ -295,6 +295,21 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _outputs_for_the_student(self) -> Recipe:
+        from brd_edge.models.spec import ARCHITECTURES
+
+        arch = self.student.arch
+        asked = [f"engines.{number}" for number, engine in enumerate(self.engines) if engine.output == "sparse"]
+        if asked and not ARCHITECTURES[arch].upsamples:
+            able = ", ".join(name for name, architecture in ARCHITECTURES.items() if architecture.upsamples)
+            raise ValueError(
+                f"{', '.join(asked)}: output: sparse needs a head that ends in bilinear upsampling, which that of "
+                f"{arch} does not: say auto (as when it is left out) or dense; with output: sparse, student.arch is "
+                f"one of {able}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _gates_of_engines(self) -> Recipe:
         names = ("runtime", "precision", "target")
         for number, override in enumerate(self.gates.overrides):

@@ -25,7 +25,8 @@ def describe_errors(error: ValidationError, model: type[BaseModel], content: Map
     Returns:
         One line per error, such as `distill.lamda_kd: unknown key; did you mean lambda_kd?`.
     """
-    return [_describe(details, model, content) for details in error.errors(include_url=False)]
+    found = error.errors(include_url=False)
+    return [_describe(details, model, content) for details in found if not _follows(details, found)]
 
 
 def text_keys(content: Any) -> Any:
@@ -35,6 +36,14 @@ def text_keys(content: Any) -> Any:
     if isinstance(content, list):
         return [text_keys(value) for value in content]
     return content
+
+
+def _follows(details: Any, found: Sequence[Any]) -> bool:
+    """Whether a list seems too short only because none of its items is valid, which is told of each of them."""
+    place = details["loc"]
+    return details["type"] == "too_short" and any(
+        other["loc"][: len(place)] == place and len(other["loc"]) > len(place) for other in found
+    )
 
 
 def _describe(details: Any, model: type[BaseModel], content: Mapping[str, Any]) -> str:

@@ -408,6 +408,20 @@ def test_a_runtime_that_is_not_installed_is_skipped(finished: Path, tmp_path: Pa
     assert measured["status"] == "measured"
 
 
+def test_a_failed_engine_is_told_wherever_the_run_ends(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    settings = ["engines=[{runtime: onnxruntime, precision: int8}]", "int8.choice=no such image"]
+    for again in ("onnxruntime-int8-x86-cpu failed", "build: unchanged"):
+        assert main(_arguments(run, "--until", "build", settings=settings)) == 1
+        error = capsys.readouterr().err
+        assert again in error
+        assert "engines that failed (--from build tries again):\n  onnxruntime-int8-x86-cpu: int8.choice:" in error
+    assert main(_arguments(run, "--until", "export", settings=settings)) == 0
+
+
 def test_the_command_names_the_variables_that_it_needs_and_not_what_they_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -509,11 +523,34 @@ def test_models_that_cannot_work_are_refused_before_training(
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
     for setting, message in (
-        ("student.encoder=tu-no_such_encoder", "no_such_encoder"),
+        ("teacher.encoder=tu-vit_tiny_patch16_224", "cannot be built"),
         ("distill.train.crop=[60, 96]", "student on train.crop"),
     ):
         assert main(_arguments(run, "--from", "teacher", settings=[setting])) == 1
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [(), ("--plan",)])
+def test_encoders_that_there_are_not_are_refused_before_anything_is_done(
+    more: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["teacher.encoder=resnet99", "student.encoder=mobilenetv3_small_050"]
+    assert main(_arguments(tmp_path / "run", *more, settings=settings)) == 2
+    error = capsys.readouterr().err
+    assert "quickstart.yaml: 2 errors\n  teacher.encoder: unknown encoder 'resnet99'" in error
+    assert "student.encoder: unknown encoder 'mobilenetv3_small_050' (did you mean 'tu-mobilenetv3_small_050'" in error
+    assert len(error) < 900, "not all encoders are listed"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_does_not_load_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from brd_edge.pipeline import main; assert main(sys.argv[1:]) == 0; "
+        "print('loaded:', sorted({'torch', 'timm'} & set(sys.modules)))"
+    )
+    arguments = _arguments(tmp_path, "--plan")
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert "loaded: []" in done.stdout
 
 
 def test_a_device_without_the_training_packages_gets_a_clear_error() -> None:

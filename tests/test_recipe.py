@@ -114,6 +114,27 @@ def test_an_npu_takes_one_frame_at_a_time() -> None:
     load_recipe(QUICKSTART, overrides=[engine.replace("TARGET", "intel-igpu")])
 
 
+@pytest.mark.parametrize("arch", ["Unet", "Linknet"])
+def test_sparse_output_needs_a_head_that_upsamples(arch: str) -> None:
+    overrides = [f"student.arch={arch}", "student.options={}", "engines.1.output=sparse"]
+    with pytest.raises(RecipeError, match=rf"1 error\n  engines\.1: output: .* that of {arch} does") as caught:
+        load_recipe(QUICKSTART, overrides=overrides)
+    assert "say auto (as when it is left out) or dense" in str(caught.value)
+    assert "student.arch is one of DeepLabV3, DeepLabV3Plus, FPN, PSPNet, Segformer, UPerNet" in str(caught.value)
+    load_recipe(QUICKSTART, overrides=[*overrides, "engines.1.output=auto"])
+    load_recipe(QUICKSTART, overrides=[*overrides, "student.arch=FPN"])
+
+
+def test_a_list_is_empty_only_where_nothing_stands_in_it() -> None:
+    with pytest.raises(RecipeError, match=r"1 error\n  engines\.0: unknown target 'toaster'"):
+        load_recipe(QUICKSTART, overrides=["engines=[{runtime: openvino, target: toaster}]"])
+    with pytest.raises(RecipeError, match=r"1 error\n  engines: .*at least 1 item .*, got \[\]"):
+        load_recipe(QUICKSTART, overrides=["engines=[]"])
+    # of another list nothing is hidden
+    with pytest.raises(RecipeError, match="2 errors"):
+        load_recipe(QUICKSTART, overrides=["engines=[]", "distill.relation_layers=[64]"])
+
+
 def test_missing_keys_say_what_is_expected(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text("name: x\ndata: {layout: scenes}\n", encoding="utf-8")

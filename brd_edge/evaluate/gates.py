@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 from brd_edge.runtime.limits import judge_limit
 
-__all__ = ["Limits", "broken_accuracy_gates", "broken_gates", "gate_excess", "present_limits"]
+__all__ = ["ACCURACY_GATES", "Limits", "broken_accuracy_gates", "broken_gates", "gate_excess", "present_limits"]
+
+ACCURACY_GATES = ("miou_drop_max", "boundary_iou_drop_max")
+"""The gates that hold an engine to its losses against PyTorch."""
 
 
 @dataclass(frozen=True)

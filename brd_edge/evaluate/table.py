@@ -8,6 +8,7 @@ from typing import Any
 
 from brd_edge.evaluate.formats import latency_digits, megabytes, milliseconds, one_line, percent, quantity, target_of
 from brd_edge.evaluate.gates import Limits, gate_excess
+from brd_edge.evaluate.planned import graph_gates, is_planned, status_reason, status_text
 from brd_edge.evaluate.report.verdict import verdict
 
 __all__ = ["format_table"]
@@ -54,7 +55,7 @@ def _engine_table(engines: Sequence[Mapping[str, Any]], costs: Mapping[str, Any]
         [
             *(one_line(engine.get(key) or "-") for key in ("runtime", "precision")),
             one_line(target_of(engine)),
-            one_line(engine.get("status") or "-"),
+            "to build\non device" if is_planned(engine) else one_line(engine.get("status") or "-"),
             milliseconds(latency.get("p50"), digits=digits, missing="-"),
             milliseconds(latency.get("p95"), digits=digits, missing="-"),
             percent(engine.get("miou"), missing="-"),
@@ -78,18 +79,21 @@ def _engine_table(engines: Sequence[Mapping[str, Any]], costs: Mapping[str, Any]
 def _gates(engine: Mapping[str, Any], cost: Mapping[str, Any] | None) -> str:
     """Say whether an engine holds its gates, or else which ones it misses and by how much, one a line."""
     limits = engine.get("gates") or {}
-    if not set(limits) - {"uncertain"} or engine.get("status") not in ("measured", "built"):
+    graph = graph_gates(engine) if is_planned(engine) else None
+    if not set(limits) - {"uncertain"} or (engine.get("status") not in ("measured", "built") and graph is None):
         return ""
     broken = [line.partition(":")[0] for line in engine.get("gates_broken") or ()]
     excess = gate_excess(Limits(**limits), engine=engine, cost=cost) if broken else {}
-    return "\n".join(f"{_GATES.get(gate, gate)} {excess.get(gate, '')}".strip() for gate in broken) or "held"
+    return "\n".join(f"{_GATES.get(gate, gate)} {excess.get(gate, '')}".strip() for gate in broken) or (
+        "held" if graph is None else "held by\nits graph"
+    )
 
 
 def _reasons(engines: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         textwrap.fill(
-            f"{_name(engine)} {one_line(engine.get('status') or 'not measured')}: "
-            f"{one_line(engine.get('reason') or 'no reason was given')}",
+            f"{_name(engine)} {one_line(status_text(engine, missing='not measured'))}: "
+            f"{one_line(status_reason(engine, missing='no reason was given'))}",
             width=_WIDTH,
             subsequent_indent="  ",
             # a path or an install command must stay whole to be copied

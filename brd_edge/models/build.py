@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from brd_edge.models.encoders import encoder_problem
 from brd_edge.models.spec import ARCHITECTURES, RESERVED_OPTIONS, ModelSpec, nearest
 from brd_edge.models.weights import load_encoder_weights, load_strictly
 from brd_edge.runtime.errors import ModelError
@@ -113,7 +114,9 @@ def _construct(spec: ModelSpec, *, encoder_weights: str | bool | None) -> nn.Mod
         except Exception as error:
             if encoder_weights is not None:
                 raise
-            _check_encoder(spec.encoder)
+            problem = encoder_problem(spec.encoder)
+            if problem is not None:
+                raise ModelError(problem) from error
             raise ModelError(
                 f"model: {spec.arch} with encoder {spec.encoder!r} and options {dict(spec.options)} "
                 f"cannot be built: {type(error).__name__}: {error}"
@@ -133,28 +136,6 @@ def _imagenet(spec: ModelSpec, seed: int) -> dict[str, Any]:
             "give the path of a local safetensors file instead of 'imagenet', or none to start from random weights"
         ) from error
     return pretrained.get_submodule("encoder").state_dict()
-
-
-def _check_encoder(name: str) -> None:
-    from segmentation_models_pytorch.encoders import get_encoder_names
-
-    if not name.startswith("tu-"):
-        # "timm-" encoders are deprecated: they load, but are not suggested
-        known = [item for item in get_encoder_names() if not item.startswith("timm-")]
-        if name not in known:
-            raise ModelError(
-                f"unknown encoder {name!r}{nearest(name, known)}; there are {', '.join(known)}, "
-                "and 'tu-' with the name of any timm model"
-            )
-        return
-    import timm
-
-    bare = name.removeprefix("tu-").split(".")[0]
-    if not timm.is_model(bare):
-        raise ModelError(
-            f"unknown encoder {name!r}{nearest(name, [f'tu-{model}' for model in timm.list_models()])}: "
-            f"timm has no model {bare!r}; timm.list_models() names them"
-        )
 
 
 def _check_options(spec: ModelSpec) -> None:

@@ -26,22 +26,24 @@ class Architecture:
         any_size: It takes any height and width; otherwise both must be divisible by the stride of
             the encoder's deepest feature.
         matrix_products: Its decoder multiplies matrices; convolutions are none.
+        upsamples: Its head ends in bilinear upsampling, which an engine with sparse output leaves to the runtime.
     """
 
     class_name: str
     any_size: bool = False
     matrix_products: bool = False
+    upsamples: bool = False
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "DeepLabV3": Architecture("DeepLabV3"),
-    "DeepLabV3Plus": Architecture("DeepLabV3Plus"),
-    "FPN": Architecture("FPN"),
+    "DeepLabV3": Architecture("DeepLabV3", upsamples=True),
+    "DeepLabV3Plus": Architecture("DeepLabV3Plus", upsamples=True),
+    "FPN": Architecture("FPN", upsamples=True),
     "Linknet": Architecture("Linknet"),
     "MAnet": Architecture("MAnet", matrix_products=True),
-    "PSPNet": Architecture("PSPNet"),
-    "Segformer": Architecture("Segformer"),
-    "UPerNet": Architecture("UPerNet"),
+    "PSPNet": Architecture("PSPNet", upsamples=True),
+    "Segformer": Architecture("Segformer", upsamples=True),
+    "UPerNet": Architecture("UPerNet", upsamples=True),
     "Unet": Architecture("Unet", any_size=True),
     "UnetPlusPlus": Architecture("UnetPlusPlus"),
 }

@@ -62,7 +62,11 @@ class Bundle:
 
 
 def open_bundle(
-    directory: Path, trusted: Mapping[str, Ed25519PublicKey], *, engines: Collection[str] | None = None
+    directory: Path,
+    trusted: Mapping[str, Ed25519PublicKey],
+    *,
+    engines: Collection[str] | None = None,
+    signed: bytes | None = None,
 ) -> Bundle:
     """Verify a bundle's signature and every file of it.
 
@@ -70,6 +74,7 @@ def open_bundle(
         directory: The bundle's directory.
         trusted: Public keys by key id.
         engines: Names of the engines that must be here, where only some were delivered; None means all.
+        signed: What its signature file would hold, where it is not written yet; None reads that file.
 
     Raises:
         BundleError: It is unsigned, signed by somebody else, altered, incomplete, or holds more than it says.
@@ -77,9 +82,10 @@ def open_bundle(
     if not directory.is_dir():
         raise BundleError(f"{directory}: expected the directory of a bundle, with {MANIFEST_NAME} in it")
     content = read_regular(directory / MANIFEST_NAME, MANIFEST_BYTES_MAX)
-    if not os.path.lexists(directory / SIGNATURE_NAME):
-        raise BundleError(f"{directory}: not signed (there is no {SIGNATURE_NAME}); brd-edge sign does that")
-    signed = read_regular(directory / SIGNATURE_NAME, SIGNATURE_BYTES_MAX)
+    if signed is None:
+        if not os.path.lexists(directory / SIGNATURE_NAME):
+            raise BundleError(f"{directory}: not signed (there is no {SIGNATURE_NAME}); brd-edge sign does that")
+        signed = read_regular(directory / SIGNATURE_NAME, SIGNATURE_BYTES_MAX)
     signature = verify_manifest(content, signed, trusted, str(directory))
     manifest = parse_manifest(content, str(directory))
     chosen = tuple(manifest.engines) if engines is None else tuple(engines)

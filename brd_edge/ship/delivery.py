@@ -65,7 +65,7 @@ class Delivered:
         release: Name of the release on the device.
         engine: The engine that serves.
         engines: The engines that were chosen.
-        left_out: Why the other engines were not.
+        left_out: Why others were not, of those that were asked for.
         checks: Agreement and latency by engine, as measured on the device.
         profile: What the device is.
         uploaded_bytes: Bytes that went over the network.
@@ -162,11 +162,17 @@ async def roll_back(device: Device, say: Say) -> Delivered:
 
 
 def choose_engines(bundle: Bundle, profile: Mapping[str, Any], wanted: Sequence[str] | None) -> dict[str, str | None]:
-    """Return every engine with the reason why the device does not get it, None where it does."""
-    reasons: dict[str, str | None] = {}
-    for name, engine in bundle.manifest.engines.items():
-        reasons[name] = "not asked for" if wanted is not None and name not in wanted else misfit(engine, profile)
-    return reasons
+    """Return every engine that is wanted with the reason why the device does not get it, None where it does."""
+    engines = bundle.manifest.engines
+    return {name: misfit(engine, profile) for name, engine in engines.items() if wanted is None or name in wanted}
+
+
+def _misfits(left_out: Mapping[str, str], bundle: Bundle) -> str:
+    """Say why no engine fits, and how many were not looked at."""
+    others = len(bundle.manifest.engines) - len(left_out)
+    more = [f"{others} {'other was' if others == 1 else 'others were'} not asked for"] if others else []
+    lines = [*(f"{name}: {reason}" for name, reason in left_out.items()), *more]
+    return "; ".join(lines) or "it has none (none held its gates)"
 
 
 async def _deliver(
@@ -177,10 +183,7 @@ async def _deliver(
     chosen = tuple(name for name, reason in reasons.items() if reason is None)
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
     if not chosen:
-        lines = (
-            "; ".join(f"{name}: {reason}" for name, reason in left_out.items()) or "it has none (none held its gates)"
-        )
-        raise DeliveryError(f"no engine of the bundle fits it: {lines}")
+        raise DeliveryError(f"no engine of the bundle fits it: {_misfits(left_out, bundle)}")
     result = Delivered(device.address, "would serve", engines=chosen, left_out=left_out, profile=profile)
     if options.dry_run:
         serving = f"in place of {profile['current']}" if profile["current"] else "as the first release"

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from brd_edge.runtime.bundle import open_bundle
+from brd_edge.runtime.bundle import Bundle, open_bundle
 from brd_edge.runtime.errors import BundleError
 from brd_edge.runtime.files import write_bytes_atomic
 from brd_edge.runtime.manifest import MANIFEST_NAME
@@ -28,7 +28,7 @@ from brd_edge.runtime.signature import (
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-__all__ = ["make_keys", "public_pem", "read_private_key", "sign_bundle"]
+__all__ = ["make_keys", "open_to_sign", "public_pem", "read_private_key", "sign_bundle"]
 
 
 def make_keys(path: Path) -> tuple[Path, str]:
@@ -99,10 +99,11 @@ def read_private_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
-def sign_bundle(directory: Path, key: Ed25519PrivateKey) -> Signature:
-    """Sign a bundle, whose files are checked first; a signature that this key made already is kept.
+def open_to_sign(directory: Path, key: Ed25519PrivateKey) -> Bundle:
+    """Open a bundle as it is once this key has signed it; nothing is written.
 
-    The time of signing is now, or `SOURCE_DATE_EPOCH` where that is set, for bytes that can be reproduced.
+    A signature that this key made already is kept. The time of a new one is now, or `SOURCE_DATE_EPOCH` where that
+    is set, for bytes that can be reproduced.
 
     Args:
         directory: The bundle.
@@ -119,23 +120,29 @@ def sign_bundle(directory: Path, key: Ed25519PrivateKey) -> Signature:
     mine = {key_id(public.public_bytes_raw()): public}
     if target.is_file():
         try:
-            found = verify_manifest(manifest, target.read_bytes(), mine, str(directory))
+            verify_manifest(manifest, target.read_bytes(), mine, str(directory))
         except BundleError:
             pass
         else:
-            open_bundle(directory, mine)
-            return found
+            return open_bundle(directory, mine)
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
     signed_at = int(given) if given.isdigit() else int(time.time())
     signature = Signature(next(iter(mine)), signed_at, key.sign(message_of(manifest, signed_at)))
-    before = target.read_bytes() if target.is_file() else None
-    write_bytes_atomic(target, format_signature(signature))
-    try:
-        open_bundle(directory, mine)
-    except BundleError:
-        # what was not checked must not stay signed
-        target.unlink()
-        if before is not None:
-            write_bytes_atomic(target, before)
-        raise
+    return open_bundle(directory, mine, signed=format_signature(signature))
+
+
+def sign_bundle(directory: Path, key: Ed25519PrivateKey) -> Signature:
+    """Sign a bundle, whose files are checked first; see `open_to_sign`.
+
+    Args:
+        directory: The bundle.
+        key: The private key.
+
+    Raises:
+        BundleError: It is no bundle, or its files are not those of its manifest.
+    """
+    signature = open_to_sign(directory, key).signature
+    target, content = directory / SIGNATURE_NAME, format_signature(signature)
+    if not target.is_file() or target.read_bytes() != content:
+        write_bytes_atomic(target, content)
     return signature

@@ -11,10 +11,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from brd_edge.runtime.errors import DeliveryError
 
 if TYPE_CHECKING:
     import asyncssh
@@ -52,21 +49,10 @@ async def run_command(process: asyncssh.SSHServerProcess[bytes]) -> None:
 
 
 @asynccontextmanager
-async def loopback_device(root: Path) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    """Start the server, connect to it, and stop it when the connection is done with.
-
-    Args:
-        root: The device root; made when it is not there.
-
-    Raises:
-        DeliveryError: The root cannot be made.
-    """
+async def loopback_device() -> AsyncIterator[asyncssh.SSHClientConnection]:
+    """Start the server, connect to it, and stop it when the connection is done with."""
     import asyncssh
 
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DeliveryError(f"{root}: cannot be used as a device root ({error.strerror})") from error
     host_key, client_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
     server = await asyncssh.listen(
         "127.0.0.1",

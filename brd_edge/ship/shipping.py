@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from brd_edge.runtime.signature import SIGNATURE_NAME, parse_public_key, read_pu
 from brd_edge.ship.bundle import pack_bundle
 from brd_edge.ship.delivery import Delivered, Options, deliver
 from brd_edge.ship.fleet import Fleet, serve_in_waves
-from brd_edge.ship.keys import public_pem, read_private_key, sign_bundle
+from brd_edge.ship.keys import open_to_sign, public_pem, read_private_key, sign_bundle
 from brd_edge.ship.outcome import delivery_json
 
 __all__ = ["ship_bundle"]
@@ -32,16 +33,16 @@ def ship_bundle(
         path: The bundle's directory or archive.
         fleet: The devices.
         options: How to deliver; its `public_key` is filled in here.
-        key: Private key that signs the bundle first; None expects it to be signed.
+        key: Private key that signs the bundle first, but for a dry run; None expects it to be signed.
         public_key: Public key that an already signed bundle is verified with.
         say: Is told what happens.
 
     Raises:
         BundleError: The bundle is refused; no device was touched.
     """
-    if key is not None:
-        private = read_private_key(key)
-        if path.is_dir():
+    private = None if key is None else read_private_key(key)
+    if private is not None:
+        if path.is_dir() and not options.dry_run:
             before = _signature_of(path)
             sign_bundle(path, private)
             if _signature_of(path) != before:
@@ -55,7 +56,8 @@ def ship_bundle(
         raise BundleError(
             f"{path}: give the key that signs it (--key NAME.key), or that signed it (--public-key NAME.pub)"
         )
-    with opened_bundle(path, trusted) as bundle:
+    unsigned = nullcontext(open_to_sign(path, private)) if private and path.is_dir() and options.dry_run else None
+    with unsigned or opened_bundle(path, trusted) as bundle:
         unknown = sorted(set(options.engines or ()) - set(bundle.engines))
         if unknown:
             raise BundleError(f"{path}: has no engine {unknown[0]!r}: there are {', '.join(bundle.engines)}")

@@ -84,7 +84,7 @@ async def connected(device: Device) -> AsyncIterator[asyncssh.SSHClientConnectio
     if device.address.startswith(LOOPBACK):
         from brd_edge.ship.loopback import loopback_device
 
-        async with loopback_device(Path(device.root)) as connection:
+        async with loopback_device() as connection:
             yield connection
         return
     for path in (device.identity, device.known_hosts):

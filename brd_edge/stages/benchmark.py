@@ -23,6 +23,7 @@ from brd_edge.evaluate.benchmark.images import write_image_counts
 from brd_edge.evaluate.benchmark.timings import write_timings
 from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
 from brd_edge.evaluate.intervals import class_iou_intervals, score_intervals, score_losses
+from brd_edge.evaluate.planned import is_planned
 from brd_edge.evaluate.report.gallery import PLAIN_TITLE
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
@@ -36,7 +37,6 @@ from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.statistics import Interval, bootstrap_mean
 from brd_edge.runtime.targets import TARGETS
 from brd_edge.stages.attribution import attribution_entry
-from brd_edge.stages.build import is_planned
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract, training_device
 from brd_edge.stages.cost import added_cost
 from brd_edge.stages.reporting import PackedMap, pack_map, report_curves, report_samples, sample_indices

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from brd_edge.deploy.lowering import is_quantised
 from brd_edge.environment import package_version
+from brd_edge.evaluate.planned import status_text
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import EngineSection, Recipe
 from brd_edge.recipe_gates import limits_of
 from brd_edge.run import tree_files
 from brd_edge.runtime.errors import BrdEdgeError, RuntimeMissingError
-from brd_edge.runtime.targets import TARGETS
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.lowering import Bench, Lowered, lowered_graphs
 from brd_edge.stages.outputs import build_output
@@ -27,7 +27,7 @@ from brd_edge.stages.training import load_run_dataset
 if TYPE_CHECKING:
     from brd_edge.runtime.engine import CoarseLogits, EngineInfo
 
-__all__ = ["STAGE", "engine_name", "is_planned"]
+__all__ = ["STAGE", "engine_name"]
 
 log = logging.getLogger("brd_edge")
 
@@ -38,12 +38,6 @@ def engine_name(engine: EngineSection) -> str:
     """Return the name of an engine's directory, such as `openvino-fp32-x86-cpu`, or that with `-batch4`."""
     batch = f"-batch{engine.batch_max}" if engine.batch_max > 1 else ""
     return f"{engine.runtime}-{engine.precision}-{engine.target}{batch}"
-
-
-def is_planned(entry: Mapping[str, Any]) -> bool:
-    """Whether an engine's entry is of one that its device is to build from the bundled graph."""
-    # without a graph in its precision the device has nothing to build from
-    return entry["status"] == "skipped" and entry["graph"] is not None and TARGETS[entry["target"]].built == "on device"
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -114,7 +108,7 @@ def _work(context: Context) -> Outcome:
         context.run.path(entry[key]) for entry in entries for key in ("graph", "lowered") if entry[key] is not None
     }
     outputs += sorted(path for graph in graphs if graph.parent != exported for path in tree_files(graph.parent))
-    summary = ", ".join(f"{entry['name']} {entry['status']}" for entry in entries)
+    summary = ", ".join(f"{entry['name']} {status_text(entry)}" for entry in entries)
     return Outcome(outputs, {"engines": entries}, summary)
 
 
@@ -215,6 +209,7 @@ STAGE = Stage(
         "evaluate/accuracy.py",
         "evaluate/gates.py",
         "evaluate/intervals.py",
+        "evaluate/planned.py",
         "runtime",
         "stages/build.py",
         "stages/lowering.py",

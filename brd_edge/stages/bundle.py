@@ -9,6 +9,7 @@ from typing import Any
 
 from brd_edge import __version__
 from brd_edge.data.dataset import read_frame
+from brd_edge.evaluate.planned import graph_gates, is_planned
 from brd_edge.recipe import Recipe
 from brd_edge.run import Run
 from brd_edge.runtime.errors import BundleError
@@ -17,7 +18,6 @@ from brd_edge.runtime.targets import TARGETS
 from brd_edge.runtime.versions import version_range
 from brd_edge.ship.bundle import GoldenFrame, PlannedEngine, pack_bundle, write_bundle
 from brd_edge.ship.keys import read_private_key, sign_bundle
-from brd_edge.stages.build import is_planned
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.reporting import sample_indices
 from brd_edge.stages.training import load_run_dataset
@@ -147,7 +147,8 @@ def _agreement_min(entry: Mapping[str, Any]) -> float:
 
 def _metrics(entry: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("status", "reason", "latency_ms", "miou", "boundary_iou", "argmax_agreement", "size_bytes")
-    gates = "held" if entry["status"] == "measured" else "not measured here"
+    graph = "the gates of accuracy held by its graph; " if graph_gates(entry) == "held" else ""
+    gates = "held" if entry["status"] == "measured" else f"{graph}not measured here"
     return {**{key: entry[key] for key in keys}, "gates": gates}
 
 
@@ -175,13 +176,13 @@ STAGE = Stage(
     code=(
         "data/dataset.py",
         "evaluate/accuracy.py",
+        "evaluate/planned.py",
         "models",
         "__init__.py",
         "runtime",
         "ship/bundle.py",
         "ship/keys.py",
         "ship/wheel.py",
-        "stages/build.py",
         "stages/bundle.py",
         "stages/context.py",
         "stages/reporting.py",

@@ -100,6 +100,33 @@ def test_gates_that_are_missed_are_named_with_by_how_much() -> None:
     assert "gates" not in format_table(BENCHMARK)
 
 
+def test_what_a_device_builds_is_not_called_skipped() -> None:
+    lost = {"miou": {"value": 0.007, "low": 0.006, "high": 0.008, "confidence": 0.95}}
+    planned = {
+        **an_engine("tensorrt", status="skipped", target="jetson-orin", graph="g.onnx", gates_broken=[]),
+        **{"gates": {"miou_drop_max": 1.0, "uncertain": "broken"}, "reason": "engines are built on the device itself"},
+        **{"name": "tensorrt-int8-jetson-orin", "attempts": [{"kept": [], "lost": lost, "missed": []}]},
+    }
+    unknown = {**planned, "attempts": []}
+    missing = {**planned, "gates": {"miou_drop_max": 0.5, "uncertain": "broken"}}
+    missing["gates_broken"] = broken_gates(Limits(miou_drop_max=0.5), engine=missing)
+    lines = format_table({"engines": [planned, unknown, missing]}).splitlines()
+    assert "skipped" not in "\n".join(lines)
+    column, status = (next(line.index(head) for line in lines[:2] if head in line) for head in ("gates", "status"))
+    assert [line[column:].strip() for line in lines[3:9]] == ["held by", "its graph", "", "", "mIoU +0.20 pt", ""]
+    assert [line[status : status + 10].strip() for line in lines[3:5]] == ["to build", "on device"]
+    text = " ".join(" ".join(lines).split())
+    assert (
+        "tensorrt fp32 jetson-orin to build on the device: in the bundle; `brd-edge ship` builds it on the device, or "
+        "run `python -m brd_edge.runtime build BUNDLE` there; its graph held the gates of accuracy"
+    ) in text
+    assert "there tensorrt" in text, "of an unknown loss nothing is claimed"
+    assert "its graph misses a gate, so it is not in the bundle" in text
+    # without its graph it cannot be built anywhere
+    text = format_table({"engines": [{**planned, "graph": None}]})
+    assert "jetson-orin skipped: engines are" in " ".join(text.split())
+
+
 def test_the_proof_and_what_disturbed_a_measurement_are_told() -> None:
     latency = {"p50": 2.0, "p95": 3.0, "warnings": ["other programs took 25 % of the processor's time meanwhile"]}
     proof = {"equal": True, "params_equal": True, "macs_equal": True, "nodes": 3, "differences": []}

@@ -5,7 +5,8 @@ import timm
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from brd_edge.models.spec import has_matrix_products
+from brd_edge.models.build import model_class
+from brd_edge.models.spec import ARCHITECTURES, has_matrix_products
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu"}
 ENCODERS = (
@@ -58,3 +59,10 @@ def test_decoders_and_encoders_of_smp() -> None:
     assert not has_matrix_products("UnetPlusPlus", "mobileone_s0")
     # with 1x1 convolutions in place of linear layers
     assert not has_matrix_products("FPN", "tu-convnext_tiny", {"conv_mlp": True})
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_what_heads_end_in_is_known(arch: str) -> None:
+    with torch.device("meta"):
+        _, last, _ = model_class(arch)(encoder_name="resnet18", encoder_weights=None, classes=3).segmentation_head
+    assert ARCHITECTURES[arch].upsamples == (getattr(last, "mode", None) == "bilinear")

@@ -19,7 +19,7 @@ def test_shipping_to_this_machine(make_bundle, tmp_path: Path, capsys: pytest.Ca
     )
     ship = ["ship", str(made.directory), "--key", str(made.private)]
     assert main([*ship, "--fleet", str(tmp_path / "fleet.yaml"), "--dry-run"]) == 1
-    assert not (tmp_path / "a").exists() or not list((tmp_path / "a").iterdir())
+    assert not (tmp_path / "a").exists()
     assert main([*ship, "--fleet", str(tmp_path / "fleet.yaml")]) == 1
     output = capsys.readouterr()
     assert "wave 3 of 3" in output.err
@@ -32,6 +32,29 @@ def test_shipping_to_this_machine(make_bundle, tmp_path: Path, capsys: pytest.Ca
     assert "0001-small" in capsys.readouterr().out
     assert main([*here, "--rollback"]) == 1
     assert "there is no earlier release" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sign", [False, True])
+def test_a_dry_run_writes_nothing(make_bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], sign: bool) -> None:
+    made = make_bundle(tmp_path / "run" / "bundle", sign=sign)
+    (tmp_path / "run" / "benchmark.json").write_text("{}")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    ship = ["ship", str(made.directory), "--to", f"loopback:{tmp_path}/device"]
+    assert main([*ship, "--key", str(made.private), "--dry-run"]) == 0
+    assert "would deliver onnxruntime-fp32 as the first release" in capsys.readouterr().out
+    assert main([*ship[:1], *ship[2:], "--status"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    # a bundle that could not be signed is found in a dry run too
+    (made.directory / "student.onnx").write_bytes(b"altered")
+    assert main([*ship, "--key", str(made.private), "--dry-run"]) == 1
+    assert "student.onnx: " in capsys.readouterr().err
+
+
+def test_a_device_root_that_cannot_be_is_told(bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    ship = ["ship", str(bundle.directory), "--public-key", str(bundle.public)]
+    assert main([*ship, "--to", f"loopback:{tmp_path}/file/device"]) == 1
+    assert "file/device: cannot be used as a device root (Not a directory)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,12 @@ def test_what_fits_no_device_is_refused(server, make_bundle, tmp_path: Path) -> 
     result = ship(server.device(tmp_path / "device"), made)
     assert result.status == "failed"
     assert "tensorrt-fp32: it needs a GPU" in result.message
-    wanted = ship(server.device(tmp_path / "device"), make_bundle(tmp_path / "b2"), engines=("openvino-fp32",))
-    assert "not asked for" in wanted.message
+    # of what was not asked for nothing is told but how much there is
+    several = make_bundle(tmp_path / "b2", runtimes=("onnxruntime", "openvino", "tensorrt"))
+    wanted = ship(server.device(tmp_path / "device"), several, engines=("tensorrt-fp32",))
+    assert wanted.message.startswith("no engine of the bundle fits it: tensorrt-fp32: it needs a GPU")
+    assert wanted.message.endswith("; 2 others were not asked for")
+    assert "onnxruntime-fp32" not in wanted.message
 
 
 def test_an_engine_is_built_on_the_device(server, make_bundle, tmp_path: Path) -> None:

@@ -42,3 +42,7 @@ def test_a_plan_and_an_engine(tmp_path: Path) -> None:
     assert [version_fits(version, plan.runtime_range) for version in ("10.3.0", "11.0", "8.6")] == [True, False, False]
     assert built.runtime_range == "==1.7.1"
     assert plan.agreement_min == 0.92
+    assert plan.metrics["gates"] == "not measured here"
+    known = {"attempts": [{"kept": [], "lost": {"miou": {}}, "missed": []}], "gates": {"miou_drop_max": 1.0}}
+    found = planned_engine(run, ENTRY | known).metrics
+    assert found["gates"] == "the gates of accuracy held by its graph; not measured here"

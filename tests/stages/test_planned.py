@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from brd_edge.evaluate.planned import is_planned
 from brd_edge.recipe import load_recipe
 from brd_edge.run import Run
 from brd_edge.stages import benchmark
-from brd_edge.stages.build import is_planned
 from brd_edge.stages.bundle import left_out
 
 QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.yaml"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from brd_edge.evaluate.formats import milliseconds, milliseconds_interval, percent, target_of
+from brd_edge.evaluate.planned import status_reason, status_text
 from brd_edge.evaluate.proof import Proof
 from brd_edge.evaluate.report.accuracy import interval_text
 from brd_edge.evaluate.report.plots import EnginePoint, latency_distribution_svg, pareto_front, ratios_svg, tradeoff_svg
@@ -61,11 +62,11 @@ def engine_rows(engines: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> 
                 "version": engine.get("runtime_version") or "",
                 "precision": engine.get("precision") or "?",
                 "target": target_of(engine),
-                "status": status,
+                "status": status_text(engine),
                 "tone": status if status in _STATUS_MARKS else "skipped",
                 "mark": _STATUS_MARKS.get(status, "○"),
                 "how": _how_made(engine),
-                "reason": engine.get("reason") or ("" if status == "measured" else "No reason was given."),
+                "reason": status_reason(engine, missing="" if status == "measured" else "No reason was given."),
                 "gates_broken": list(engine.get("gates_broken") or ()),
                 "measured": any(number is not None for number in (latency.get("p50"), *scores.values())),
                 "latency": latency,

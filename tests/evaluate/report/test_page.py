@@ -374,6 +374,21 @@ def test_the_distance_to_the_teacher_has_its_paired_interval(tmp_path: Path) -> 
     assert [row[-1] for row in page.rows if row[:2] == ["student", "Fpn / small"]] == ["−6.0 −7.1 to −4.9"]  # noqa: RUF001
 
 
+def test_what_a_device_builds_is_not_called_skipped(tmp_path: Path) -> None:
+    benchmark = a_benchmark()
+    lost = {"miou": {"value": 0.001, "low": 0.0, "high": 0.002, "confidence": 0.95}}
+    benchmark["engines"][3] |= {
+        "graph": "graphs/e/0/student.onnx",
+        "gates": {"miou_drop_max": 1, "uncertain": "broken"},
+    }
+    benchmark["engines"][3] |= {"gates_broken": [], "attempts": [{"kept": [], "lost": lost, "missed": []}]}
+    row = next(row for row in written(tmp_path, benchmark, [], {}).rows if "jetson-orin" in row[0])
+    assert "to build on the device" in row[1]
+    assert "python -m brd_edge.runtime build BUNDLE" in row[2]
+    assert "its graph held the gates of accuracy" in row[2]
+    assert not any("skipped" in cell or "Not installed" in cell for cell in row)
+
+
 def test_classes_have_intervals_over_their_bars(tmp_path: Path) -> None:
     benchmark = a_benchmark()
     benchmark["student"]["intervals"] = {"miou": [0.64, 0.66], "class_iou": [[0.85, 0.925], [0.7, 0.9], None, None]}
