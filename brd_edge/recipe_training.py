@@ -144,6 +144,10 @@ class DistillSection(Section):
     """Which backbone stages give boundaries, by stride."""
     band_weight: NotNegative = 4.0
     """How much more pixels near a label boundary count; 0 counts all alike."""
+    boundary_class_space: Literal["probabilities", "logits"] = "probabilities"
+    """Whether the boundaries of classes are those of the probabilities, or of the logits, every class alike."""
+    boundary_class_kernels: Annotated[tuple[Literal[0, 3, 5, 7, 9], ...], Field(min_length=1)] = (3,)
+    """Sides of the windows of the boundaries of classes; 0 is the whole image."""
     relation_layers: Annotated[tuple[Literal["deepest", "decoder", 2, 4, 8, 16, 32], ...], Field(min_length=1)] = (
         "deepest",
     )

@@ -20,6 +20,7 @@ __all__ = [
     "OPERATORS",
     "boundary_class_loss",
     "boundary_feature_loss",
+    "boundary_logit_loss",
     "boundary_map",
     "boundary_projections",
     "boundary_residual",
@@ -208,6 +209,33 @@ def boundary_class_loss(
     """
     theirs, mine = on_coarser_grid(wide(teacher_logits.detach()).softmax(1), wide(student_logits).softmax(1))
     distance = boundary_residual(theirs - mine, kernel).abs().sum(1, keepdim=True)
+    return _band_mean(distance, labels, band_weight)
+
+
+def boundary_logit_loss(
+    teacher_logits: Tensor, student_logits: Tensor, labels: Tensor, *, kernel: int = 3, band_weight: float = 4.0
+) -> Tensor:
+    """Compare the boundaries of the class logits, every class alike.
+
+    `sum_p w_p mean_c (B(z_S)(p, c) - B(z_T)(p, c))^2 / s_c^2 / sum_p w_p` with the s_c of
+    `projected_boundary_loss` and the weights of `boundary_feature_loss`. Differences of probabilities fade where
+    a class is hardly ever seen, and the common classes fill most of the sum; here a pole counts like the road.
+
+    Args:
+        teacher_logits: (N, K, H, W); no gradient is taken.
+        student_logits: (N, K, H', W'); both are compared on the coarser grid.
+        labels: (N, h, w) int64 class ids, 255 ignored.
+        kernel: Odd side of the boundary operator's window, or 0.
+        band_weight: How much more pixels on a label boundary count.
+
+    Returns:
+        A scalar; 0 when the logits are equal up to a constant per image and class, about 1 when the student has no
+        boundaries.
+    """
+    theirs, mine = on_coarser_grid(wide(teacher_logits.detach()), wide(student_logits))
+    theirs, mine = boundary_residual(theirs, kernel), boundary_residual(mine, kernel)
+    power = _channel_power(theirs, known_cells(labels, *theirs.shape[-2:]))
+    distance = ((mine - theirs).square() / power).mean(1, keepdim=True)
     return _band_mean(distance, labels, band_weight)
 
 

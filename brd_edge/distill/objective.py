@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from brd_edge.distill.boundary import (
     boundary_class_loss,
     boundary_feature_loss,
+    boundary_logit_loss,
     boundary_projections,
     projected_boundary_loss,
 )
@@ -49,6 +50,9 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 """Which terms join the cross-entropy under each method; SKD is without its adversarial term."""
 
+CLASS_BOUNDARIES = {"probabilities": boundary_class_loss, "logits": boundary_logit_loss}
+"""Where the boundaries of classes are read."""
+
 _PIXELS, _REGIONS, _LEAST_SLOTS = 20_000, 2_000, 16
 
 CURRICULA: dict[str, Callable[[float], float]] = {
@@ -79,6 +83,8 @@ class DistillSettings:
     boundary_kernel: int
     boundary_strides: tuple[int, ...]
     band_weight: float
+    boundary_class_space: str
+    boundary_class_kernels: tuple[int, ...]
     relation_layers: tuple[Layer, ...]
     relation_temperature: float
     relation_across_images: bool
@@ -157,13 +163,13 @@ def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module)
     layers = matched_layers(teacher, student, settings.relation_layers) if used else ()
 
     def boundary_classes(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
-        return boundary_class_loss(
-            theirs.coarse_logits,
-            mine.coarse_logits,
-            labels,
-            kernel=settings.boundary_kernel,
-            band_weight=settings.band_weight,
-        )
+        losses = [
+            CLASS_BOUNDARIES[settings.boundary_class_space](
+                theirs.coarse_logits, mine.coarse_logits, labels, kernel=kernel, band_weight=settings.band_weight
+            )
+            for kernel in settings.boundary_class_kernels
+        ]
+        return torch.stack(losses).mean()
 
     def relation(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
         losses = [

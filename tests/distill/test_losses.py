@@ -14,6 +14,7 @@ from scipy.special import log_softmax, softmax
 from brd_edge.distill.boundary import (
     boundary_class_loss,
     boundary_feature_loss,
+    boundary_logit_loss,
     boundary_map,
     boundary_projections,
     boundary_residual,
@@ -161,6 +162,24 @@ def test_boundary_class_loss_against_numpy() -> None:
     assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("kernel", [0, 3])
+def test_boundary_logit_loss_against_numpy(kernel: int) -> None:
+    teacher, student, labels = _random(2, 5, 32, 48, seed=1), _random(2, 5, 32, 48, seed=2), _labels()
+    teacher[:, 3] *= 1e-3  # a class of which the teacher hardly sees anything
+
+    found = boundary_logit_loss(teacher, student, labels, kernel=kernel, band_weight=2.0)
+
+    def residual(logits: torch.Tensor) -> Array:
+        values = logits.double().numpy()
+        return _numpy_residual(values, kernel) if kernel else values - values.mean((2, 3), keepdims=True)
+
+    target, mine = residual(teacher), residual(student)
+    known = np.broadcast_to(_numpy_band(labels.numpy(), 1)[1], target.shape)
+    power = np.average(target**2, axis=(0, 2, 3), weights=known, keepdims=True)
+    distance = ((mine - target) ** 2 / np.maximum(power, 0.01 * power.mean())).mean(1, keepdims=True)
+    assert float(found) == pytest.approx(_numpy_band_mean(distance, labels, 2.0), rel=1e-4)
+
+
 def test_logit_loss_against_numpy() -> None:
     teacher, student, labels = _random(2, 5, 32, 48, seed=1), _random(2, 5, 32, 48, seed=2), _labels()
 
@@ -262,6 +281,8 @@ _GRADIENTS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch
         {4: t}, {4: s}, y, strides=(4,), operator="neighbours"
     ),
     "boundary classes": boundary_class_loss,
+    "boundary logits": boundary_logit_loss,
+    "boundary logits, whole image": lambda t, s, y: boundary_logit_loss(t, s, y, kernel=0),
     "boundary projected": lambda t, s, y: projected_boundary_loss(
         {4: t}, {4: s}, y, projections=boundary_projections({4: (3, 3)}).double()
     ),
@@ -285,6 +306,7 @@ def test_losses_vanish_when_student_and_teacher_are_equal() -> None:
     assert float(boundary_feature_loss({4: features}, {4: features}, labels, strides=(4,))) == 0
     assert float(boundary_feature_loss({4: features}, {4: features}, labels, strides=(4,), operator="neighbours")) == 0
     assert float(boundary_class_loss(logits, logits, labels)) == 0
+    assert float(boundary_logit_loss(logits, logits, labels)) == 0
     # a projection that divides every channel by the power of the teacher's boundaries
     known = known_cells(labels, 8, 12)
     power = (boundary_residual(features, 3).square() * known).sum((0, 2, 3)) / known.sum()
@@ -307,6 +329,9 @@ def test_invariances() -> None:
     torch.testing.assert_close(boundary_map(turned, 3), boundary_map(features, 3), rtol=1e-4, atol=1e-5)
     pixelwise = 1 + _random(2, 1, 8, 12, seed=6).abs()
     torch.testing.assert_close(neighbour_map(pixelwise * turned, 3), neighbour_map(features, 3), rtol=1e-4, atol=1e-5)
+    shifted = logits + _random(2, 5, 1, 1, seed=7)
+    assert float(boundary_logit_loss(logits, shifted, labels, kernel=0)) == pytest.approx(0, abs=1e-9)
+    assert float(boundary_logit_loss(3 * logits, 3 * shifted, labels)) == pytest.approx(0, abs=1e-9)
     assert float(logit_loss(logits + 2, logits, labels)) == pytest.approx(0, abs=1e-5)
     assert float(relation_loss(5 * features, features, labels)) == pytest.approx(0, abs=1e-5)
     assert float(relation_loss(turned, features, labels)) == pytest.approx(0, abs=1e-5)
@@ -333,9 +358,8 @@ def test_ignored_pixels_do_not_leak_in() -> None:
 
     assert float(logit_loss(teacher, other, labels)) == float(logit_loss(teacher, student, labels))
     # the operator reaches one pixel over the border of the region, hence the rows that were left alone
-    assert float(boundary_class_loss(teacher, other, labels)) == pytest.approx(
-        float(boundary_class_loss(teacher, student, labels)), rel=1e-6
-    )
+    for loss in (boundary_class_loss, boundary_logit_loss):
+        assert float(loss(teacher, other, labels)) == pytest.approx(float(loss(teacher, student, labels)), rel=1e-6)
     coarse_teacher, coarse = _random(2, 6, 8, 12, seed=3), _random(2, 3, 8, 12, seed=4)
     changed = coarse.clone()
     changed[:, :, :4] = _random(2, 3, 4, 12, seed=8)
@@ -362,6 +386,7 @@ def test_a_batch_without_any_label_gives_zero_and_finite_gradients() -> None:
     total = (
         logit_loss(teacher, student, labels)
         + boundary_class_loss(teacher, student, labels)
+        + boundary_logit_loss(teacher, student, labels)
         + boundary_feature_loss({1: teacher}, {1: student}, labels, strides=(1,))
         + relation_loss(teacher, student, labels)
     )
