@@ -92,6 +92,34 @@ def test_results_are_the_callers_own(engines: dict[str, Path], frames: list[np.n
 
 
 @pytest.mark.parametrize("runtime", CPU_RUNTIMES)
+def test_buffers_that_are_filled_again_and_again(
+    engines: dict[str, Path], frames: list[np.ndarray], runtime: str
+) -> None:
+    """A camera's buffer comes back with another frame in it, and others come between."""
+    with open_engine(engines[runtime], threads=1) as runner:
+        expected = [runner.infer(frame.copy()) for frame in frames[:2]]
+        buffers = [np.empty_like(frames[0]) for _ in range(2)]
+        # which buffer and which frame: the same buffer several times in a row, then by turns, then unchanged
+        for which, number in [(0, 0), (0, 1), (0, 0), (1, 0), (1, 1), (0, 1), (1, 0), (1, 0), (1, 1), (0, 0), (0, 1)]:
+            buffers[which][...] = frames[number]
+            np.testing.assert_array_equal(runner.infer(buffers[which]), expected[number])
+            # what was segmented is not written to
+            np.testing.assert_array_equal(buffers[which], frames[number])
+        locked = frames[1].copy()
+        locked.flags.writeable = False
+        for _ in range(3):
+            np.testing.assert_array_equal(runner.infer(locked), expected[1])
+        for _ in range(20):  # each is gone before the next one is made, perhaps at the same place
+            np.testing.assert_array_equal(runner.infer(frames[0].copy()), expected[0])
+            np.testing.assert_array_equal(runner.infer(frames[1].copy()), expected[1])
+        call = runner.bind(buffers[0][:, ::1])
+        buffers[0][...] = frames[0]
+        np.testing.assert_array_equal(runner.infer(buffers[0]), expected[0])
+        call()
+        np.testing.assert_array_equal(runner.infer(frames[1].copy()), expected[1])
+
+
+@pytest.mark.parametrize("runtime", CPU_RUNTIMES)
 def test_any_memory_layout(engines: dict[str, Path], frames: list[np.ndarray], runtime: str) -> None:
     frame = frames[0].copy()
     with open_engine(engines[runtime], threads=1) as runner:

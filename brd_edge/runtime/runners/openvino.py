@@ -152,10 +152,15 @@ class OpenVinoRunner:
         self.info = info
         self._finish = finish
         self._request = request
-        self._input: npt.NDArray[np.uint8] | None = None
+        self._own: npt.NDArray[np.uint8] | None = None
+        self._held: npt.NDArray[np.uint8] | None = None
+        self._place: tuple[int, tuple[int, ...]] = (0, ())
+        self._in_place = False
 
     def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Segment one frame, uint8 (H, W, 3) RGB to uint8 (H, W), or several; see `Runner.infer`.
+
+        The last frame is held until the next one comes: a buffer that is filled anew is then read in place.
 
         Raises:
             EngineError: The frame has another shape or dtype, the runner is closed, or OpenVINO failed.
@@ -175,13 +180,31 @@ class OpenVinoRunner:
         return self._finish(output)
 
     def _put(self, frames: npt.NDArray[np.uint8]) -> None:
-        """Copy frames to where the request reads them: one that gets another tensor each time takes longer."""
-        if self._input is None or self._input.shape != frames.shape:
+        """Let the request read frames: in place where they lie in the memory of those before, else from a copy.
+
+        A buffer that a camera or decoder fills again and again is bound once and never copied. Frames elsewhere each
+        time are copied to one place, since a request that gets another tensor each time takes longer than that.
+
+        Args:
+            frames: uint8 (n, H, W, 3), contiguous.
+        """
+        place = frames.__array_interface__["data"][0], frames.shape
+        # what lay at the last place is still held, so nothing else can lie there by chance
+        again = self._held is not None and place == self._place
+        if again and not self._in_place and frames.flags.writeable:
+            openvino = import_runtime("openvino", INSTALL)
+            self._request.set_input_tensor(openvino.Tensor(frames, shared_memory=True))
+            self._in_place = True
+        if again and self._in_place:
+            return
+        if self._own is None or self._in_place or self._own.shape != frames.shape:
             openvino = import_runtime("openvino", INSTALL)
             tensor = openvino.Tensor(openvino.Type.u8, openvino.Shape(list(frames.shape)))
             self._request.set_input_tensor(tensor)
-            self._input = tensor.data
-        np.copyto(self._input, frames)
+            self._own, self._in_place = tensor.data, False
+        # only now: until here the request may have been bound to what was held
+        self._held, self._place = frames, place
+        np.copyto(self._own, frames)
 
     def bind(self, frame: npt.NDArray[np.uint8]) -> Callable[[], object]:
         """Return a call that runs the request alone, with its input tensor set; see `Runner.bind`.
@@ -193,7 +216,7 @@ class OpenVinoRunner:
         request = self._request
         if request is None:
             raise EngineError("the runner is closed: open the engine again")
-        self._put(frame[None])
+        self._put(np.ascontiguousarray(frame[None]))
 
         def call() -> npt.NDArray[Any]:
             request.infer(share_outputs=True)
@@ -206,7 +229,7 @@ class OpenVinoRunner:
     def close(self) -> None:
         """Free the inference request and the compiled model with it."""
         self._request = None
-        self._input = None
+        self._own = self._held = None
 
     def __enter__(self) -> Self:
         """Return the runner itself."""
