@@ -273,7 +273,7 @@ def open_engine(directory: str | Path, *, contract: InputContract | None = None,
 
     Raises:
         ContractError: The engine was made for another contract; the message names the fields.
-        EngineError: The sidecar or a file is not valid, the target is unknown or has no such engines, the runtime that
+        EngineError: The sidecar or a file is not valid, the target is unknown, the runtime that
             is installed has another version than the engine needs, it cannot load it, or the graph was exported for
             another contract than the sidecar's.
         RuntimeMissingError: The runtime is not installed, or the target's processor or hardware is not here.

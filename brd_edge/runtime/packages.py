@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from brd_edge.runtime.errors import EngineError, RuntimeMissingError
 from brd_edge.runtime.runners.checks import import_runtime
-from brd_edge.runtime.targets import TARGETS, check_combination
+from brd_edge.runtime.targets import TARGETS
 from brd_edge.runtime.versions import version_fits, version_range
 
 if TYPE_CHECKING:
@@ -98,20 +98,13 @@ def require_home(path: Path, info: EngineInfo) -> None:
 
     Raises:
         RuntimeMissingError: The target has another processor.
-        EngineError: The target is unknown or has no such engines, or the runtime has a version that does not load
-            the engine.
+        EngineError: The target is unknown, or the runtime has a version that does not load the engine.
     """
     target = TARGETS.get(info.target)
     if target is None:
         raise EngineError(
             f"{path}: target: expected one of {', '.join(TARGETS)}, got {info.target!r}; "
             f"use a brd-edge that knows it ({info.created_by} wrote it), or rebuild the engine"
-        )
-    reason = check_combination(info.runtime, info.precision, info.target, info.batch_max)
-    if reason is not None:
-        raise EngineError(
-            f"{path}: {reason}; engine.json was changed, or another brd-edge ({info.created_by}) wrote it: "
-            "copy the engine again, or rebuild it"
         )
     machine = platform.machine()
     if machine not in target.machines:
