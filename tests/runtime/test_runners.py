@@ -234,10 +234,8 @@ def test_openvino_fp32_is_fp32_and_other_precisions_are_refused(engines: dict[st
         assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     values = json.loads((directory / SIDECAR).read_text())
     (directory / SIDECAR).write_text(json.dumps({**values, "precision": "fp8"}))
-    with pytest.raises(EngineError, match=r"engine\.json: .*no fp8 engines of openvino: its precisions are fp32"):
-        open_engine(directory)
     with pytest.raises(EngineError, match=r"expected a precision of .*, got 'fp8'"):
-        RUNNERS["openvino"](directory, read_engine(directory), None)
+        open_engine(directory)
 
 
 def test_cuda_computes_float32_in_float32(
