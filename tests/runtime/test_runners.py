@@ -99,15 +99,16 @@ def test_buffers_that_are_filled_again_and_again(
     with open_engine(engines[runtime], threads=1) as runner:
         expected = [runner.infer(frame.copy()) for frame in frames[:2]]
         buffers = [np.empty_like(frames[0]) for _ in range(2)]
-        # which buffer and which frame: the same buffer several times in a row, then by turns, then unchanged
-        for which, number in [(0, 0), (0, 1), (0, 0), (1, 0), (1, 1), (0, 1), (1, 0), (1, 0), (1, 1), (0, 0), (0, 1)]:
+        # which buffer and which frame: the same buffer many times in a row, then by turns, then the other
+        turns = [*[(0, 0), (0, 1)] * 8, (1, 0), (1, 1), (0, 1), *[(1, 1), (1, 0)] * 8, (0, 0), (0, 1)]
+        for which, number in turns:
             buffers[which][...] = frames[number]
             np.testing.assert_array_equal(runner.infer(buffers[which]), expected[number])
             # what was segmented is not written to
             np.testing.assert_array_equal(buffers[which], frames[number])
         locked = frames[1].copy()
         locked.flags.writeable = False
-        for _ in range(3):
+        for _ in range(12):
             np.testing.assert_array_equal(runner.infer(locked), expected[1])
         for _ in range(20):  # each is gone before the next one is made, perhaps at the same place
             np.testing.assert_array_equal(runner.infer(frames[0].copy()), expected[0])

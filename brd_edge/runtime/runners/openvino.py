@@ -46,6 +46,9 @@ INSTALL = 'pip install "brd-edge[openvino]"'
 CONTRACT_HASH_PATH = ["framework", CONTRACT_HASH_KEY]
 """Where OpenVINO keeps the contract's hash of an ONNX graph's metadata."""
 
+# so often in a row frames must lie at one place before they are read there
+_IN_PLACE_AFTER = 8
+
 # On a CPU with BF16 OpenVINO's own choice is bf16: what is called fp32 must ask for it. Where a model is
 # quantised, the hint is for what is not.
 PRECISION_HINTS = {
@@ -156,6 +159,7 @@ class OpenVinoRunner:
         self._held: npt.NDArray[np.uint8] | None = None
         self._place: tuple[int, tuple[int, ...]] = (0, ())
         self._in_place = False
+        self._times = 0
 
     def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Segment one frame, uint8 (H, W, 3) RGB to uint8 (H, W), or several; see `Runner.infer`.
@@ -183,7 +187,8 @@ class OpenVinoRunner:
         """Let the request read frames: in place where they lie in the memory of those before, else from a copy.
 
         A buffer that a camera or decoder fills again and again is bound once and never copied. Frames elsewhere each
-        time are copied to one place, since a request that gets another tensor each time takes longer than that.
+        time are copied to one place: the first inference after another tensor is set takes longer by much more than
+        a copy, so a buffer must have come several times in a row.
 
         Args:
             frames: uint8 (n, H, W, 3), contiguous.
@@ -191,7 +196,8 @@ class OpenVinoRunner:
         place = frames.__array_interface__["data"][0], frames.shape
         # what lay at the last place is still held, so nothing else can lie there by chance
         again = self._held is not None and place == self._place
-        if again and not self._in_place and frames.flags.writeable:
+        self._times = self._times + 1 if again else 0
+        if self._times >= _IN_PLACE_AFTER and not self._in_place and frames.flags.writeable:
             openvino = import_runtime("openvino", INSTALL)
             self._request.set_input_tensor(openvino.Tensor(frames, shared_memory=True))
             self._in_place = True
