@@ -46,9 +46,6 @@ INSTALL = 'pip install "brd-edge[openvino]"'
 CONTRACT_HASH_PATH = ["framework", CONTRACT_HASH_KEY]
 """Where OpenVINO keeps the contract's hash of an ONNX graph's metadata."""
 
-# so often in a row frames must lie at one place before they are read there
-_IN_PLACE_AFTER = 8
-
 # On a CPU with BF16 OpenVINO's own choice is bf16: what is called fp32 must ask for it. Where a model is
 # quantised, the hint is for what is not.
 PRECISION_HINTS = {
@@ -155,16 +152,13 @@ class OpenVinoRunner:
         self.info = info
         self._finish = finish
         self._request = request
-        self._own: npt.NDArray[np.uint8] | None = None
-        self._held: npt.NDArray[np.uint8] | None = None
-        self._place: tuple[int, tuple[int, ...]] = (0, ())
-        self._in_place = False
-        self._times = 0
+        self._frames: npt.NDArray[np.uint8] | None = None
+        self._tensor = import_runtime("openvino", INSTALL).Tensor
 
     def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Segment one frame, uint8 (H, W, 3) RGB to uint8 (H, W), or several; see `Runner.infer`.
 
-        The last frame is held until the next one comes: a buffer that is filled anew is then read in place.
+        Frames are read where they lie; the last ones are held until the next come.
 
         Raises:
             EngineError: The frame has another shape or dtype, the runner is closed, or OpenVINO failed.
@@ -184,33 +178,12 @@ class OpenVinoRunner:
         return self._finish(output)
 
     def _put(self, frames: npt.NDArray[np.uint8]) -> None:
-        """Let the request read frames: in place where they lie in the memory of those before, else from a copy.
-
-        A buffer that a camera or decoder fills again and again is bound once and never copied. Frames elsewhere each
-        time are copied to one place: the first inference after another tensor is set takes longer by much more than
-        a copy, so a buffer must have come several times in a row.
-
-        Args:
-            frames: uint8 (n, H, W, 3), contiguous.
-        """
-        place = frames.__array_interface__["data"][0], frames.shape
-        # what lay at the last place is still held, so nothing else can lie there by chance
-        again = self._held is not None and place == self._place
-        self._times = self._times + 1 if again else 0
-        if self._times >= _IN_PLACE_AFTER and not self._in_place and frames.flags.writeable:
-            openvino = import_runtime("openvino", INSTALL)
-            self._request.set_input_tensor(openvino.Tensor(frames, shared_memory=True))
-            self._in_place = True
-        if again and self._in_place:
-            return
-        if self._own is None or self._in_place or self._own.shape != frames.shape:
-            openvino = import_runtime("openvino", INSTALL)
-            tensor = openvino.Tensor(openvino.Type.u8, openvino.Shape(list(frames.shape)))
-            self._request.set_input_tensor(tensor)
-            self._own, self._in_place = tensor.data, False
-        # only now: until here the request may have been bound to what was held
-        self._held, self._place = frames, place
-        np.copyto(self._own, frames)
+        """Let the request read frames, uint8 (n, H, W, 3) and contiguous, where they lie: copying them takes longer."""
+        # OpenVINO does not share what must not be written to
+        frames = frames if frames.flags.writeable else frames.copy()
+        self._request.set_input_tensor(self._tensor(frames, shared_memory=True))
+        # the request points to them until the next ones come
+        self._frames = frames
 
     def bind(self, frame: npt.NDArray[np.uint8]) -> Callable[[], object]:
         """Return a call that runs the request alone, with its input tensor set; see `Runner.bind`.
@@ -235,7 +208,7 @@ class OpenVinoRunner:
     def close(self) -> None:
         """Free the inference request and the compiled model with it."""
         self._request = None
-        self._own = self._held = None
+        self._frames = None
 
     def __enter__(self) -> Self:
         """Return the runner itself."""
