@@ -139,7 +139,8 @@ class DistillSection(Section):
     boundary_operator: Literal["residual", "neighbours", "projected"] = "residual"
     """How boundaries are read from features: by their energy, by direction, or channel by channel."""
     boundary_kernel: Literal[0, 3, 5, 7, 9] = 3
-    """Side of the boundary operator's window, in grid cells; 0 is the whole image (not for `neighbours`)."""
+    """Side of the window in which boundaries of features are read, in grid cells; 0 is the whole image (not for
+    `neighbours`)."""
     boundary_strides: tuple[Literal[2, 4, 8, 16, 32], ...] = (4, 8, 16)
     """Which backbone stages give boundaries, by stride."""
     band_weight: NotNegative = 4.0

@@ -50,7 +50,7 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 """Which terms join the cross-entropy under each method; SKD is without its adversarial term."""
 
-CLASS_BOUNDARIES = {"probabilities": boundary_class_loss, "logits": boundary_logit_loss}
+_CLASS_BOUNDARIES = {"probabilities": boundary_class_loss, "logits": boundary_logit_loss}
 """Where the boundaries of classes are read."""
 
 _PIXELS, _REGIONS, _LEAST_SLOTS = 20_000, 2_000, 16
@@ -164,7 +164,7 @@ def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module)
 
     def boundary_classes(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
         losses = [
-            CLASS_BOUNDARIES[settings.boundary_class_space](
+            _CLASS_BOUNDARIES[settings.boundary_class_space](
                 theirs.coarse_logits, mine.coarse_logits, labels, kernel=kernel, band_weight=settings.band_weight
             )
             for kernel in settings.boundary_class_kernels

@@ -1,8 +1,8 @@
 """The input contract: what an engine expects of a frame, and how it is checked.
 
 One frozen dataclass is shared by the loader, the exporter, the engines and the device. Its hash is
-written into checkpoints, ONNX metadata and engine sidecars; parts whose hashes differ refuse each
-other.
+written into checkpoints and into the graphs of ONNX Runtime and OpenVINO, sidecars hold the contract
+itself; parts that differ refuse each other.
 """
 
 from __future__ import annotations
