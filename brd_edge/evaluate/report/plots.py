@@ -41,6 +41,7 @@ __all__ = [
 _MARKERS = "osD^vPXh"
 _MAX_POINTS = 300
 _MAX_DOTS = 160
+_NEAR_PT = 15
 
 
 @dataclass(frozen=True)
@@ -308,8 +309,13 @@ def _label_points(axes: Axes, points: Sequence[EnginePoint], taken: list[Bbox]) 
             for rise in (0, 1, -1)
             for side, where in ((1, "left"), (-1, "right"))
         ),
-        *((0, 10 + 15 * lane, "center", "bottom") for lane in (1, 2, 3)),
-        *((0, -10 - 15 * lane, "center", "top") for lane in (1, 2, 3)),
+        # farther and farther away, each with a line to its point
+        *(
+            (across, way * (10 + 15 * lane), where, side)
+            for lane in range(1, 8)
+            for way, side in ((1, "bottom"), (-1, "top"))
+            for across, where in ((0, "center"), (14, "left"), (-14, "right"))
+        ),
     ]
     for point in points:
         label = axes.annotate(
@@ -320,6 +326,19 @@ def _label_points(axes: Axes, points: Sequence[EnginePoint], taken: list[Bbox]) 
             color=INK,
         )
         place_label(axes, label, taken, candidates)
+        _draw_leader(axes, point, label.get_position())
+
+
+def _draw_leader(axes: Axes, point: EnginePoint, offset_pt: tuple[float, float]) -> None:
+    """Draw a line from a point to its label, where that lies some way off."""
+    if abs(offset_pt[1]) > _NEAR_PT:
+        axes.annotate(
+            "",
+            (point.latency_ms, 100 * point.score),
+            xytext=offset_pt,
+            textcoords="offset points",
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 5},
+        )
 
 
 def _distribution_row(axes: Axes, row: float, color: str, samples: np.ndarray) -> None:
