@@ -155,6 +155,7 @@ def make_bundle(
         sign: bool = True,
         padding_bytes: int = 0,
         rebuilt: bool = False,
+        measured_ms: Mapping[str, float] = {},
     ) -> MadeBundle:
         import onnx
 
@@ -192,7 +193,7 @@ def make_bundle(
                 graph=source,
                 agreement_min=0.999,
                 gates={"latency_ms_p95_max": latency_ms_p95_max, "uncertain": uncertain},
-                metrics={"miou": 0.5},
+                metrics={"miou": 0.5, "latency_ms": {"p50": measured_ms[runtime]} if runtime in measured_ms else None},
             )
             for runtime in runtimes
         ]

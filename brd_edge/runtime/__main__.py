@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     takes_bundle(sub)
     sub.add_argument("source", metavar="SOURCE", help="image, folder, video file, or camera[:N]")
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for what was found")
-    sub.add_argument("--engine", metavar="NAME", help="which engine; the one that serves, or the first that fits")
+    sub.add_argument("--engine", metavar="NAME", help="which engine; the one that serves, or the fastest that fits")
     sub.add_argument("--rate", type=_positive, metavar="HZ", help="steady rate of a video; what is late is dropped")
     sub.add_argument("--frames", type=_count, metavar="N", help="stop a video or camera after N frames")
     _takes_threads(sub)

@@ -85,6 +85,24 @@ def test_an_engine_that_must_be_built_first(
         Segmenter.open(made.directory, keys=[made.public])
 
 
+@pytest.mark.parametrize(
+    ("measured_ms", "expected"),
+    [
+        ({}, "onnxruntime-fp32"),
+        ({"onnxruntime": 3.0, "openvino": 2.0}, "openvino-fp32"),
+        ({"onnxruntime": 2.0, "openvino": 3.0}, "onnxruntime-fp32"),
+        ({"openvino": 9.0}, "openvino-fp32"),
+    ],
+)
+def test_the_engine_that_was_measured_to_be_fastest_is_taken(
+    make_bundle, tmp_path: Path, measured_ms: dict[str, float], expected: str
+) -> None:
+    made = make_bundle(tmp_path / "bundle", runtimes=("onnxruntime", "openvino", "tensorrt"), measured_ms=measured_ms)
+
+    with Segmenter.open(made.directory, keys=[made.public]) as segmenter:
+        assert segmenter.engine == expected
+
+
 def test_an_altered_engine_is_not_loaded(make_bundle, tmp_path: Path) -> None:
     made = make_bundle(tmp_path / "bundle")
     path = made.directory / "engines" / "onnxruntime-fp32" / "model.onnx"
