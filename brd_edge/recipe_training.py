@@ -134,6 +134,8 @@ class DistillSection(Section):
     """Weight of CIRKD's relations to remembered pixels and regions."""
     kd_temperature: Annotated[float, Field(gt=0)] = 2.0
     """Temperature of the logit distillation."""
+    kd_class_balance: Fraction = 0.0
+    """How far rare classes count more in the logit distillation; 0: all pixels alike, 1: all classes alike."""
     cwd_temperature: Annotated[float, Field(gt=0)] = 4.0
     """Temperature of CWD."""
     boundary_operator: Literal["residual", "neighbours", "projected"] = "residual"
@@ -149,10 +151,16 @@ class DistillSection(Section):
     """Whether the boundaries of classes are those of the probabilities, or of the logits, every class alike."""
     boundary_class_kernels: Annotated[tuple[Literal[0, 3, 5, 7, 9], ...], Field(min_length=1)] = (3,)
     """Sides of the windows of the boundaries of classes; 0 is the whole image."""
+    boundary_class_balance: Fraction = 0.0
+    """How far rare classes count more in the boundaries of classes; 0: all pixels alike, 1: all classes alike."""
+    relation_to: Literal["pixels", "classes"] = "pixels"
+    """What every pixel is related to: all other pixels, or the mean feature of each class (its prototype)."""
     relation_layers: Annotated[tuple[Literal["deepest", "decoder", 2, 4, 8, 16, 32], ...], Field(min_length=1)] = (
         "deepest",
     )
     """Which layers are related: the backbone's last stage, the decoder's output, or a backbone stage by stride."""
+    relation_class_balance: Fraction = 0.0
+    """How far rare classes count more in the relations to classes; 0: all pixels alike, 1: all classes alike."""
     relation_temperature: Annotated[float, Field(ge=0.02)] = 0.1
     """Temperature of the self-relation's softmax."""
     relation_across_images: bool = False

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brd_edge.distill.balance import balanced_share
 from brd_edge.distill.distributed import global_mean, sum_over_processes
 from brd_edge.distill.grid import boundary_band, full_precision, known_cells, on_coarser_grid, wide
 
@@ -190,7 +191,13 @@ def projected_boundary_loss(
 
 
 def boundary_class_loss(
-    teacher_logits: Tensor, student_logits: Tensor, labels: Tensor, *, kernel: int = 3, band_weight: float = 4.0
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    labels: Tensor,
+    *,
+    kernel: int = 3,
+    band_weight: float = 4.0,
+    class_balance: float = 0.0,
 ) -> Tensor:
     """Compare the boundaries of the class probabilities, where channels match.
 
@@ -203,17 +210,24 @@ def boundary_class_loss(
         labels: (N, h, w) int64 class ids, 255 ignored.
         kernel: Odd side of the boundary operator's window.
         band_weight: How much more pixels on a label boundary count.
+        class_balance: How far rare classes count more, 0 to 1; see `brd_edge.distill.balance.rarity`.
 
     Returns:
         A scalar; 0 when the logits are equal.
     """
     theirs, mine = on_coarser_grid(wide(teacher_logits.detach()).softmax(1), wide(student_logits).softmax(1))
     distance = boundary_residual(theirs - mine, kernel).abs().sum(1, keepdim=True)
-    return _band_mean(distance, labels, band_weight)
+    return _band_mean(distance, labels, band_weight, class_balance)
 
 
 def boundary_logit_loss(
-    teacher_logits: Tensor, student_logits: Tensor, labels: Tensor, *, kernel: int = 3, band_weight: float = 4.0
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    labels: Tensor,
+    *,
+    kernel: int = 3,
+    band_weight: float = 4.0,
+    class_balance: float = 0.0,
 ) -> Tensor:
     """Compare the boundaries of the class logits, every class alike.
 
@@ -227,6 +241,7 @@ def boundary_logit_loss(
         labels: (N, h, w) int64 class ids, 255 ignored.
         kernel: Odd side of the boundary operator's window, or 0.
         band_weight: How much more pixels on a label boundary count.
+        class_balance: How far rare classes count more, 0 to 1; see `brd_edge.distill.balance.rarity`.
 
     Returns:
         A scalar; 0 when the logits are equal up to a constant per image and class, about 1 when the student has no
@@ -236,7 +251,7 @@ def boundary_logit_loss(
     theirs, mine = boundary_residual(theirs, kernel), boundary_residual(mine, kernel)
     power = _channel_power(theirs, known_cells(labels, *theirs.shape[-2:]))
     distance = ((mine - theirs).square() / power).mean(1, keepdim=True)
-    return _band_mean(distance, labels, band_weight)
+    return _band_mean(distance, labels, band_weight, class_balance)
 
 
 def _average(features: Tensor, kernel: int) -> Tensor:
@@ -265,7 +280,9 @@ def _channel_power(features: Tensor, known: Tensor) -> Tensor:
     return torch.maximum(power, _FAINT * power.mean() + _TINY)
 
 
-def _band_mean(distance: Tensor, labels: Tensor, band_weight: float) -> Tensor:
+def _band_mean(distance: Tensor, labels: Tensor, band_weight: float, class_balance: float = 0.0) -> Tensor:
     height, width = distance.shape[-2:]
     weight = known_cells(labels, height, width) * (1 + band_weight * boundary_band(labels, height, width))
+    if class_balance:
+        weight = weight * balanced_share(labels, height, width, power=class_balance)
     return global_mean((distance * weight).sum(), weight.sum())

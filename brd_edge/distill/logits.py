@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from brd_edge.distill.balance import balanced_share
 from brd_edge.distill.distributed import global_mean
-from brd_edge.distill.grid import known_share, on_coarser_grid, wide
+from brd_edge.distill.grid import on_coarser_grid, wide
 
 __all__ = ["logit_loss"]
 
 
-def logit_loss(teacher: Tensor, student: Tensor, labels: Tensor, *, temperature: float = 2.0) -> Tensor:
+def logit_loss(
+    teacher: Tensor, student: Tensor, labels: Tensor, *, temperature: float = 2.0, class_balance: float = 0.0
+) -> Tensor:
     """Compare class probabilities cell by cell.
 
     `t^2 * sum_p w_p KL(softmax(z_T / t) || softmax(z_S / t)) / sum_p w_p`, where w is the share of
@@ -22,6 +25,7 @@ def logit_loss(teacher: Tensor, student: Tensor, labels: Tensor, *, temperature:
         student: Logits (N, K, H', W'); both are compared on the coarser grid.
         labels: (N, h, w) int64 class ids; pixels with 255 do not count.
         temperature: t, above 0.
+        class_balance: How far rare classes count more, 0 to 1 (`brd_edge.distill.balance.rarity`); 0 is Hinton's loss.
 
     Returns:
         A scalar, not negative; 0 when the logits are equal up to a constant per cell.
@@ -29,5 +33,5 @@ def logit_loss(teacher: Tensor, student: Tensor, labels: Tensor, *, temperature:
     theirs, mine = on_coarser_grid(wide(teacher.detach()), wide(student))
     target = (theirs / temperature).log_softmax(1)
     divergence = (target.exp() * (target - (mine / temperature).log_softmax(1))).sum(1, keepdim=True)
-    known = known_share(labels, *divergence.shape[-2:])
-    return global_mean((divergence * known).sum(), known.sum()) * temperature**2
+    weight = balanced_share(labels, *divergence.shape[-2:], power=class_balance)
+    return global_mean((divergence * weight).sum(), weight.sum()) * temperature**2

@@ -27,6 +27,7 @@ from brd_edge.distill.matching import (
     require_same_classes,
 )
 from brd_edge.distill.peers import PixelMemory, channel_wise_loss, cross_image_loss, memory_losses, pair_wise_loss
+from brd_edge.distill.prototypes import class_relation_loss
 from brd_edge.distill.relation import relation_loss
 from brd_edge.models.segmentation import Features, forward_features
 
@@ -78,6 +79,7 @@ class DistillSettings:
     lambda_cirkd_memory: float
     curriculum: str
     kd_temperature: float
+    kd_class_balance: float
     cwd_temperature: float
     boundary_operator: str
     boundary_kernel: int
@@ -85,7 +87,10 @@ class DistillSettings:
     band_weight: float
     boundary_class_space: str
     boundary_class_kernels: tuple[int, ...]
+    boundary_class_balance: float
+    relation_to: str
     relation_layers: tuple[Layer, ...]
+    relation_class_balance: float
     relation_temperature: float
     relation_across_images: bool
     relation_cells_max: int
@@ -159,35 +164,28 @@ def _active(settings: DistillSettings) -> list[str]:
 
 def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module) -> dict[str, Term]:
     """Return every term that can have no layers of its own."""
-    used = "relation" in _active(settings)
-    layers = matched_layers(teacher, student, settings.relation_layers) if used else ()
 
     def boundary_classes(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
         losses = [
             _CLASS_BOUNDARIES[settings.boundary_class_space](
-                theirs.coarse_logits, mine.coarse_logits, labels, kernel=kernel, band_weight=settings.band_weight
+                theirs.coarse_logits,
+                mine.coarse_logits,
+                labels,
+                kernel=kernel,
+                band_weight=settings.band_weight,
+                class_balance=settings.boundary_class_balance,
             )
             for kernel in settings.boundary_class_kernels
         ]
         return torch.stack(losses).mean()
 
-    def relation(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
-        losses = [
-            relation_loss(
-                pick_layer(theirs, layer),
-                pick_layer(mine, layer),
-                labels,
-                temperature=settings.relation_temperature,
-                across_images=settings.relation_across_images,
-                cells_max=settings.relation_cells_max,
-            )
-            for layer in layers
-        ]
-        return torch.stack(losses).mean()
-
     return {
         "kd": lambda theirs, mine, labels: logit_loss(
-            theirs.coarse_logits, mine.coarse_logits, labels, temperature=settings.kd_temperature
+            theirs.coarse_logits,
+            mine.coarse_logits,
+            labels,
+            temperature=settings.kd_temperature,
+            class_balance=settings.kd_class_balance,
         ),
         "cwd": lambda theirs, mine, _labels: channel_wise_loss(
             theirs.coarse_logits, mine.coarse_logits, temperature=settings.cwd_temperature
@@ -195,8 +193,38 @@ def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module)
         "skd": lambda theirs, mine, _labels: pair_wise_loss(theirs.decoder, mine.decoder),
         "cirkd_batch": lambda theirs, mine, _labels: cross_image_loss(theirs.decoder, mine.decoder),
         "boundary_classes": boundary_classes,
-        "relation": relation,
+        "relation": _relation(settings, teacher, student),
     }
+
+
+def _relation(settings: DistillSettings, teacher: nn.Module, student: nn.Module) -> Term:
+    """Return the term of the pixels' relations, to each other or to the classes."""
+    used = "relation" in _active(settings)
+    layers = matched_layers(teacher, student, settings.relation_layers) if used else ()
+
+    def related(theirs: Tensor, mine: Tensor, labels: Tensor) -> Tensor:
+        if settings.relation_to == "classes":
+            return class_relation_loss(
+                theirs,
+                mine,
+                labels,
+                temperature=settings.relation_temperature,
+                class_balance=settings.relation_class_balance,
+            )
+        return relation_loss(
+            theirs,
+            mine,
+            labels,
+            temperature=settings.relation_temperature,
+            across_images=settings.relation_across_images,
+            cells_max=settings.relation_cells_max,
+        )
+
+    def relation(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
+        losses = [related(pick_layer(theirs, layer), pick_layer(mine, layer), labels) for layer in layers]
+        return torch.stack(losses).mean()
+
+    return relation
 
 
 def _boundary(settings: DistillSettings, teacher: nn.Module, student: nn.Module, layers: nn.ModuleDict) -> Term:

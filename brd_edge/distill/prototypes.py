@@ -1,0 +1,57 @@
+"""Relation distillation through the classes: how every pixel relates to the prototype of each class.
+
+The relation of all pixels to each other says little about what is seen in few of them. A class's
+prototype, the mean of its pixels' features, stands for all of them, however few they are. As in
+`brd_edge.distill.relation` the design is this project's own.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from brd_edge.distill.balance import rarity
+from brd_edge.distill.distributed import global_mean
+from brd_edge.distill.grid import IGNORE, full_precision, on_coarser_grid, wide
+
+__all__ = ["class_relation_loss"]
+
+
+def class_relation_loss(
+    teacher: Tensor, student: Tensor, labels: Tensor, *, temperature: float = 0.1, class_balance: float = 0.0
+) -> Tensor:
+    """Compare how the pixels of two feature maps relate to the classes.
+
+    With unit pixel features f and `m_c` the mean feature of the batch's pixels of class c, scaled to
+    unit length, `R(F)_pc = softmax_c(<f_p, m_c> / t)` over the classes that occur; the loss is
+    `sum_p w_p KL(R(T)_p || R(S)_p) / sum_p w_p`, w being the `rarity` of the pixel's class. Invariant
+    to the features' scale and to an orthogonal change of channels, so the two may differ in channels.
+
+    Args:
+        teacher: (N, C_T, H, W); no gradient is taken.
+        student: (N, C_S, H', W'); both are compared on the coarser grid.
+        labels: (N, h, w) int64 class ids, 255 unknown; a cell is of the class at its centre.
+        temperature: t, above 0.
+        class_balance: How far rare classes count more, 0 to 1.
+
+    Returns:
+        A scalar, not negative; 0 when both relate alike, or where no pixel is known. Prototypes are of this
+        process's part of the batch.
+    """
+    theirs, mine = on_coarser_grid(wide(teacher.detach()), wide(student))
+    centres = F.interpolate(labels.unsqueeze(1).to(mine.dtype), mine.shape[-2:], mode="nearest-exact")
+    truth = centres.flatten().long()
+    weights = rarity(truth, class_balance).to(mine.dtype)[truth]
+    known = truth != IGNORE
+    classes, truth = truth[known].unique(return_inverse=True)
+    with full_precision(mine):
+        target, found = (_log_relation(part, known, truth, len(classes), temperature) for part in (theirs, mine))
+    divergence = (target.exp() * (target - found)).sum(1)
+    return global_mean((divergence * weights[known]).sum(), weights.sum())
+
+
+def _log_relation(features: Tensor, known: Tensor, truth: Tensor, classes: int, temperature: float) -> Tensor:
+    """Return the logarithm of the known pixels' relation to the classes that occur, (pixels, classes)."""
+    unit = F.normalize(features.permute(0, 2, 3, 1).flatten(0, 2)[known], dim=1, eps=1e-6)
+    sums = unit.new_zeros((classes, unit.shape[1])).index_add(0, truth, unit)
+    return (unit @ F.normalize(sums, dim=1, eps=1e-6).T / temperature).log_softmax(1)
