@@ -216,13 +216,33 @@ def _scored(recipe: Path, cell: Cell) -> bool:
 
 
 def _settings(recipe: Path, cell: Cell) -> str:
-    """Return a digest of everything that decides a cell: settings, teacher, code."""
+    """Return a digest of everything that decides a cell: its settings, the teacher if it has one, code."""
     resolved = load_recipe(recipe, overrides=cell.overrides)
-    parts = {"data", "student", "distill", "seed", "device"}
-    settings = resolved.model_dump(mode="json", include=parts, exclude={"distill": {"train": {"checkpoint_s"}}})
+    parts = {"data", "student", "seed", "device"}
+    settings = resolved.model_dump(mode="json", include=parts)
+    distill = resolved.distill.model_dump(mode="json", exclude={"train": {"checkpoint_s"}})
+    settings["distill"] = {key: value for key, value in distill.items() if _matters(key, distill["method"])}
     assert resolved.teacher.checkpoint is not None, "cells share a trained teacher"
-    teacher = sha256_file(Path(resolved.teacher.checkpoint) / "model.safetensors")
+    teacher = (
+        sha256_file(Path(resolved.teacher.checkpoint) / "model.safetensors") if METHODS[distill["method"]] else None
+    )
     return digest([settings, teacher, code_digest(STAGES["distill"].code)])
+
+
+def _matters(key: str, method: str) -> bool:
+    """Return whether a setting of `distill` changes anything under a method: other terms' settings do not."""
+    terms = METHODS[method]
+    if key in {"method", "train"}:
+        return True
+    if key in {"curriculum", "compile_teacher"}:
+        return bool(terms)
+    if key == "band_weight":
+        return "boundary" in terms or "boundary_classes" in terms
+    # the longest term that the key begins with is its own: boundary_class_kernels belongs to boundary_classes
+    owners = {"kd_": "kd", "cwd_": "cwd", "boundary_class_": "boundary_classes", "boundary_": "boundary"}
+    owners |= {"relation_": "relation", **{f"lambda_{term}": term for names in METHODS.values() for term in names}}
+    prefix = max((prefix for prefix in owners if key.startswith(prefix)), key=len)
+    return owners[prefix] in terms
 
 
 def _score(recipe: Path, cell: Cell) -> dict[str, Any]:

@@ -7,6 +7,7 @@ prototype, the mean of its pixels' features, stands for all of them, however few
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def class_relation_loss(
     truth = centres.flatten().long()
     weights = rarity(truth, class_balance).to(mine.dtype)[truth]
     known = truth != IGNORE
-    classes, truth = truth[known].unique(return_inverse=True)
+    classes, truth = torch.unique(truth[known], return_inverse=True)
     with full_precision(mine):
         target, found = (_log_relation(part, known, truth, len(classes), temperature) for part in (theirs, mine))
     divergence = (target.exp() * (target - found)).sum(1)

@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks import distillation
 from benchmarks.distillation_table import format_table
+from brd_edge.distill.objective import METHODS
+from brd_edge.recipe_training import DistillSection
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -25,6 +27,20 @@ TINY = (
 )
 
 
+ALL = {"curriculum", "compile_teacher"}
+_TERMS: dict[str, tuple[str, ...]] = {
+    "kd": ("kd_", *ALL),
+    "skd": (*ALL,),
+    "cwd": ("cwd_", *ALL),
+    "cirkd_batch": (*ALL,),
+    "cirkd_memory": (*ALL,),
+    "boundary": ("boundary_operator", "boundary_kernel", "boundary_strides", "band_weight", *ALL),
+    "boundary_classes": ("boundary_class_", "band_weight", *ALL),
+    "relation": ("relation_", *ALL),
+}
+"""The terms, and the names or beginnings of names of what changes them beside their weight."""
+
+
 def _arguments(directory: Path, *more: str) -> list[str]:
     overrides = [part for setting in TINY for part in ("--set", setting)]
     places = ["--directory", str(directory / "runs"), "--output", str(directory / "result.json")]
@@ -34,6 +50,13 @@ def _arguments(directory: Path, *more: str) -> list[str]:
 @pytest.fixture
 def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+
+
+def test_every_setting_belongs_to_the_methods_that_it_changes() -> None:
+    for setting in set(DistillSection.model_fields) - {"method", "train"}:
+        having = {method for method in METHODS if distillation._matters(setting, method)}
+        terms = {term for term in _TERMS if setting.removeprefix("lambda_") == term or setting.startswith(_TERMS[term])}
+        assert having == {method for method, names in METHODS.items() if terms & set(names)}, setting
 
 
 @pytest.mark.usefixtures("in_root")
@@ -47,6 +70,9 @@ def test_cells_share_the_teacher_and_are_not_done_twice(tmp_path: Path, capfd: p
     told = capfd.readouterr()
     assert "none, seed" not in told.err, "what is done is not done again"
     assert "kd, seed 1: mIoU" in told.err
+    other_terms = ("--set", "distill.lambda_relation=3", "--set", "distill.boundary_class_kernels=[5]")
+    assert distillation.main(_arguments(tmp_path, *other_terms, "--methods", "none,kd", "--seeds", "0,1")) == 0
+    assert "training" not in capfd.readouterr().err, "the weights of terms that a method has not decide nothing"
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["cells"][0] == first["cells"][0]
     assert [(cell["arm"], cell["seed"]) for cell in result["cells"]] == [("none", 0), ("kd", 0), ("none", 1), ("kd", 1)]
