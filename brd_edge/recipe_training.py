@@ -110,8 +110,9 @@ class TeacherSection(ModelSection):
 class DistillSection(Section):
     """How the student learns from the teacher."""
 
-    method: Literal["none", "kd", "skd", "cwd", "cirkd", "boundary", "relation", "brd"] = "brd"
-    """Which terms join the cross-entropy; `brd` is kd, boundary and relation together, skd, cwd and cirkd are peers."""
+    method: Literal["none", "kd", "skd", "cwd", "cirkd", "boundary", "relation", "brd", "brd_kd"] = "brd"
+    """Which terms join the cross-entropy; `brd` is boundary and relation together, `brd_kd` these and kd; skd, cwd and
+    cirkd are peers."""
     curriculum: Literal["constant", "fall", "rise"] = "constant"
     """How the distillation terms are weighted over the training: alike, falling to 0, or rising from 0 (cosine)."""
     compile_teacher: bool = False
@@ -120,8 +121,8 @@ class DistillSection(Section):
     """Weight of the logit distillation."""
     lambda_boundary: NotNegative = 0.5
     """Weight of the boundary distillation on the backbone's features."""
-    lambda_boundary_classes: NotNegative = 2.0
-    """Weight of the boundary distillation on class probabilities."""
+    lambda_boundary_classes: NotNegative = 6.0
+    """Weight of the boundary distillation on classes."""
     lambda_relation: NotNegative = 0.5
     """Weight of the relation distillation."""
     lambda_skd: NotNegative = 1.0
@@ -147,19 +148,20 @@ class DistillSection(Section):
     """Which backbone stages give boundaries, by stride."""
     band_weight: NotNegative = 4.0
     """How much more pixels near a label boundary count; 0 counts all alike."""
-    boundary_class_space: Literal["probabilities", "logits"] = "probabilities"
-    """Whether the boundaries of classes are those of the probabilities, or of the logits, every class alike."""
-    boundary_class_kernels: Annotated[tuple[Literal[0, 3, 5, 7, 9], ...], Field(min_length=1)] = (3,)
+    boundary_class_space: Literal["probabilities", "logits", "places"] = "places"
+    """Whether the boundaries of classes are those of the probabilities, those of the logits, or where in the image they
+    lie; in the latter two every class counts alike."""
+    boundary_class_kernels: Annotated[tuple[Literal[0, 3, 5, 7, 9], ...], Field(min_length=1)] = (0, 3)
     """Sides of the windows of the boundaries of classes; 0 is the whole image."""
     boundary_class_balance: Fraction = 0.0
     """How far rare classes count more in the boundaries of classes; 0: all pixels alike, 1: all classes alike."""
-    relation_to: Literal["pixels", "classes"] = "pixels"
+    relation_to: Literal["pixels", "classes"] = "classes"
     """What every pixel is related to: all other pixels, or the mean feature of each class (its prototype)."""
     relation_layers: Annotated[tuple[Literal["deepest", "decoder", 2, 4, 8, 16, 32], ...], Field(min_length=1)] = (
-        "deepest",
+        "decoder",
     )
     """Which layers are related: the backbone's last stage, the decoder's output, or a backbone stage by stride."""
-    relation_class_balance: Fraction = 0.0
+    relation_class_balance: Fraction = 0.5
     """How far rare classes count more in the relations to classes; 0: all pixels alike, 1: all classes alike."""
     relation_temperature: Annotated[float, Field(ge=0.02)] = 0.1
     """Temperature of the self-relation's softmax."""

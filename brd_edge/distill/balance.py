@@ -8,7 +8,14 @@ from torch import Tensor
 from brd_edge.distill.distributed import sum_over_processes
 from brd_edge.distill.grid import IGNORE, known_share, to_grid
 
-__all__ = ["balanced_share", "rarity"]
+__all__ = ["balanced_share", "known_pixels", "rarity"]
+
+
+def known_pixels(labels: Tensor) -> Tensor:
+    """Return how many pixels of each label id the batch has, of all processes: (256,) float32, 0 for unknown ones."""
+    pixels = torch.bincount(labels.flatten(), minlength=IGNORE + 1).float()
+    pixels[IGNORE] = 0
+    return sum_over_processes(pixels)
 
 
 def rarity(labels: Tensor, power: float) -> Tensor:
@@ -24,9 +31,7 @@ def rarity(labels: Tensor, power: float) -> Tensor:
     Returns:
         (256,) float32 by label id: at least 1, and 0 for unknown pixels.
     """
-    pixels = torch.bincount(labels.flatten(), minlength=IGNORE + 1).float()
-    pixels[IGNORE] = 0
-    pixels = sum_over_processes(pixels)
+    pixels = known_pixels(labels)
     weights = (pixels.sum().clamp_min(1) / pixels.clamp_min(1)).pow(power)
     weights[IGNORE] = 0
     return weights

@@ -23,6 +23,7 @@ __all__ = [
     "boundary_feature_loss",
     "boundary_logit_loss",
     "boundary_map",
+    "boundary_place_loss",
     "boundary_projections",
     "boundary_residual",
     "neighbour_map",
@@ -32,6 +33,7 @@ __all__ = [
 _EPSILON = 1e-6
 _TINY = 1e-12
 _FAINT = 1e-2
+_NOWHERE = -1e4
 
 
 def boundary_residual(features: Tensor, kernel: int) -> Tensor:
@@ -252,6 +254,40 @@ def boundary_logit_loss(
     power = _channel_power(theirs, known_cells(labels, *theirs.shape[-2:]))
     distance = ((mine - theirs).square() / power).mean(1, keepdim=True)
     return _band_mean(distance, labels, band_weight, class_balance)
+
+
+def boundary_place_loss(
+    teacher_logits: Tensor, student_logits: Tensor, labels: Tensor, *, kernel: int = 3, temperature: float = 1.0
+) -> Tensor:
+    """Compare where in the image the boundaries of each class lie.
+
+    `t^2 / K sum_c KL(D(z_T)_c || D(z_S)_c)`, the mean over the images, with
+    `D(z)_c = softmax_p(B(z)(p, c) / t)` over the known cells p. A class counts the same whether it fills half of
+    the image or a few cells, so that neither a band nor the classes have to be weighted. With kernel 0 and all
+    cells known it is CWD's loss (Shu et al., ICCV 2021, arXiv 2011.13256, eq. 4), which no constant per class changes.
+
+    Args:
+        teacher_logits: (N, K, H, W); no gradient is taken.
+        student_logits: (N, K, H', W'); both are compared on the coarser grid.
+        labels: (N, h, w) int64 class ids, 255 unknown.
+        kernel: Odd side of the boundary operator's window, or 0.
+        temperature: t, above 0.
+
+    Returns:
+        A scalar, not negative; 0 when the logits are equal up to a constant per image and class.
+    """
+    theirs, mine = on_coarser_grid(wide(teacher_logits.detach()), wide(student_logits))
+    known = known_cells(labels, *mine.shape[-2:])
+    target, found = (_log_places(boundary_residual(part, kernel), known, temperature) for part in (theirs, mine))
+    divergence = (target.exp() * (target - found)).sum(2).mean(1)
+    labelled = known.flatten(1).amax(1)
+    return global_mean((divergence * labelled).sum(), labelled.sum()) * temperature**2
+
+
+def _log_places(boundaries: Tensor, known: Tensor, temperature: float) -> Tensor:
+    """Return the logarithm of each class's distribution over the known cells, (N, K, cells)."""
+    # not minus infinity: the difference of two would be no number
+    return (boundaries / temperature).masked_fill(known == 0, _NOWHERE).flatten(2).log_softmax(2)
 
 
 def _average(features: Tensor, kernel: int) -> Tensor:

@@ -84,6 +84,11 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return total
 
 
+def shared_sum(values: Tensor) -> Tensor:
+    """Return the element-wise sum over all processes, through which every process's loss gives its gradient."""
+    return _Sum.apply(values)  # type: ignore[no-any-return]
+
+
 def global_mean(total: Tensor, weight: Tensor, *, least: float = 1e-6) -> Tensor:
     """Divide a sum over this process's part of a batch so that the processes' average is the batch's mean.
 
@@ -173,9 +178,9 @@ def _normalise(layer: Any, values: Tensor) -> Tensor:
     axes = [axis for axis in range(values.ndim) if axis != 1]
     shape = [1, -1] + [1] * (values.ndim - 2)
     count = sum_over_processes(values.new_tensor(float(values.numel() // values.shape[1])))
-    mean = _Sum.apply(values.sum(axes)) / count
+    mean = shared_sum(values.sum(axes)) / count
     centred = values - mean.view(shape)
-    variance = _Sum.apply(centred.square().sum(axes)) / count
+    variance = shared_sum(centred.square().sum(axes)) / count
     if layer.track_running_stats:
         layer.num_batches_tracked += 1
         unbiased = variance.detach() * count / (count - 1).clamp_min(1)

@@ -14,6 +14,7 @@ from brd_edge.distill.boundary import (
     boundary_class_loss,
     boundary_feature_loss,
     boundary_logit_loss,
+    boundary_place_loss,
     boundary_projections,
     projected_boundary_loss,
 )
@@ -47,12 +48,10 @@ METHODS: dict[str, tuple[str, ...]] = {
     "cirkd": ("kd", "cirkd_batch", "cirkd_memory"),
     "boundary": ("boundary", "boundary_classes"),
     "relation": ("relation",),
-    "brd": ("kd", "boundary", "boundary_classes", "relation"),
+    "brd": ("boundary", "boundary_classes", "relation"),
+    "brd_kd": ("kd", "boundary", "boundary_classes", "relation"),
 }
 """Which terms join the cross-entropy under each method; SKD is without its adversarial term."""
-
-_CLASS_BOUNDARIES = {"probabilities": boundary_class_loss, "logits": boundary_logit_loss}
-"""Where the boundaries of classes are read."""
 
 _PIXELS, _REGIONS, _LEAST_SLOTS = 20_000, 2_000, 16
 
@@ -164,21 +163,6 @@ def _active(settings: DistillSettings) -> list[str]:
 
 def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module) -> dict[str, Term]:
     """Return every term that can have no layers of its own."""
-
-    def boundary_classes(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
-        losses = [
-            _CLASS_BOUNDARIES[settings.boundary_class_space](
-                theirs.coarse_logits,
-                mine.coarse_logits,
-                labels,
-                kernel=kernel,
-                band_weight=settings.band_weight,
-                class_balance=settings.boundary_class_balance,
-            )
-            for kernel in settings.boundary_class_kernels
-        ]
-        return torch.stack(losses).mean()
-
     return {
         "kd": lambda theirs, mine, labels: logit_loss(
             theirs.coarse_logits,
@@ -192,9 +176,31 @@ def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module)
         ),
         "skd": lambda theirs, mine, _labels: pair_wise_loss(theirs.decoder, mine.decoder),
         "cirkd_batch": lambda theirs, mine, _labels: cross_image_loss(theirs.decoder, mine.decoder),
-        "boundary_classes": boundary_classes,
+        "boundary_classes": _boundary_classes(settings),
         "relation": _relation(settings, teacher, student),
     }
+
+
+def _boundary_classes(settings: DistillSettings) -> Term:
+    """Return the term of the boundaries of classes: the mean over its windows."""
+
+    def of_window(theirs: Tensor, mine: Tensor, labels: Tensor, kernel: int) -> Tensor:
+        if settings.boundary_class_space == "places":
+            # for the whole image CWD's temperature; what stands out of a small window is weaker
+            temperature = 4.0 if kernel == 0 else 1.0
+            return boundary_place_loss(theirs, mine, labels, kernel=kernel, temperature=temperature)
+        loss = boundary_class_loss if settings.boundary_class_space == "probabilities" else boundary_logit_loss
+        weights = {"band_weight": settings.band_weight, "class_balance": settings.boundary_class_balance}
+        return loss(theirs, mine, labels, kernel=kernel, **weights)
+
+    def boundary_classes(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
+        losses = [
+            of_window(theirs.coarse_logits, mine.coarse_logits, labels, kernel)
+            for kernel in settings.boundary_class_kernels
+        ]
+        return torch.stack(losses).mean()
+
+    return boundary_classes
 
 
 def _relation(settings: DistillSettings, teacher: nn.Module, student: nn.Module) -> Term:

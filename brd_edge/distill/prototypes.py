@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from brd_edge.distill.balance import rarity
-from brd_edge.distill.distributed import global_mean
-from brd_edge.distill.grid import IGNORE, full_precision, on_coarser_grid, wide
+from brd_edge.distill.balance import known_pixels, rarity
+from brd_edge.distill.distributed import global_mean, shared_sum
+from brd_edge.distill.grid import full_precision, on_coarser_grid, wide
 
 __all__ = ["class_relation_loss"]
 
@@ -23,7 +23,7 @@ def class_relation_loss(
 ) -> Tensor:
     """Compare how the pixels of two feature maps relate to the classes.
 
-    With unit pixel features f and `m_c` the mean feature of the batch's pixels of class c, scaled to
+    With unit pixel features f and `m_c` the mean feature of the batch's cells of class c (of all processes), scaled to
     unit length, `R(F)_pc = softmax_c(<f_p, m_c> / t)` over the classes that occur; the loss is
     `sum_p w_p KL(R(T)_p || R(S)_p) / sum_p w_p`, w being the `rarity` of the pixel's class. Invariant
     to the features' scale and to an orthogonal change of channels, so the two may differ in channels.
@@ -36,23 +36,27 @@ def class_relation_loss(
         class_balance: How far rare classes count more, 0 to 1.
 
     Returns:
-        A scalar, not negative; 0 when both relate alike, or where no pixel is known. Prototypes are of this
-        process's part of the batch.
+        A scalar, not negative; 0 when both relate alike, or where no pixel is known.
     """
     theirs, mine = on_coarser_grid(wide(teacher.detach()), wide(student))
     centres = F.interpolate(labels.unsqueeze(1).to(mine.dtype), mine.shape[-2:], mode="nearest-exact")
     truth = centres.flatten().long()
     weights = rarity(truth, class_balance).to(mine.dtype)[truth]
-    known = truth != IGNORE
-    classes, truth = torch.unique(truth[known], return_inverse=True)
+    present = known_pixels(truth) > 0
+    # (cells, classes that occur), 1 where a cell is of a class; a product with it is faster than adding row by row
+    column = torch.cumsum(present, 0) * present
+    members = F.one_hot(column[truth], int(present.sum()) + 1)[:, 1:].to(mine.dtype)
     with full_precision(mine):
-        target, found = (_log_relation(part, known, truth, len(classes), temperature) for part in (theirs, mine))
+        target, found = (_log_relation(part, members, temperature) for part in (theirs, mine))
     divergence = (target.exp() * (target - found)).sum(1)
-    return global_mean((divergence * weights[known]).sum(), weights.sum())
+    return global_mean((divergence * weights).sum(), weights.sum())
 
 
-def _log_relation(features: Tensor, known: Tensor, truth: Tensor, classes: int, temperature: float) -> Tensor:
-    """Return the logarithm of the known pixels' relation to the classes that occur, (pixels, classes)."""
-    unit = F.normalize(features.permute(0, 2, 3, 1).flatten(0, 2)[known], dim=1, eps=1e-6)
-    sums = unit.new_zeros((classes, unit.shape[1])).index_add(0, truth, unit)
-    return (unit @ F.normalize(sums, dim=1, eps=1e-6).T / temperature).log_softmax(1)
+def _log_relation(features: Tensor, members: Tensor, temperature: float) -> Tensor:
+    """Return the logarithm of every cell's relation to the classes that occur, (cells, classes)."""
+    cells = features.permute(0, 2, 3, 1).flatten(0, 2)
+    # whoever divides the products by the cells' lengths needs no copy of all cells at unit length
+    scale = torch.linalg.vector_norm(cells, dim=1, keepdim=True).clamp_min(1e-6).reciprocal()
+    prototypes = F.normalize(shared_sum((members * scale).T @ cells), dim=1, eps=1e-6)
+    relation: Tensor = cells @ prototypes.T * (scale / temperature)
+    return relation.log_softmax(1)

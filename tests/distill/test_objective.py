@@ -96,7 +96,7 @@ def test_layers_for_distillation_lie_outside_the_student(teacher: nn.Module, stu
 def test_a_weight_of_zero_leaves_the_term_out(teacher: nn.Module, student: nn.Module) -> None:
     objective = distillation(teacher, student, replace(SETTINGS, lambda_relation=0.0), _loss, classes=3)
 
-    assert list(objective.terms) == ["kd", "boundary", "boundary_classes"]
+    assert list(objective.terms) == ["boundary", "boundary_classes"]
     settings = replace(SETTINGS, method="cirkd", lambda_cirkd_memory=0.0)
     assert list(distillation(teacher, student, settings, _loss, classes=3).layers) == []
     unmatched = replace(SETTINGS, lambda_boundary=0.0, boundary_strides=(32,))
