@@ -91,5 +91,7 @@ def test_the_pipeline_under_torchrun(tmp_path: Path) -> None:
     for stage in ("teacher", "distill"):
         alone, together = (_losses(tmp_path / str(processes) / stage) for processes in (1, 2))
         assert list(together) == list(alone) == [10]
-        # float32, whose rounding Adam amplifies
-        assert together[10] == pytest.approx(alone[10], rel=0.02), stage
+        # float32, whose rounding Adam amplifies, and a softmax at temperature 0.1 more so; above it is float64
+        assert together[10].keys() == alone[10].keys()
+        for term, value in alone[10].items():
+            assert together[10][term] == pytest.approx(value, rel=0.1 if term == "relation" else 0.02), (stage, term)

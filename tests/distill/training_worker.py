@@ -61,7 +61,7 @@ def _model(encoder: str) -> nn.Module:
 
 def _train(directory: Path, until: int) -> None:
     student, teacher = _model("tu-mobilenetv3_small_050"), _model("resnet18")
-    section = DistillSection(method="brd", train=TrainSection(epochs=1))
+    section = DistillSection(method="brd_kd", train=TrainSection(epochs=1))
     settings = DistillSettings(**section.model_dump(exclude={"train"}))
     stop, steps = Stop(), 0
 
