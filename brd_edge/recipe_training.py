@@ -154,7 +154,8 @@ class DistillSection(Section):
     boundary_class_kernels: Annotated[tuple[Literal[0, 3, 5, 7, 9], ...], Field(min_length=1)] = (0, 3)
     """Sides of the windows of the boundaries of classes; 0 is the whole image."""
     boundary_class_balance: Fraction = 0.0
-    """How far rare classes count more in the boundaries of classes; 0: all pixels alike, 1: all classes alike."""
+    """How far rare classes count more in the boundaries of classes; 0: all pixels alike, 1: all classes alike. `places`
+    has neither this nor the band: every class counts alike there anyway."""
     relation_to: Literal["pixels", "classes"] = "classes"
     """What every pixel is related to: all other pixels, or the mean feature of each class (its prototype)."""
     relation_layers: Annotated[tuple[Literal["deepest", "decoder", 2, 4, 8, 16, 32], ...], Field(min_length=1)] = (
@@ -166,8 +167,8 @@ class DistillSection(Section):
     relation_temperature: Annotated[float, Field(ge=0.02)] = 0.1
     """Temperature of the self-relation's softmax."""
     relation_across_images: bool = False
-    """Whether a pixel is related to the pixels of all images of the batch (of the same process)."""
+    """`pixels`: whether a pixel is related to those of all images of the batch (of the same process)."""
     relation_cells_max: Annotated[int, Field(ge=16)] = 32768
-    """Most cells that are related to each other; finer grids are averaged down to it."""
+    """`pixels`: most cells that are related to each other; finer grids are averaged down to it."""
     train: TrainSection
     """How the student is trained."""
