@@ -5,8 +5,9 @@
 One teacher is trained; then every method trains the recipe's student once per seed, from the same
 initial weights and in the same order of data as the other methods with that seed. A cell that is done
 is not done again, and an interrupted one goes on from its checkpoint, so the command can be stopped
-and repeated. `--hold-out PATTERN` trains and validates on other parts of the train split;
-`--arms FILE` compares settings instead of methods (name to a list of KEY=VALUE).
+and repeated; `--finished` writes the table of what is done so far. `--hold-out PATTERN` trains and
+validates on other parts of the train split; `--arms FILE` compares settings instead of methods (name to
+a list of KEY=VALUE).
 
 The epoch of each training is chosen on the split that is scored, for all arms alike.
 
@@ -23,8 +24,9 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = options.directory or Path("runs") / "distillation" / (
             recipe.name + ("" if options.hold_out is None else "-" + digest(options.hold_out)[:6])
         )
-        teacher = _train_teacher(options.recipe, shared, where / "teacher")
+        if not options.finished:
+            _pipeline(options.recipe, shared, where / "teacher", "teacher")
+        teacher = [f"teacher.checkpoint={(where / 'teacher' / 'teacher' / 'model').resolve()}", "teacher.train=null"]
         cells = [
             Cell(arm, seed, where / f"{arm}-{seed}", (*shared, *teacher, f"seed={seed}", *settings))
             for seed in options.seeds
             for arm, settings in arms.items()
         ]
+        if options.finished:
+            cells = _finished(options.recipe, cells)
         _train_cells(options.recipe, cells, options.jobs)
     except BrdEdgeError as error:
         print(f"benchmarks.distillation: error: {error}", file=sys.stderr)
@@ -93,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("benchmarks.distillation: interrupted; run it again to go on", file=sys.stderr)
         return 130
-    result = _result(options, arms, cells, where)
+    result = _result(options, {arm: arms[arm] for arm in arms if any(cell.arm == arm for cell in cells)}, cells, where)
     output = options.output or Path("benchmarks") / "results" / f"distillation_{where.name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(output, result)
@@ -128,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hold-out", metavar="PATTERN", help="validate on the train images of these names")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the recipe")
     parser.add_argument("--jobs", type=int, default=1, help="cells trained at the same time (1)")
+    parser.add_argument("--finished", action="store_true", help="train nothing: the table of the cells that are done")
     parser.add_argument("--directory", type=Path, help="where the runs go (runs/distillation/<recipe>)")
     parser.add_argument("--output", type=Path, help="JSON (benchmarks/results/distillation_<recipe>.json)")
     return parser
@@ -150,10 +157,16 @@ def _arms(options: argparse.Namespace) -> dict[str, list[str]]:
     return {name: settings for name, settings in arms.items() if not options.only or name in options.only}
 
 
-def _train_teacher(recipe: Path, overrides: Sequence[str], directory: Path) -> list[str]:
-    """Train the teacher that all cells share and return the overrides that make them use it."""
-    _pipeline(recipe, [*overrides], directory, "teacher")
-    return [f"teacher.checkpoint={(directory / 'teacher' / 'model').resolve()}", "teacher.train=null"]
+def _finished(recipe: Path, cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells that are done.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    found = [cell for cell in cells if _scored(recipe, cell)]
+    if not found:
+        raise RecipeError(f"--finished: none of the {len(cells)} cells is done with these settings; leave it out first")
+    return found
 
 
 def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int) -> None:
@@ -172,7 +185,7 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int) -> None:
         except BaseException:
             failed.set()
             raise
-        scores = _score(recipe, cell)
+        scores = scorers.submit(_score, recipe, cell).result()
         with lock:
             trained += 1
             left = sum(not other.score_file.exists() for other in cells)
@@ -182,7 +195,9 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int) -> None:
             f"{len(cells) - left} of {len(cells)} cells done, about {left * each_s / 60:.0f} min left"
         )
 
-    with ThreadPoolExecutor(jobs) as executor:
+    # threads that score side by side would wait for each other; workers start when the first cell is scored
+    scorers = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    with scorers, ThreadPoolExecutor(jobs) as executor:
         for future in [executor.submit(train, cell) for cell in cells]:
             future.result()
 
@@ -314,7 +329,7 @@ def _result(
         "hold_out": options.hold_out,
         "overrides": options.set,
         "arms": {arm: list(settings) for arm, settings in arms.items()},
-        "seeds": options.seeds,
+        "seeds": [seed for seed in options.seeds if any(cell.seed == seed for cell in cells)],
         "teacher": {"miou": teacher["result"].get("miou"), "duration_s": teacher["duration_s"]},
         "summary": summary,
         "cells": scores,

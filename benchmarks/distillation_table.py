@@ -33,7 +33,10 @@ def format_table(result: Mapping[str, Any]) -> str:
         f"{', '.join(map(str, result['seeds']))}. Lower connectivity error is better."
         + (f" Teacher: mIoU {100 * result['teacher']['miou']:.1f}." if result["teacher"]["miou"] else ""),
         "",
-        *_markdown(["", *_COLUMNS.values()], [[arm, *_means(rows)] for arm, rows in summary.items()]),
+        *_markdown(
+            ["", *_COLUMNS.values()],
+            [[arm + _missing(rows, len(result["seeds"])), *_means(rows)] for arm, rows in summary.items()],
+        ),
     ]
     controls = sorted({control for rows in summary.values() for control in rows["miou"]["against"]}, reverse=True)
     for control in controls:
@@ -52,6 +55,11 @@ def format_table(result: Mapping[str, Any]) -> str:
         f"({environment['cores']} cores), torch {environment['packages']['torch']}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _missing(rows: Mapping[str, Any], seeds: int) -> str:
+    done = rows["miou"]["count"]
+    return "" if done == seeds else f" ({done} of {seeds} seeds)"
 
 
 def _means(rows: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from brd_edge.data.loader import Batch, TrainLoader
 from brd_edge.distill.checkpoint import TrainState, load_weights, restore_checkpoint, save_checkpoint, save_weights
@@ -366,11 +367,12 @@ def _set_aside(directory: Path) -> None:
 def _average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     # a young average follows closely, or it would keep the random first weights for too long
     decay = min(decay, (step + 1) / (step + 10))
-    for mine, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, 1 - decay)
-        else:
-            mine.copy_(theirs)
+    pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
+    mine, theirs = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
+    get_ema_multi_avg_fn(decay)(mine, theirs, step)  # type: ignore[no-untyped-call]
+    for counter, current in pairs:
+        if not counter.is_floating_point():
+            counter.copy_(current)
 
 
 def _validate(training: _Training, evaluate: Callable[[nn.Module], float]) -> float:

@@ -74,6 +74,9 @@ def test_cells_share_the_teacher_and_are_not_done_twice(tmp_path: Path, capfd: p
     assert distillation.main(_arguments(tmp_path, *other_terms, "--methods", "none,kd", "--seeds", "0,1")) == 0
     assert "training" not in capfd.readouterr().err, "the weights of terms that a method has not decide nothing"
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert distillation.main(_arguments(tmp_path, "--methods", "none,kd,cwd", "--seeds", "0,1,2", "--finished")) == 0
+    assert "training" not in capfd.readouterr().err
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["cells"] == result["cells"]
     assert result["cells"][0] == first["cells"][0]
     assert [(cell["arm"], cell["seed"]) for cell in result["cells"]] == [("none", 0), ("kd", 0), ("none", 1), ("kd", 1)]
     assert all(cell["images"] == 3 for cell in result["cells"])
@@ -83,6 +86,8 @@ def test_cells_share_the_teacher_and_are_not_done_twice(tmp_path: Path, capfd: p
     assert against["mean"] == pytest.approx(sum(differences) / 2)
     table = (tmp_path / "result.md").read_text(encoding="utf-8")
     assert table == format_table(result)
+    result["summary"]["kd"]["miou"]["count"] = 1
+    assert "\n| kd (1 of 2 seeds) |" in format_table(result)
     assert "Difference to `none`, paired by seed" in table
     checkpoints = {
         json.loads((tmp_path / "runs" / cell / "stages" / "teacher.json").read_text(encoding="utf-8"))["outputs"][
@@ -97,6 +102,8 @@ def test_cells_share_the_teacher_and_are_not_done_twice(tmp_path: Path, capfd: p
 def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert distillation.main(_arguments(tmp_path, "--methods", "none,magic")) == 2
     assert "--methods: unknown magic; there are none, kd, skd" in capsys.readouterr().err
+    assert distillation.main(_arguments(tmp_path, "--methods", "none", "--seeds", "0", "--finished")) == 2
+    assert "--finished: none of the 1 cells is done" in capsys.readouterr().err
     bad = tmp_path / "arms.yaml"
     bad.write_text("[1, 2]", encoding="utf-8")
     assert distillation.main(_arguments(tmp_path, "--arms", str(bad))) == 2
