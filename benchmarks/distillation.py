@@ -249,7 +249,7 @@ def _matters(key: str, method: str) -> bool:
     terms = METHODS[method]
     if key in {"method", "train"}:
         return True
-    if key in {"curriculum", "compile_teacher"}:
+    if key in {"curriculum", "compile_teacher", "cuda_graphs"}:
         return bool(terms)
     if key == "band_weight":
         return "boundary" in terms or "boundary_classes" in terms

@@ -117,6 +117,9 @@ class DistillSection(Section):
     """How the distillation terms are weighted over the training: alike, falling to 0, or rising from 0 (cosine)."""
     compile_teacher: bool = False
     """Whether the teacher's forward pass is compiled (torch.compile): a minute at the start, then faster."""
+    cuda_graphs: bool = True
+    """Whether, in training on one GPU, the teacher's forward pass and the distillation terms are recorded as CUDA
+    graphs and replayed: the same arithmetic with a launch each, which is faster where the student is small."""
     lambda_kd: NotNegative = 1.0
     """Weight of the logit distillation."""
     lambda_boundary: NotNegative = 0.5

@@ -13,7 +13,13 @@ __all__ = ["balanced_share", "known_pixels", "rarity"]
 
 def known_pixels(labels: Tensor) -> Tensor:
     """Return how many pixels of each label id the batch has, of all processes: (256,) float32, 0 for unknown ones."""
-    pixels = torch.bincount(labels.flatten(), minlength=IGNORE + 1).float()
+    ids = labels.flatten()
+    if ids.is_cuda:
+        # torch.bincount would wait for the GPU to say how large the largest id is
+        pixels = torch.zeros(IGNORE + 1, dtype=ids.dtype, device=ids.device).scatter_add_(0, ids, torch.ones_like(ids))
+    else:
+        pixels = torch.bincount(ids, minlength=IGNORE + 1)
+    pixels = pixels.float()
     pixels[IGNORE] = 0
     return sum_over_processes(pixels)
 

@@ -94,6 +94,7 @@ class DistillSettings:
     relation_across_images: bool
     relation_cells_max: int
     compile_teacher: bool
+    cuda_graphs: bool
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Objective:
         curriculum: Share of the training that is done to a factor on the terms.
         layers: Layers that exist only for distillation: they are trained, and never exported.
         forward: Student and images to the student's features.
+        recordable: What a CUDA graph can hold, of `teacher` and the terms: it has always the same shapes, draws
+            nothing at random, trains no layers and never waits for the GPU.
     """
 
     supervised: Supervised
@@ -115,6 +118,7 @@ class Objective:
     curriculum: Callable[[float], float] = CURRICULA["constant"]
     layers: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     forward: Callable[[nn.Module, Tensor], Features] = forward_features
+    recordable: frozenset[str] = frozenset()
 
 
 def supervised(loss: Supervised) -> Objective:
@@ -153,7 +157,20 @@ def distillation(
         terms={name: (getattr(settings, f"lambda_{name}"), builders[name]) for name in names},
         curriculum=CURRICULA[settings.curriculum],
         layers=layers,
+        recordable=_recordable(settings) if settings.cuda_graphs else frozenset(),
     )
+
+
+def _recordable(settings: DistillSettings) -> frozenset[str]:
+    names = {"kd", "cwd", "skd", "boundary_classes"}
+    if settings.boundary_operator != "projected":
+        names.add("boundary")
+    if settings.relation_to == "classes":
+        # which pixels are related to each other depends on the labels
+        names.add("relation")
+    if not settings.compile_teacher:
+        names.add("teacher")
+    return frozenset(names)
 
 
 def _active(settings: DistillSettings) -> list[str]:

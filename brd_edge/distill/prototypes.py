@@ -13,9 +13,11 @@ from torch import Tensor
 
 from brd_edge.distill.balance import known_pixels, rarity
 from brd_edge.distill.distributed import global_mean, shared_sum
-from brd_edge.distill.grid import full_precision, on_coarser_grid, wide
+from brd_edge.distill.grid import IGNORE, full_precision, on_coarser_grid, wide
 
 __all__ = ["class_relation_loss"]
+
+_NEVER = -1e4
 
 
 def class_relation_loss(
@@ -42,21 +44,32 @@ def class_relation_loss(
     centres = F.interpolate(labels.unsqueeze(1).to(mine.dtype), mine.shape[-2:], mode="nearest-exact")
     truth = centres.flatten().long()
     weights = rarity(truth, class_balance).to(mine.dtype)[truth]
-    present = known_pixels(truth) > 0
-    # (cells, classes that occur), 1 where a cell is of a class; a product with it is faster than adding row by row
-    column = torch.cumsum(present, 0) * present
-    members = F.one_hot(column[truth], int(present.sum()) + 1)[:, 1:].to(mine.dtype)
+    members, absent = _members(truth, known_pixels(truth) > 0, every_id=mine.is_cuda)
     with full_precision(mine):
-        target, found = (_log_relation(part, members, temperature) for part in (theirs, mine))
+        target, found = (_log_relation(part, members.to(mine.dtype), absent, temperature) for part in (theirs, mine))
     divergence = (target.exp() * (target - found)).sum(1)
     return global_mean((divergence * weights).sum(), weights.sum())
 
 
-def _log_relation(features: Tensor, members: Tensor, temperature: float) -> Tensor:
-    """Return the logarithm of every cell's relation to the classes that occur, (cells, classes)."""
+def _members(truth: Tensor, present: Tensor, *, every_id: bool) -> tuple[Tensor, Tensor]:
+    """Return which class each cell is of, (cells, columns) of 0 and 1, and which columns are of no class that occurs.
+
+    A product with it is faster than adding row by row. With a column for every label id the GPU need not be
+    asked, and waited for, how many classes occur.
+    """
+    if every_id:
+        return F.one_hot(truth, IGNORE + 1), ~present
+    column = torch.cumsum(present, 0) * present
+    members = F.one_hot(column[truth], int(present.sum()) + 1)[:, 1:]
+    return members, torch.zeros(members.shape[1], dtype=torch.bool, device=truth.device)
+
+
+def _log_relation(features: Tensor, members: Tensor, absent: Tensor, temperature: float) -> Tensor:
+    """Return the logarithm of every cell's relation to the classes that occur, (cells, columns)."""
     cells = features.permute(0, 2, 3, 1).flatten(0, 2)
     # whoever divides the products by the cells' lengths needs no copy of all cells at unit length
     scale = torch.linalg.vector_norm(cells, dim=1, keepdim=True).clamp_min(1e-6).reciprocal()
     prototypes = F.normalize(shared_sum((members * scale).T @ cells), dim=1, eps=1e-6)
     relation: Tensor = cells @ prototypes.T * (scale / temperature)
-    return relation.log_softmax(1)
+    # not minus infinity: the difference of two would be no number
+    return relation.masked_fill(absent, _NEVER).log_softmax(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from brd_edge.distill.clock import StepClock
+from brd_edge.distill.cuda_graphs import StepGraphs
 from brd_edge.distill.depthwise import DepthwiseInFloat32
 from brd_edge.distill.distributed import average_gradients
 from brd_edge.distill.objective import Objective
@@ -35,6 +37,7 @@ class Stepper:
         dtype: Of the forward passes: float32, or what autocast uses.
         accumulate: Parts that a batch is divided into, to save memory.
         grad_clip: Largest gradient norm; 0 does not clip.
+        graphs: Records what the objective says can be recorded; nothing launches every operation on its own.
     """
 
     forward: Any
@@ -46,6 +49,7 @@ class Stepper:
     dtype: torch.dtype
     accumulate: int
     grad_clip: float
+    graphs: StepGraphs | None = None
 
     def gradients(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
         """Compute the gradients of a batch.
@@ -90,20 +94,20 @@ class Stepper:
         return finite
 
     def _part(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
-        autocast = torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with autocast:
+        with self._autocast(images):
             theirs = None
             if self.objective.teacher is not None and self.objective.terms:
                 with self.clock.part("teacher"):
-                    theirs = self.objective.teacher(images)
+                    theirs = self._teacher(images)
             with self.clock.part("student"):
                 mine = self._student(images)
         # every loss gets leaves of its own to take gradients to: it can be timed, and its memory is freed at once
-        leaves = _leaves(mine)
+        leaves = _leaves(mine, self.graphs)
+        labels = labels if self.graphs is None else self.graphs.hold("labels", labels)
         factor = self.objective.curriculum(done)
-        values = [self._term("ce", self.objective.supervised, (leaves.logits, labels), 1.0, autocast)]
+        values = [self._term("ce", self.objective.supervised, (leaves.logits, labels), 1.0)]
         for name, (weight, term) in self.objective.terms.items():
-            values.append(self._term(name, term, (theirs, leaves, labels), factor * weight, autocast))
+            values.append(self._term(name, term, (theirs, leaves, labels), factor * weight))
         with self.clock.part("student"):
             pairs = [
                 (whole, leaf.grad)
@@ -113,17 +117,39 @@ class Stepper:
             torch.autograd.backward([whole for whole, _ in pairs], [gradient for _, gradient in pairs])
         return torch.stack(values)
 
+    def _autocast(self, images: Tensor) -> torch.autocast:
+        return torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _teacher(self, images: Tensor) -> Features:
+        teacher = self.objective.teacher
+        assert teacher is not None, "there are terms"
+        if self.graphs is None:
+            return teacher(images)
+        if "teacher" in self.objective.recordable:
+            held = self.graphs.hold("images", images)
+            return self.graphs.replay("teacher", lambda: teacher(held))
+        found = teacher(images)
+        return _with_tensors(
+            found, [self.graphs.hold(f"teacher {place}", values) for place, values in enumerate(_tensors(found))]
+        )
+
     def _student(self, images: Tensor) -> Features:
         slow = images.device.type == "cpu" and self.dtype != torch.float32
         with DepthwiseInFloat32() if slow else nullcontext():
             return self.forward(images)  # type: ignore[no-any-return]
 
-    def _term(self, name: str, loss: Any, inputs: tuple[Any, ...], weight: float, autocast: Any) -> Tensor:
+    def _term(self, name: str, loss: Any, inputs: tuple[Any, ...], weight: float) -> Tensor:
+        def unweighted() -> Tensor:
+            with self._autocast(inputs[-1]):
+                return loss(*inputs)  # type: ignore[no-any-return]
+
         with self.clock.part(name):
-            with autocast:
-                value = weight * loss(*inputs)
-            self.scaler.scale(value / self.accumulate).backward()
-        return value.detach().float()  # type: ignore[no-any-return]
+            if self.graphs is not None and name in self.objective.recordable:
+                leaves = _tensors(inputs[1])
+                return self.graphs.term(name, unweighted, leaves, weight=weight, divisor=self.accumulate)
+            value = weight * unweighted()
+            self.scaler.scale(value / self.accumulate).backward()  # type: ignore[no-untyped-call]
+        return value.detach().float()
 
 
 def amp_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -156,13 +182,23 @@ def _tensors(features: Features) -> list[Tensor]:
     return [features.logits, features.coarse_logits, features.decoder, *features.encoder.values()]
 
 
-def _leaves(features: Features) -> Features:
-    def leaf(values: Tensor) -> Tensor:
-        return values.detach().requires_grad_()
+def _leaves(features: Features, graphs: StepGraphs | None) -> Features:
+    """Return the features cut off from the student: where graphs read them, in place and without gradients."""
+    found = _tensors(features)
+    if graphs is None:
+        return _with_tensors(features, [values.detach().requires_grad_() for values in found])
+    leaves = [graphs.hold(f"student {place}", values).requires_grad_() for place, values in enumerate(found)]
+    for leaf in leaves:
+        leaf.grad = None
+    return _with_tensors(features, leaves)
 
+
+def _with_tensors(features: Features, tensors: Sequence[Tensor]) -> Features:
+    """Return features of the same strides with other tensors, in the order of `_tensors`."""
+    logits, coarse_logits, decoder, *stages = tensors
     return Features(
-        logits=leaf(features.logits),
-        encoder={stride: leaf(stage) for stride, stage in features.encoder.items()},
-        decoder=leaf(features.decoder),
-        coarse_logits=leaf(features.coarse_logits),
+        logits=logits,
+        encoder=dict(zip(features.encoder, stages, strict=True)),
+        decoder=decoder,
+        coarse_logits=coarse_logits,
     )

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from brd_edge.data.loader import Batch, TrainLoader
 from brd_edge.distill.checkpoint import TrainState, load_weights, restore_checkpoint, save_checkpoint, save_weights
 from brd_edge.distill.clock import StepClock, describe_step
+from brd_edge.distill.cuda_graphs import StepGraphs
 from brd_edge.distill.distributed import (
     broadcast_object,
     copy_from_first,
@@ -220,6 +221,8 @@ def _prepare(
 
 def _stepper(model: nn.Module, objective: Objective, settings: TrainSettings, device: torch.device) -> Stepper:
     dtype = amp_dtype(settings.precision, device)
+    # in half precision the scale of the loss changes; in several processes the terms exchange sums
+    recorded = device.type == "cuda" and dtype != torch.float16 and world() == 1 and bool(objective.recordable)
     return Stepper(
         forward=parallel_forward(model, objective.forward, device),
         model=model,
@@ -236,6 +239,7 @@ def _stepper(model: nn.Module, objective: Objective, settings: TrainSettings, de
         dtype=dtype,
         accumulate=settings.accumulate,
         grad_clip=settings.grad_clip,
+        graphs=StepGraphs() if recorded else None,
     )
 
 

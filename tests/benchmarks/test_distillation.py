@@ -27,7 +27,7 @@ TINY = (
 )
 
 
-ALL = {"curriculum", "compile_teacher"}
+ALL = {"curriculum", "compile_teacher", "cuda_graphs"}
 _TERMS: dict[str, tuple[str, ...]] = {
     "kd": ("kd_", *ALL),
     "skd": (*ALL,),

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from brd_edge.distill import prototypes
 from brd_edge.distill.balance import rarity
 from brd_edge.distill.prototypes import class_relation_loss
 
@@ -111,3 +112,23 @@ def test_a_batch_without_any_label_gives_zero_and_finite_gradients() -> None:
     assert float(loss.detach()) == 0
     assert student.grad is not None
     assert torch.count_nonzero(student.grad) == 0
+
+
+def test_a_column_for_every_label_id_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what a GPU computes, which need not be asked how many classes occur."""
+    teacher, labels = _random(2, 6, 8, 12, seed=1), _labels()
+    student = _random(2, 5, 8, 12, seed=2).requires_grad_()
+    few = class_relation_loss(teacher, student, labels, class_balance=0.5)
+    (expected,) = torch.autograd.grad(few, student)
+    members = prototypes._members
+
+    def all_ids(truth: torch.Tensor, present: torch.Tensor, *, every_id: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not every_id
+        return members(truth, present, every_id=True)
+
+    monkeypatch.setattr(prototypes, "_members", all_ids)
+
+    every = class_relation_loss(teacher, student, labels, class_balance=0.5)
+
+    torch.testing.assert_close(every, few)
+    torch.testing.assert_close(torch.autograd.grad(every, student)[0], expected)

@@ -1,0 +1,115 @@
+"""The teacher and the distillation terms as CUDA graphs: one launch each, instead of one for every operation.
+
+A small student on a large GPU spends its step on launching kernels that take a few microseconds each.
+What has always the same shapes and never waits for the GPU is recorded once and replayed from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["StepGraphs"]
+
+_WARM_UP = 3
+_T = TypeVar("_T")
+
+
+class StepGraphs:
+    """Records parts of a training step at their first use and replays them afterwards.
+
+    A graph reads and writes the same memory at every replay. Whatever goes into one is therefore copied
+    to a place of its own first (`hold`), and what comes out is overwritten by the next replay.
+
+    Example:
+        >>> graphs = StepGraphs()
+        >>> images = graphs.hold("images", images)
+        >>> features = graphs.replay("teacher", lambda: teacher(images))
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing recorded; a GPU is not needed yet."""
+        self._held: dict[str, Tensor] = {}
+        self._recorded: dict[str, tuple[torch.cuda.CUDAGraph, Any]] = {}
+
+    def hold(self, name: str, values: Tensor) -> Tensor:
+        """Copy values to the place that graphs read them from.
+
+        Args:
+            name: Of the place.
+            values: On the GPU; the same shape and dtype at every call.
+
+        Returns:
+            The place: the same tensor at every call.
+        """
+        with torch.no_grad():
+            if name not in self._held:
+                self._held[name] = values.clone(memory_format=torch.preserve_format)
+            return self._held[name].copy_(values)
+
+    def replay(self, name: str, work: Callable[[], _T]) -> _T:
+        """Do work on the GPU that reads nothing but held tensors, graphs' results and constants.
+
+        Args:
+            name: Of the graph.
+            work: Called a few times when the graph is recorded, and not afterwards. It must not wait for the GPU.
+
+        Returns:
+            What `work` returned while it was recorded: tensors whose values are now those of this call.
+        """
+        if name not in self._recorded:
+            self._recorded[name] = _record(work)
+        graph, result = self._recorded[name]
+        graph.replay()
+        return result  # type: ignore[no-any-return]
+
+    def term(
+        self, name: str, loss: Callable[[], Tensor], leaves: Sequence[Tensor], *, weight: float, divisor: int
+    ) -> Tensor:
+        """Replay a weighted loss and add its gradient to that of its leaves.
+
+        Args:
+            name: Of the loss.
+            loss: Returns a scalar, not yet weighted, of held tensors.
+            leaves: Held tensors that gradients are taken to; those that the loss does not use are left alone.
+            weight: The loss's weight, which may change from call to call.
+            divisor: What the gradient, and not the value, is divided by.
+
+        Returns:
+            The weighted loss, float32.
+        """
+        factor = self._factor(f"{name}: weight", weight, leaves[0].device)
+
+        def work() -> tuple[Tensor, tuple[Tensor | None, ...]]:
+            value = factor * loss()
+            return value.detach().float(), torch.autograd.grad(value / divisor, leaves, allow_unused=True)
+
+        value, gradients = self.replay(name, work)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            if gradient is not None:
+                # the graph's own memory must not become the leaf's: the next term would add to it
+                leaf.grad = gradient.clone() if leaf.grad is None else leaf.grad.add_(gradient)
+        return value
+
+    def _factor(self, name: str, value: float, device: torch.device) -> Tensor:
+        if name not in self._held:
+            self._held[name] = torch.zeros((), device=device)
+        return self._held[name].fill_(value)
+
+
+def _record(work: Callable[[], _T]) -> tuple[torch.cuda.CUDAGraph, _T]:
+    # libraries set themselves up in their first calls, which must not be recorded
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(_WARM_UP):
+            work()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    # other threads, such as those that load data, may use the GPU meanwhile
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = work()
+    return graph, result
