@@ -102,7 +102,7 @@ class StepGraphs:
 
 def _record(work: Callable[[], _T]) -> tuple[torch.cuda.CUDAGraph, _T]:
     # libraries set themselves up in their first calls, which must not be recorded
-    aside = torch.cuda.Stream()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(_WARM_UP):
