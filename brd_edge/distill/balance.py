@@ -20,7 +20,7 @@ def known_pixels(labels: Tensor) -> Tensor:
     else:
         pixels = torch.bincount(ids, minlength=IGNORE + 1)
     pixels = pixels.float()
-    pixels[IGNORE] = 0
+    pixels[IGNORE:].zero_()
     return sum_over_processes(pixels)
 
 
@@ -39,7 +39,7 @@ def rarity(labels: Tensor, power: float) -> Tensor:
     """
     pixels = known_pixels(labels)
     weights = (pixels.sum().clamp_min(1) / pixels.clamp_min(1)).pow(power)
-    weights[IGNORE] = 0
+    weights[IGNORE:].zero_()
     return weights
 
 
