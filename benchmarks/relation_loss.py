@@ -46,7 +46,7 @@ def naive(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def streaming(teacher: Tensor, student: Tensor) -> Tensor:
-    """Compute the same by row blocks."""
+    """Compute the same tile by tile."""
     return streamed_relation(teacher, student, temperature=TEMPERATURE)
 
 

@@ -8,6 +8,8 @@ project's own design.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from brd_edge.distill.distributed import global_mean
 from brd_edge.distill.grid import known_cells, to_grid, wide
 
 __all__ = ["relation_loss", "relation_pixels", "streamed_relation"]
+
+_TILE = {"cpu": 512, "cuda": 2048}
 
 
 def relation_pixels(features: Tensor, height: int, width: int) -> Tensor:
@@ -58,7 +62,7 @@ def relation_loss(
         temperature: t, above 0.
         across_images: Whether a pixel is related to the pixels of all images of the batch.
         cells_max: Most cells that are related to each other; finer grids are averaged down to it.
-        block: Rows of the relation that are held at a time; see `streamed_relation`.
+        block: Side of the tiles that are held at a time; see `streamed_relation`.
 
     Returns:
         A scalar, not negative; 0 when both have the same self-relation.
@@ -88,39 +92,36 @@ def relation_loss(
 
 
 def streamed_relation(teacher: Tensor, student: Tensor, *, temperature: float, block: int | None = None) -> Tensor:
-    """Return the relation loss of N pixels, in O(N (block + C)) memory.
+    """Return the relation loss of N pixels, in O(block^2 + N C) memory.
 
     Args:
         teacher: (N, C_T) unit rows; no gradient is taken.
         student: (N, C_S) unit rows of the same dtype, float32 or float64.
         temperature: Above 0.
-        block: Rows of the two N x N relations that are held at a time; it changes the rounding only. Not given: 128
-            on the CPU, whose caches hold that much, and on a GPU a sixteenth of the rows, at least 512, so that
-            the time goes to arithmetic and not to launches.
+        block: Side of the tiles of the two N x N relations that are held at a time; it changes the rounding only. Not
+            given: 512 on the CPU, whose caches hold that much, and 2048 on a GPU, which a tile should keep busy.
 
     Returns:
         A scalar that can be differentiated once.
     """
-    rows = block if block is not None else _block(student)
-    return _StreamedRelation.apply(teacher, student, temperature, rows)  # type: ignore[no-any-return]
-
-
-def _block(pixels: Tensor) -> int:
-    return max(512, len(pixels) // 16) if pixels.is_cuda else 128
+    side = block if block is not None else _TILE["cuda" if student.is_cuda else "cpu"]
+    return _StreamedRelation.apply(teacher, student, temperature, side)  # type: ignore[no-any-return]
 
 
 class _StreamedRelation(torch.autograd.Function):
-    """The loss and, as it is a scalar, at once its gradient: nothing has to be computed twice.
+    """The loss and, as it is a scalar, at once its gradient.
 
-    With `Z = F F^T / t`, `dLoss/dZ = (R(S) - R(T)) / N =: G`, hence `dLoss/dF = (G + G^T) F / t`:
-    a block of rows adds its rows (`G_b F`) and its columns (`G_b^T F_b`).
+    With `Z = F F^T / t`, `dLoss/dZ = (R(S) - R(T)) / N =: G`, hence `dLoss/dF = (G + G^T) F / t`. Z is symmetric, and
+    so is G + G^T: `R_ij = exp(Z_ij) / s_i` gives `R_ij + R_ji = exp(Z_ij) (1 / s_i + 1 / s_j)`. The tiles on and above
+    the diagonal therefore tell everything, once the rows' sums s are known.
     """
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float, block: int) -> Tensor:
         gradient = torch.zeros_like(student) if ctx.needs_input_grad[1] else None
         with torch.autocast(student.device.type, enabled=False):
-            loss = _stream(teacher.detach(), student.detach(), temperature, block, gradient)
+            tiles = _Tiles(len(student), min(block, len(student)), student)
+            loss = _stream(teacher.detach(), student.detach(), temperature, tiles, gradient)
         ctx.gradient = gradient
         return loss
 
@@ -129,30 +130,60 @@ class _StreamedRelation(torch.autograd.Function):
         return None, ctx.gradient * gradients[0], None, None
 
 
-def _stream(teacher: Tensor, student: Tensor, temperature: float, block: int, gradient: Tensor | None) -> Tensor:
+class _Tiles:
+    """The tiles of a symmetric N x N matrix on and above its diagonal, and room for four of them."""
+
+    def __init__(self, count: int, side: int, like: Tensor) -> None:
+        spans = [slice(start, min(start + side, count)) for start in range(0, count, side)]
+        self.pairs = [(rows, columns) for place, rows in enumerate(spans) for columns in spans[place:]]
+        self._room = [like.new_empty(side * side) for _ in range(4)]
+
+    def buffers(self, rows: slice, columns: slice) -> list[Tensor]:
+        """Return four contiguous tiles of the pair's size, with whatever is in them."""
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        return [room[: height * width].view(height, width) for room in self._room]
+
+
+def _stream(teacher: Tensor, student: Tensor, temperature: float, tiles: _Tiles, gradient: Tensor | None) -> Tensor:
     """Return the loss; add its gradient by the student's pixels to `gradient`."""
     count = len(student)
-    block = min(block, count)
-    buffers = [student.new_empty((block, count)) for _ in range(4)]
     # the largest of a row of unit features is its own pixel's: 1 / t keeps the exponentials at most 1
     shift = student.new_full((1, 1), -1 / temperature)
-    total = student.new_zeros(())
-    for start in range(0, count, block):
-        rows = slice(start, min(start + block, count))
-        z_teacher, z_student, r_teacher, r_student = (buffer[: rows.stop - start] for buffer in buffers)
-        torch.addmm(shift, teacher[rows], teacher.T, alpha=1 / temperature, out=z_teacher)
-        torch.addmm(shift, student[rows], student.T, alpha=1 / temperature, out=z_student)
-        sum_teacher = torch.exp(z_teacher, out=r_teacher).sum(1)
-        sum_student = torch.exp(z_student, out=r_student).sum(1)
-        r_teacher /= sum_teacher[:, None]
+
+    def similarities(features: Tensor, rows: slice, columns: slice, out: Tensor) -> Tensor:
+        return torch.addmm(shift, features[rows], features[columns].T, alpha=1 / temperature, out=out)
+
+    sums = [_row_sums(partial(similarities, features), tiles, student) for features in (teacher, student)]
+    total = (sums[1].log() - sums[0].log()).sum()
+    share_teacher, share_student = (found.reciprocal_() for found in sums)
+    for rows, columns in tiles.pairs:
+        z_teacher, z_student, r_teacher, shares = tiles.buffers(rows, columns)
+        similarities(teacher, rows, columns, z_teacher)
+        similarities(student, rows, columns, z_student)
+        torch.exp(z_teacher, out=r_teacher)
+        r_teacher *= torch.add(share_teacher[rows, None], share_teacher[columns], out=shares)
         z_teacher -= z_student
-        total += torch.dot(r_teacher.flatten(), z_teacher.flatten())
-        total += (sum_student.log() - sum_teacher.log()).sum()
-        if gradient is not None:
-            r_student /= sum_student[:, None]
-            r_student -= r_teacher
-            gradient[rows].addmm_(r_student, student)
-            gradient.addmm_(r_student.T, student[rows])
+        # a tile on the diagonal has every pair of pixels twice
+        total += torch.dot(r_teacher.flatten(), z_teacher.flatten()) * (0.5 if rows == columns else 1.0)
+        if gradient is None:
+            continue
+        difference = z_student.exp_()
+        difference *= torch.add(share_student[rows, None], share_student[columns], out=shares)
+        difference -= r_teacher
+        gradient[rows].addmm_(difference, student[columns])
+        if rows != columns:
+            gradient[columns].addmm_(difference.T, student[rows])
     if gradient is not None:
         gradient /= count * temperature
     return total / count
+
+
+def _row_sums(similarities: Callable[[slice, slice, Tensor], Tensor], tiles: _Tiles, like: Tensor) -> Tensor:
+    """Return the sum over every row of the exponentials, (N,)."""
+    sums = like.new_zeros(tiles.pairs[-1][1].stop)
+    for rows, columns in tiles.pairs:
+        powers = similarities(rows, columns, tiles.buffers(rows, columns)[0]).exp_()
+        sums[rows] += powers.sum(1)
+        if rows != columns:
+            sums[columns] += powers.sum(0)
+    return sums
