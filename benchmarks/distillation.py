@@ -28,7 +28,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -36,11 +36,14 @@ from benchmarks.distillation_table import format_table
 from benchmarks.statistics import paired_difference, summarise
 from brd_edge.distill.objective import METHODS
 from brd_edge.environment import describe_environment
-from brd_edge.recipe import load_recipe
+from brd_edge.recipe import Recipe, load_recipe
 from brd_edge.run import Run, code_digest, digest
 from brd_edge.runtime.errors import BrdEdgeError, RecipeError
 from brd_edge.runtime.files import sha256_file, write_json_atomic, write_text_atomic
 from brd_edge.stages import STAGES
+
+if TYPE_CHECKING:
+    from brd_edge.runtime.metrics import SegmentationMetrics
 
 SCORES = ("miou", "boundary_iou", "boundary_f", "connectivity_error")
 CONTROLS = ("none", "kd")
@@ -90,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.finished:
             cells = _finished(options.recipe, cells)
         _train_cells(options.recipe, cells, options.jobs)
+        scores = _score_teacher(options.recipe, shared, where / "teacher")
     except BrdEdgeError as error:
         print(f"benchmarks.distillation: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -99,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("benchmarks.distillation: interrupted; run it again to go on", file=sys.stderr)
         return 130
-    result = _result(options, {arm: arms[arm] for arm in arms if any(cell.arm == arm for cell in cells)}, cells, where)
+    done = {arm: settings for arm, settings in arms.items() if any(cell.arm == arm for cell in cells)}
+    result = _result(options, done, cells, scores)
     output = options.output or Path("benchmarks") / "results" / f"distillation_{where.name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(output, result)
@@ -262,24 +267,10 @@ def _matters(key: str, method: str) -> bool:
 
 def _score(recipe: Path, cell: Cell) -> dict[str, Any]:
     """Evaluate a trained student on the whole validation split and keep its scores."""
-    from brd_edge.data.index import load_dataset
-    from brd_edge.evaluate.accuracy import evaluate_predictor, model_predictor
-    from brd_edge.models.segmentation import load_model
-    from brd_edge.runtime.metrics import SegmentationMetrics
-    from brd_edge.stages.context import input_contract, training_device
-
-    resolved = load_recipe(recipe, overrides=cell.overrides)
-    run = Run(cell.directory.resolve())
+    resolved, run = load_recipe(recipe, overrides=cell.overrides), Run(cell.directory.resolve())
     artifact = run.artifact("distill")
     assert artifact is not None, "the pipeline has just made it"
-    dataset, contract, device = load_dataset(run.path("data")), input_contract(resolved), training_device(resolved)
-    model, _ = load_model(run.path("distill", "model"))
-    metrics = evaluate_predictor(
-        model_predictor(model.eval().to(device), contract, device),
-        dataset.val,
-        contract=contract,
-        metrics=SegmentationMetrics(len(dataset.classes)),
-    )
+    metrics = _evaluate(resolved, run, "distill")
     timing = run.path("distill", "step_time.json")
     scores = {
         "arm": cell.arm,
@@ -298,11 +289,45 @@ def _score(recipe: Path, cell: Cell) -> dict[str, Any]:
     return scores
 
 
+def _score_teacher(recipe: Path, overrides: Sequence[str], directory: Path) -> dict[str, Any]:
+    """Return the teacher's scores and how long it took: one that was given has no validation of its own."""
+    run = Run(directory.resolve())
+    artifact = run.artifact("teacher")
+    assert artifact is not None, "cells share a trained teacher"
+    weights = sha256_file(run.path("teacher", "model", "model.safetensors"))
+    kept = directory / "scores.json"
+    try:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
+    if found.get("weights") != weights:
+        metrics = _evaluate(load_recipe(recipe, overrides=overrides), run, "teacher")
+        found = {"weights": weights, **{name: getattr(metrics, name)() for name in SCORES}}
+        write_json_atomic(kept, found)
+    return {**found, "duration_s": artifact.duration_s}
+
+
+def _evaluate(recipe: Recipe, run: Run, stage: str) -> SegmentationMetrics:
+    from brd_edge.data.index import load_dataset
+    from brd_edge.evaluate.accuracy import evaluate_predictor, model_predictor
+    from brd_edge.models.segmentation import load_model
+    from brd_edge.runtime.metrics import SegmentationMetrics
+    from brd_edge.stages.context import input_contract, training_device
+
+    dataset, contract, device = load_dataset(run.path("data")), input_contract(recipe), training_device(recipe)
+    model, _ = load_model(run.path(stage, "model"))
+    return evaluate_predictor(
+        model_predictor(model.eval().to(device), contract, device),
+        dataset.val,
+        contract=contract,
+        metrics=SegmentationMetrics(len(dataset.classes)),
+    )
+
+
 def _result(
-    options: argparse.Namespace, arms: Mapping[str, Sequence[str]], cells: Sequence[Cell], where: Path
+    options: argparse.Namespace, arms: Mapping[str, Sequence[str]], cells: Sequence[Cell], teacher: Mapping[str, Any]
 ) -> dict[str, Any]:
     scores = [json.loads(cell.score_file.read_text(encoding="utf-8")) for cell in cells]
-    teacher = json.loads((where / "teacher" / "stages" / "teacher.json").read_text(encoding="utf-8"))
     table = {
         arm: {
             name: {entry["seed"]: entry[name] for entry in scores if entry["arm"] == arm and entry[name] is not None}
@@ -330,7 +355,7 @@ def _result(
         "overrides": options.set,
         "arms": {arm: list(settings) for arm, settings in arms.items()},
         "seeds": [seed for seed in options.seeds if any(cell.seed == seed for cell in cells)],
-        "teacher": {"miou": teacher["result"].get("miou"), "duration_s": teacher["duration_s"]},
+        "teacher": dict(teacher),
         "summary": summary,
         "cells": scores,
         "environment": describe_environment(),

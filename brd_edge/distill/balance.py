@@ -24,20 +24,19 @@ def known_pixels(labels: Tensor) -> Tensor:
     return sum_over_processes(pixels)
 
 
-def rarity(labels: Tensor, power: float) -> Tensor:
+def rarity(pixels: Tensor, power: float) -> Tensor:
     """Return what a pixel of each label id counts: `(n / n_c)^power`.
 
-    n_c of the n known pixels of the batch (of all processes) are of class c. With power 0 all pixels
-    count alike, with 1 all classes that occur do.
+    n_c of the n known pixels of the batch are of class c. With power 0 all pixels count alike, with 1 all classes
+    that occur do.
 
     Args:
-        labels: int64 class ids in any shape, 255 unknown.
+        pixels: (256,) float32, how many known pixels each label id has; see `known_pixels`.
         power: 0 to 1.
 
     Returns:
         (256,) float32 by label id: at least 1, and 0 for unknown pixels.
     """
-    pixels = known_pixels(labels)
     weights = (pixels.sum().clamp_min(1) / pixels.clamp_min(1)).pow(power)
     weights[IGNORE:].zero_()
     return weights
@@ -57,4 +56,4 @@ def balanced_share(labels: Tensor, height: int, width: int, *, power: float) -> 
     """
     if power == 0:
         return known_share(labels, height, width)
-    return to_grid(rarity(labels, power)[labels].unsqueeze(1), height, width)
+    return to_grid(rarity(known_pixels(labels), power)[labels].unsqueeze(1), height, width)

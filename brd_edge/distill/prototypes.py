@@ -43,8 +43,9 @@ def class_relation_loss(
     theirs, mine = on_coarser_grid(wide(teacher.detach()), wide(student))
     centres = F.interpolate(labels.unsqueeze(1).to(mine.dtype), mine.shape[-2:], mode="nearest-exact")
     truth = centres.flatten().long()
-    weights = rarity(truth, class_balance).to(mine.dtype)[truth]
-    members, absent = _members(truth, known_pixels(truth) > 0, every_id=mine.is_cuda)
+    pixels = known_pixels(truth)
+    weights = rarity(pixels, class_balance).to(mine.dtype)[truth]
+    members, absent = _members(truth, pixels > 0, every_id=mine.is_cuda)
     with full_precision(mine):
         target, found = (_log_relation(part, members.to(mine.dtype), absent, temperature) for part in (theirs, mine))
     divergence = (target.exp() * (target - found)).sum(1)

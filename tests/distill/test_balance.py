@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from brd_edge.distill.balance import balanced_share, rarity
+from brd_edge.distill.balance import balanced_share, known_pixels, rarity
 from brd_edge.distill.boundary import boundary_class_loss, boundary_logit_loss
 from brd_edge.distill.grid import known_share
 from brd_edge.distill.logits import logit_loss
@@ -23,7 +23,7 @@ def _labels() -> torch.Tensor:
 def test_rarity_against_numpy(power: float) -> None:
     labels = _labels()
 
-    found = rarity(labels, power)
+    found = rarity(known_pixels(labels), power)
 
     known = labels.numpy()[labels.numpy() != 255]
     ids, counts = np.unique(known, return_counts=True)
@@ -34,7 +34,7 @@ def test_rarity_against_numpy(power: float) -> None:
 
 def test_with_power_1_every_class_that_occurs_counts_alike() -> None:
     labels = _labels()
-    weights = rarity(labels, 1.0)[labels]
+    weights = rarity(known_pixels(labels), 1.0)[labels]
 
     totals = [float(weights[labels == value].sum()) for value in (0, 1, 7)]
 
@@ -46,7 +46,7 @@ def test_shares_are_means_over_cells_and_plain_without_power() -> None:
 
     found = balanced_share(labels, 4, 6, power=0.5)
 
-    pixels = rarity(labels, 0.5)[labels].double().numpy()
+    pixels = rarity(known_pixels(labels), 0.5)[labels].double().numpy()
     np.testing.assert_allclose(found[:, 0], pixels.reshape(2, 4, 2, 6, 2).mean((2, 4)), rtol=1e-6)
     assert torch.equal(balanced_share(labels, 4, 6, power=0.0), known_share(labels, 4, 6))
 
@@ -75,5 +75,5 @@ def test_balanced_logit_loss_against_numpy() -> None:
 
     target = log_softmax(teacher.double().numpy() / 1.5, 1)
     divergence = (np.exp(target) * (target - log_softmax(student.double().numpy() / 1.5, 1))).sum(1)
-    weights = rarity(labels, 0.7)[labels].double().numpy()
+    weights = rarity(known_pixels(labels), 0.7)[labels].double().numpy()
     assert float(found) == pytest.approx(1.5**2 * np.average(divergence, weights=weights), rel=1e-5)
