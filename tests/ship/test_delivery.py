@@ -90,10 +90,15 @@ def test_an_uncertain_latency_is_held_to_the_gate_as_at_home(server, make_bundle
     refused = ship(device, strict)
     assert refused.status == "failed"
     assert "ms (too few samples for more), limit 60000" in refused.message
-    more = replace(QUICK, samples_min=1000, samples_max=1000)
-    for made, bench in ((lenient, QUICK), (strict, more)):
-        result = ship(device, made, bench=bench)
-        assert result.status == "serving", result.message
+    result = ship(device, lenient)
+    assert result.status == "serving", result.message
+    # how many samples are enough depends on how much the machine's other load makes neighbours alike
+    for count in (1_000, 10_000, 100_000):
+        result = ship(device, strict, bench=replace(QUICK, samples_min=count, samples_max=count))
+        if result.status == "serving":
+            break
+        assert "ms (too few samples for more), limit 60000" in result.message
+    assert result.status == "serving", result.message
 
 
 def test_an_older_bundle_needs_a_word(server, make_bundle, tmp_path: Path) -> None:
