@@ -179,6 +179,9 @@ class OpenVinoRunner:
 
     def _put(self, frames: npt.NDArray[np.uint8]) -> None:
         """Let the request read frames, uint8 (n, H, W, 3) and contiguous, where they lie: copying them takes longer."""
+        if self._frames is not None and _place(frames) == _place(self._frames):
+            # a camera's buffer that is filled again and again; it cannot be other memory, since it is held
+            return
         # OpenVINO does not share what must not be written to
         frames = frames if frames.flags.writeable else frames.copy()
         self._request.set_input_tensor(self._tensor(frames, shared_memory=True))
@@ -222,6 +225,11 @@ def _inferred(request: Any) -> npt.NDArray[Any]:
     request.wait()
     output: npt.NDArray[Any] = request.get_output_tensor().data
     return output
+
+
+def _place(frames: npt.NDArray[np.uint8]) -> tuple[int, tuple[int, ...]]:
+    """Return where contiguous frames lie in memory, and their shape."""
+    return frames.__array_interface__["data"][0], frames.shape
 
 
 def _ports(nodes: Any) -> list[Port]:
