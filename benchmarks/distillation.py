@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -73,12 +74,15 @@ class Cell:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.only and options.arms is None:
+        parser.error("--only chooses among --arms, which is not given; --methods names methods")
     try:
         arms = _arms(options)
-        recipe = load_recipe(options.recipe, overrides=options.set)
         held = [] if options.hold_out is None else [f"data.hold_out={options.hold_out}"]
         shared = [*options.set, *held]
+        recipe = load_recipe(options.recipe, overrides=shared)
         where = options.directory or Path("runs") / "distillation" / (
             recipe.name + ("" if options.hold_out is None else "-" + digest(options.hold_out)[:6])
         )
@@ -105,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     done = {arm: settings for arm, settings in arms.items() if any(cell.arm == arm for cell in cells)}
     result = _result(options, done, cells, scores)
-    output = options.output or Path("benchmarks") / "results" / f"distillation_{where.name}.json"
+    compared = "distillation" if options.arms is None else options.arms.stem
+    output = options.output or Path("benchmarks") / "results" / f"{compared}_{where.name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(output, result)
     table = format_table(result)
@@ -119,7 +124,8 @@ class _ChildError(Exception):
 
     def __init__(self, code: int, what: str, log: Path) -> None:
         self.code = code
-        how = "was interrupted; run it again to go on" if code == 130 else f"failed with code {code}, see {log}"
+        see = f", see {log}" if log.exists() else ""
+        how = "was interrupted; run it again to go on" if code == 130 else f"failed with code {code}{see}"
         super().__init__(f"{what} {how}")
 
 
@@ -127,21 +133,39 @@ def _parser() -> argparse.ArgumentParser:
     def names(text: str) -> list[str]:
         return [part for part in text.split(",") if part]
 
-    def numbers(text: str) -> list[int]:
+    def seeds(text: str) -> list[int]:
+        if not all(part.isdecimal() for part in names(text)) or not names(text):
+            raise argparse.ArgumentTypeError(f"expected whole numbers such as 0,1,2, came {text!r}")
         return [int(part) for part in names(text)]
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.distillation", description=__doc__.split("\n")[0])
+    summary, _example, *details = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.distillation",
+        description=summary,
+        epilog="\n\n".join(details),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--methods", type=names, default=list(METHODS), help=f"of {','.join(METHODS)} (all)")
     parser.add_argument("--arms", type=Path, metavar="FILE", help="YAML of settings to compare instead of methods")
     parser.add_argument("--only", type=names, metavar="NAMES", help="only these of --arms")
-    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="comma-separated (0,1,2)")
+    parser.add_argument("--seeds", type=seeds, default=[0, 1, 2], help="comma-separated (0,1,2)")
     parser.add_argument("--hold-out", metavar="PATTERN", help="validate on the train images of these names")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the recipe")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override the recipe, for the teacher and every cell",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="cells trained at the same time (1)")
     parser.add_argument("--finished", action="store_true", help="train nothing: the table of the cells that are done")
-    parser.add_argument("--directory", type=Path, help="where the runs go (runs/distillation/<recipe>)")
-    parser.add_argument("--output", type=Path, help="JSON (benchmarks/results/distillation_<recipe>.json)")
+    parser.add_argument("--directory", type=Path, help="where the runs go (runs/distillation/<name in the recipe>)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="JSON (benchmarks/results/distillation_<directory>.json; with --arms, its name for distillation)",
+    )
     return parser
 
 
@@ -200,8 +224,10 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int) -> None:
             f"{len(cells) - left} of {len(cells)} cells done, about {left * each_s / 60:.0f} min left"
         )
 
-    # threads that score side by side would wait for each other; workers start when the first cell is scored
-    scorers = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    # threads that score side by side would wait for each other; workers start when the first cell is scored, and
+    # leave it to this process to be interrupted
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    scorers = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignore)
     with scorers, ThreadPoolExecutor(jobs) as executor:
         for future in [executor.submit(train, cell) for cell in cells]:
             future.result()

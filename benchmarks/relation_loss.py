@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import argument_types
 from brd_edge.distill.relation import streamed_relation
 from brd_edge.environment import describe_environment
 from brd_edge.progress import progress_bar
@@ -193,10 +194,12 @@ def format_rows(rows: list[dict[str, Any]]) -> str:
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.relation_loss", description=__doc__.split("\n")[0])
-    parser.add_argument("--n", type=int, action="append", help="pixels; all sizes from 1024 to 32768 when not given")
-    parser.add_argument("--channels", type=int, default=256)
+    parser.add_argument(
+        "--n", type=argument_types.count, action="append", help="pixels; all sizes from 1024 to 32768 when not given"
+    )
+    parser.add_argument("--channels", type=argument_types.count, default=256)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs per size")
+    parser.add_argument("--pairs", type=argument_types.count, default=7, help="interleaved pairs per size")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():

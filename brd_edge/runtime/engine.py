@@ -212,6 +212,8 @@ def read_engine(directory: Path) -> EngineInfo:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise EngineError(_not_an_engine(directory)) from error
+    except NotADirectoryError as error:
+        raise EngineError(f"{directory}: expected the directory of an engine, got a file of it") from error
     except OSError as error:
         raise EngineError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:

@@ -17,7 +17,7 @@ from brd_edge.runtime.archive import opened_bundle
 from brd_edge.runtime.builders import built_directory
 from brd_edge.runtime.bundle import Bundle, open_bundle
 from brd_edge.runtime.device import describe_device, misfit
-from brd_edge.runtime.engine import Runner, open_engine
+from brd_edge.runtime.engine import SIDECAR, Runner, open_engine
 from brd_edge.runtime.errors import BundleError, EngineError
 from brd_edge.runtime.frames import resize_class_map, segment_image
 from brd_edge.runtime.manifest import MANIFEST_NAME, BundledEngine
@@ -49,6 +49,8 @@ def require_bundle(path: Path) -> None:
         return
     inside = path / "bundle"
     hint = f": {inside} is one" if (inside / MANIFEST_NAME).is_file() else ", its archive, or a release"
+    if (path / SIDECAR).is_file():
+        hint += f"; this is an engine alone: name the run's bundle and --engine {path.name}"
     raise BundleError(f"{path}: expected the directory of a bundle, with {MANIFEST_NAME} in it{hint}")
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +112,31 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     bad.write_text("[1, 2]", encoding="utf-8")
     assert distillation.main(_arguments(tmp_path, "--arms", str(bad))) == 2
     assert "expected a mapping of names to lists of KEY=VALUE" in capsys.readouterr().err
+    assert distillation.main(_arguments(tmp_path, "--hold-out", "abc*")) == 2
+    assert "drawn scenes have no sequences to hold out" in capsys.readouterr().err
+    for wrong, message in (
+        (("--only", "brd"), "--only chooses among --arms, which is not given"),
+        (("--seeds", "0,a"), "expected whole numbers such as 0,1,2, came '0,a'"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            distillation.main(_arguments(tmp_path, *wrong))
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists(), "what cannot work leaves nothing behind"
+
+
+@pytest.mark.usefixtures("in_root")
+def test_an_interruption_is_one_line(tmp_path: Path) -> None:
+    """As in a terminal, every process of the command gets the signal; one of them waits for cells to score."""
+    command = [sys.executable, "-m", "benchmarks.distillation", *_arguments(tmp_path, "--methods", "none,kd,brd")]
+    told = ""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            told += line
+            if "none, seed 0: mIoU" in line:
+                os.killpg(running.pid, signal.SIGINT)
+    assert running.returncode == 130, told
+    assert "Traceback" not in told, told
+    assert told.endswith("benchmarks.distillation: interrupted; run it again to go on\n") or told.endswith(
+        "was interrupted; run it again to go on\n"
+    ), told

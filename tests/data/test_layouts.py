@@ -95,7 +95,8 @@ def test_problem_says_what_to_set_and_where_to_get_it(name: str, tmp_path: Path)
         problem = find_layout_problem(layout, root)
         assert problem is not None
         assert expected in problem
-        assert f"Set {layout.variable}" in problem
+        cure = f"Set {layout.variable} to" if root is None else f"data.root, or {layout.variable} where"
+        assert cure in problem
         assert layout.homepage in problem
         assert layout.expected_tree.strip().splitlines()[-1].split()[0] in problem
 

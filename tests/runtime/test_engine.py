@@ -152,6 +152,8 @@ def test_no_sidecar_and_no_json(tmp_path: Path) -> None:
         (tmp_path / SIDECAR).write_bytes(content)
         with pytest.raises(EngineError, match=r"engine\.json: not JSON"):
             read_engine(tmp_path)
+    with pytest.raises(EngineError, match=r"engine\.json: expected the directory of an engine, got a file of it"):
+        read_engine(tmp_path / SIDECAR)
     (tmp_path / SIDECAR).write_text("[]")
     with pytest.raises(EngineError, match=r"engine\.json: content: expected an object"):
         read_engine(tmp_path)

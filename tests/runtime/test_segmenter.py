@@ -63,6 +63,11 @@ def test_a_mistyped_path_is_told_before_a_missing_key(
     (tmp_path / "run" / "bundle" / "manifest.json").touch()
     assert main([command, str(tmp_path / "run")]) == 1
     assert capsys.readouterr().err.endswith(f"manifest.json in it: {tmp_path / 'run' / 'bundle'} is one\n")
+    engine = tmp_path / "run" / "engines" / "openvino-fp32-x86-cpu"
+    engine.mkdir(parents=True)
+    (engine / "engine.json").touch()
+    assert main([command, str(engine)]) == 1
+    assert capsys.readouterr().err.endswith("alone: name the run's bundle and --engine openvino-fp32-x86-cpu\n")
 
 
 def test_an_engine_that_must_be_built_first(

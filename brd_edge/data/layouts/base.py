@@ -103,8 +103,9 @@ def find_layout_problem(layout: Layout, root: Path | None) -> str | None:
         >>> print(find_layout_problem(LAYOUTS["camvid"], None))
         CamVid: CAMVID_ROOT is not set. ...
     """
+    cure = f"Let the recipe's data.root, or {layout.variable} where it is taken from there, be"
     if root is None:
-        found = f"{layout.variable} is not set"
+        found, cure = f"{layout.variable} is not set", f"Set {layout.variable} to"
     elif not root.exists():
         found = f"{root} does not exist"
     elif not root.is_dir():
@@ -116,7 +117,7 @@ def find_layout_problem(layout: Layout, root: Path | None) -> str | None:
         found = f"{base} lacks {', '.join(_missing(layout, base))}; it holds {_entries(base)}"
     tree = "\n".join(f"    {line}" for line in layout.expected_tree.strip("\n").splitlines())
     return (
-        f"{layout.title}: {found}. Set {layout.variable} to the data set's directory "
+        f"{layout.title}: {found}. {cure} the data set's directory "
         f"(get it from {layout.homepage}), which must look like this:\n{tree}"
     )
 
