@@ -61,6 +61,9 @@ def _describe(details: Any, model: type[BaseModel], content: Mapping[str, Any]) 
     if kind == "value_error":
         message = str(details["ctx"]["error"])
         return f"{path}: {message}" if path else message
+    if kind in ("tuple_type", "list_type"):
+        wanted = _expected(model, details["loc"]).partition(": ")[2].rstrip(".") or "[…, …]"
+        return f"{path}: expected a list in brackets ({wanted}), got {_show(details['input'])}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"{path}: expected a section with keys of its own, got {_show(details['input'])}"
     message = details["msg"].replace("Input should be", "expected").replace("Input should have", "expected")

@@ -73,6 +73,7 @@ def test_all_errors_are_shown_together_with_their_paths() -> None:
                 "distill.train.epochs=0",
                 "data.layout=camvidd",
                 "data.size=[128]",
+                "data.mean=0.5",
                 "engines.0.target=toaster",
                 "teacher.train=",
             ],
@@ -80,12 +81,13 @@ def test_all_errors_are_shown_together_with_their_paths() -> None:
         )
 
     message = str(caught.value)
-    assert "7 errors" in message
+    assert "8 errors" in message
     assert "distil: unknown key; did you mean distill?" in message
     assert "distill.lamda_kd: unknown key; did you mean lambda_kd?" in message
     assert "distill.train.epochs: expected greater than or equal to 1, got 0" in message
     assert "data.layout: unknown layout 'camvidd'; did you mean camvid? There are scenes, ade20k, camvid" in message
     assert "data.size.1: missing" in message
+    assert "data.mean: expected a list in brackets (Mean per RGB channel, on the scale 0 to 1), got 0.5" in message
     assert "unknown target 'toaster'" in message
     assert "teacher.train: expected a section with keys of its own, got ''" in message
 

@@ -51,7 +51,7 @@ def image_files(source: Path) -> list[Path] | None:
     Of a folder, class maps and overlays are left out: what was found in images is no image to segment.
 
     Raises:
-        DataError: The folder holds no image.
+        DataError: There is no such image, or the folder holds none.
     """
     if source.is_dir():
         images = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
@@ -63,7 +63,11 @@ def image_files(source: Path) -> list[Path] | None:
                 f"but for {' and '.join(f'*{ending}' for ending in made)}, which are results"
             )
         return found
-    return [source] if source.suffix.lower() in IMAGE_SUFFIXES else None
+    if source.suffix.lower() not in IMAGE_SUFFIXES:
+        return None
+    if not source.exists():
+        raise DataError(f"{source}: there is no such file")
+    return [source]
 
 
 def write_image(path: Path, image: Frame, palette: tuple[tuple[int, int, int], ...] | None = None) -> None:

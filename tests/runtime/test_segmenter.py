@@ -136,6 +136,8 @@ def test_a_folder_of_images(bundle, tmp_path: Path) -> None:
         (tmp_path / "empty" / "a.overlay.png").touch()
         with pytest.raises(DataError, match=r"no image in this folder.* but for \*\.class_map\.png"):
             infer(segmenter, str(tmp_path / "empty"), out)
+        with pytest.raises(DataError, match=r"nope\.png: there is no such file"):
+            infer(segmenter, str(tmp_path / "nope.png"), out)
         broken = tmp_path / "broken.png"
         broken.write_bytes(b"\x89PNG")
         with pytest.raises(DataError, match=r"broken\.png: the image cannot be read"):
