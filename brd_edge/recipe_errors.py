@@ -61,11 +61,12 @@ def _describe(details: Any, model: type[BaseModel], content: Mapping[str, Any]) 
     if kind == "value_error":
         message = str(details["ctx"]["error"])
         return f"{path}: {message}" if path else message
+    shapes = dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a section with keys of its own")
     if kind in ("tuple_type", "list_type"):
-        wanted = _expected(model, details["loc"]).partition(": ")[2].rstrip(".") or "[…, …]"
-        return f"{path}: expected a list in brackets ({wanted}), got {_show(details['input'])}"
-    if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return f"{path}: expected a section with keys of its own, got {_show(details['input'])}"
+        wanted = _expected(model, details["loc"]).partition(": ")[2].rstrip(".")
+        shapes[kind] = f"a list in brackets ({wanted})" if wanted else "a list in brackets"
+    if kind in shapes:
+        return f"{path}: expected {shapes[kind]}, got {_show(details['input'])}"
     message = details["msg"].replace("Input should be", "expected").replace("Input should have", "expected")
     return f"{path}: {message}, got {_show(_lookup(content, details['loc'], details['input']))}"
 
