@@ -120,6 +120,16 @@ def test_buffers_that_are_filled_again_and_again(
         np.testing.assert_array_equal(runner.infer(frames[1].copy()), expected[1])
 
 
+def test_compiled_models_are_kept_unless_that_is_not_wanted(
+    engines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wanted in (False, True):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(wanted)))
+        monkeypatch.setenv("BRD_EDGE_NO_MODEL_CACHE", "" if wanted else "1")
+        open_engine(engines["openvino"], threads=1).close()
+        assert bool(list(tmp_path.rglob("*.blob"))) == wanted
+
+
 @pytest.mark.parametrize("runtime", CPU_RUNTIMES)
 def test_any_memory_layout(engines: dict[str, Path], frames: list[np.ndarray], runtime: str) -> None:
     frame = frames[0].copy()

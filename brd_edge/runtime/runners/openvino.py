@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTRACT_HASH_PATH",
     "INSTALL",
+    "NO_CACHE",
     "PRECISION_HINTS",
     "OpenVinoRunner",
     "compile_model",
@@ -42,6 +43,9 @@ __all__ = [
 ]
 
 INSTALL = 'pip install "brd-edge[openvino]"'
+
+NO_CACHE = "BRD_EDGE_NO_MODEL_CACHE"
+"""Environment variable that, set to anything, keeps OpenVINO from keeping and reading compiled models."""
 
 CONTRACT_HASH_PATH = ["framework", CONTRACT_HASH_KEY]
 """Where OpenVINO keeps the contract's hash of an ONNX graph's metadata."""
@@ -77,7 +81,8 @@ def open_openvino(directory: Path, info: EngineInfo, threads: int | None) -> Ope
     """Load an OpenVINO engine for its target's device, one frame at a time.
 
     What OpenVINO compiled is kept in this account's cache (`XDG_CACHE_HOME`, else `~/.cache`), so that opening
-    the same engine again is faster.
+    the same engine again is faster; unless `BRD_EDGE_NO_MODEL_CACHE` is set, because on a processor some engines
+    are a little slower when they come out of it.
 
     Args:
         directory: The engine's directory; its files are verified already.
@@ -134,7 +139,9 @@ def _load(directory: Path, info: EngineInfo, threads: int | None, cache: Path | 
 
 
 def _cache_directory() -> Path | None:
-    """Return where compiled models are kept, or None where that cannot be written to."""
+    """Return where compiled models are kept, or None where that is not wanted or cannot be written to."""
+    if os.environ.get(NO_CACHE):
+        return None
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = base / "brd-edge" / "openvino"
     try:
