@@ -280,7 +280,7 @@ def test_doubled_and_shared_images(tmp_path: Path) -> None:
 
 
 def test_wrong_root_says_what_to_set(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"does not exist\. Set CITYSCAPES_ROOT to"):
+    with pytest.raises(DataError, match=r"does not exist\. Let the recipe's data\.root, or CITYSCAPES_ROOT where"):
         run(tmp_path / "nowhere", tmp_path / "out", LAYOUTS["cityscapes"])
     assert not (tmp_path / "out").exists()
 
