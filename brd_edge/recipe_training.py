@@ -118,8 +118,8 @@ class DistillSection(Section):
     compile_teacher: bool = False
     """Whether the teacher's forward pass is compiled (torch.compile): a minute at the start, then faster."""
     cuda_graphs: bool = True
-    """Whether, in training on one GPU, the teacher's forward pass and the distillation terms are recorded as CUDA
-    graphs and replayed: the same arithmetic with a launch each, which is faster where the student is small."""
+    """Whether, in training on one GPU, the models' passes and the losses are recorded as CUDA graphs and replayed: the
+    same arithmetic with a launch each, which is faster where the student is small."""
     lambda_kd: NotNegative = 1.0
     """Weight of the logit distillation."""
     lambda_boundary: NotNegative = 0.5

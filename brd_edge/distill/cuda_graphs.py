@@ -1,4 +1,4 @@
-"""The teacher and the distillation terms as CUDA graphs: one launch each, instead of one for every operation.
+"""The parts of a training step as CUDA graphs: one launch each, instead of one for every operation.
 
 A small student on a large GPU spends its step on launching kernels that take a few microseconds each.
 What has always the same shapes and never waits for the GPU is recorded once and replayed from then on.
@@ -6,11 +6,14 @@ What has always the same shapes and never waits for the GPU is recorded once and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from brd_edge.runtime.errors import TrainingError
 
 __all__ = ["StepGraphs"]
 
@@ -51,7 +54,7 @@ class StepGraphs:
             return self._held[name].copy_(values)
 
     def replay(self, name: str, work: Callable[[], _T]) -> _T:
-        """Do work on the GPU that reads nothing but held tensors, graphs' results and constants.
+        """Do work on the GPU that reads nothing but held tensors, graphs' results, parameters and constants.
 
         Args:
             name: Of the graph.
@@ -59,12 +62,56 @@ class StepGraphs:
 
         Returns:
             What `work` returned while it was recorded: tensors whose values are now those of this call.
+
+        Raises:
+            TrainingError: The work cannot be recorded.
         """
         if name not in self._recorded:
-            self._recorded[name] = _record(work)
+            self._record(name, work)
         graph, result = self._recorded[name]
         graph.replay()
         return result  # type: ignore[no-any-return]
+
+    def forward(self, name: str, model: nn.Module, work: Callable[[], _T]) -> _T:
+        """Replay a forward pass of a model that is trained; see `backward`.
+
+        Recording leaves the statistics of the model's normalisation and the random numbers as they were.
+
+        Args:
+            name: Of the graph.
+            model: Whose forward pass it is.
+            work: As for `replay`.
+        """
+        if name in self._recorded:
+            return self.replay(name, work)
+        with _unchanged(model):
+            # what is recorded is not yet done: the replay is
+            self._record(name, work)
+        return self.replay(name, work)
+
+    def backward(
+        self, name: str, outputs: Sequence[Tensor], gradients: Sequence[Tensor], parameters: Sequence[nn.Parameter]
+    ) -> list[Tensor | None]:
+        """Replay the backward pass through what `forward` returned.
+
+        Args:
+            name: Of the graph.
+            outputs: Tensors of the forward pass, the same ones at every call.
+            gradients: Gradients with respect to them.
+            parameters: What the outputs are differentiated by.
+
+        Returns:
+            The parameters' gradients in the parameters' memory layout, or nothing for a parameter that has no part in
+            the outputs; the next replay overwrites them.
+        """
+        held = [self.hold(f"{name} {place}", gradient) for place, gradient in enumerate(gradients)]
+
+        def work() -> list[Tensor | None]:
+            # the graph of operations is needed by each trial and by the recording
+            found = torch.autograd.grad(outputs, parameters, held, allow_unused=True, retain_graph=True)
+            return [_laid_out_as(parameter, values) for parameter, values in zip(parameters, found, strict=True)]
+
+        return self.replay(name, work)
 
     def term(
         self, name: str, loss: Callable[[], Tensor], leaves: Sequence[Tensor], *, weight: float, divisor: int
@@ -94,10 +141,40 @@ class StepGraphs:
                 leaf.grad = gradient.clone() if leaf.grad is None else leaf.grad.add_(gradient)
         return value
 
+    def _record(self, name: str, work: Callable[[], Any]) -> None:
+        try:
+            self._recorded[name] = _record(work)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            first_line = str(error).partition("\n")[0]
+            raise TrainingError(
+                f"{name}: cannot be recorded as a CUDA graph ({first_line}); "
+                "set distill.cuda_graphs: false, so that every operation is launched on its own"
+            ) from error
+
     def _factor(self, name: str, value: float, device: torch.device) -> Tensor:
         if name not in self._held:
             self._held[name] = torch.zeros((), device=device)
         return self._held[name].fill_(value)
+
+
+def _laid_out_as(parameter: Tensor, values: Tensor | None) -> Tensor | None:
+    """Return values in a parameter's memory layout: fused optimisers walk through both in the order of memory."""
+    if values is None or values.stride() == parameter.stride():
+        return values
+    return torch.empty_like(parameter).copy_(values).detach()
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Give a model's buffers and the random generators back as they were."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()), device_type="cuda"):
+        yield
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def _record(work: Callable[[], _T]) -> tuple[torch.cuda.CUDAGraph, _T]:

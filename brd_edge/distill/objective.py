@@ -30,7 +30,7 @@ from brd_edge.distill.matching import (
 from brd_edge.distill.peers import PixelMemory, channel_wise_loss, cross_image_loss, memory_losses, pair_wise_loss
 from brd_edge.distill.prototypes import class_relation_loss
 from brd_edge.distill.relation import relation_loss
-from brd_edge.models.segmentation import Features, forward_features
+from brd_edge.models.segmentation import Features, forward_features, stays_on_device
 
 __all__ = ["CURRICULA", "METHODS", "DistillSettings", "Objective", "Supervised", "Term", "distillation", "supervised"]
 
@@ -108,8 +108,8 @@ class Objective:
         curriculum: Share of the training that is done to a factor on the terms.
         layers: Layers that exist only for distillation: they are trained, and never exported.
         forward: Student and images to the student's features.
-        recordable: What a CUDA graph can hold, of `teacher` and the terms: it has always the same shapes, draws
-            nothing at random, trains no layers and never waits for the GPU.
+        recordable: What a CUDA graph can hold, of `teacher`, `student`, `ce` and the terms: it has always the same
+            shapes, trains no layers of its own and never waits for the GPU.
     """
 
     supervised: Supervised
@@ -121,13 +121,19 @@ class Objective:
     recordable: frozenset[str] = frozenset()
 
 
-def supervised(loss: Supervised) -> Objective:
+def supervised(loss: Supervised, *, recordable: frozenset[str] = frozenset()) -> Objective:
     """Return an objective without a teacher."""
-    return Objective(supervised=loss)
+    return Objective(supervised=loss, recordable=recordable)
 
 
 def distillation(
-    teacher: nn.Module, student: nn.Module, settings: DistillSettings, loss: Supervised, *, classes: int
+    teacher: nn.Module,
+    student: nn.Module,
+    settings: DistillSettings,
+    loss: Supervised,
+    *,
+    classes: int,
+    static_loss: bool = False,
 ) -> Objective:
     """Return the objective of `settings.method`.
 
@@ -137,13 +143,16 @@ def distillation(
         settings: Method, weights and shapes.
         loss: The supervised loss.
         classes: Number of classes.
+        static_loss: Whether the supervised loss has the same shapes whatever the labels are, and never waits for the
+            GPU, so that a CUDA graph can hold it.
 
     Raises:
         ModelError: The two models cannot be matched; the message shows both feature tables.
     """
     names = _active(settings)
+    recordable = _recordable(settings, student, static_loss=static_loss)
     if not names:
-        return supervised(loss)
+        return supervised(loss, recordable=recordable)
     require_same_classes(teacher, student)
     layers = nn.ModuleDict()
     builders = _builders(settings, teacher, student)
@@ -157,11 +166,13 @@ def distillation(
         terms={name: (getattr(settings, f"lambda_{name}"), builders[name]) for name in names},
         curriculum=CURRICULA[settings.curriculum],
         layers=layers,
-        recordable=_recordable(settings) if settings.cuda_graphs else frozenset(),
+        recordable=recordable,
     )
 
 
-def _recordable(settings: DistillSettings) -> frozenset[str]:
+def _recordable(settings: DistillSettings, student: nn.Module, *, static_loss: bool) -> frozenset[str]:
+    if not settings.cuda_graphs:
+        return frozenset()
     names = {"kd", "cwd", "skd", "boundary_classes"}
     if settings.boundary_operator != "projected":
         names.add("boundary")
@@ -170,6 +181,10 @@ def _recordable(settings: DistillSettings) -> frozenset[str]:
         names.add("relation")
     if not settings.compile_teacher:
         names.add("teacher")
+    if static_loss:
+        names.add("ce")
+    if stays_on_device(student):
+        names.add("student")
     return frozenset(names)
 
 

@@ -53,4 +53,6 @@ def make_optimizer(
             for (factor, decay), parameters in groups.items()
         ],
         lr=lr,
+        # one launch for many parameters
+        fused=all(parameter.is_cuda for parameters in groups.values() for parameter in parameters),
     )

@@ -94,6 +94,8 @@ class Stepper:
         return finite
 
     def _part(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        if self.graphs is not None:
+            images, labels = self.graphs.hold("images", images), self.graphs.hold("labels", labels)
         with self._autocast(images):
             theirs = None
             if self.objective.teacher is not None and self.objective.terms:
@@ -103,22 +105,38 @@ class Stepper:
                 mine = self._student(images)
         # every loss gets leaves of its own to take gradients to: it can be timed, and its memory is freed at once
         leaves = _leaves(mine, self.graphs)
-        labels = labels if self.graphs is None else self.graphs.hold("labels", labels)
         factor = self.objective.curriculum(done)
         values = [self._term("ce", self.objective.supervised, (leaves.logits, labels), 1.0)]
         for name, (weight, term) in self.objective.terms.items():
             values.append(self._term(name, term, (theirs, leaves, labels), factor * weight))
         with self.clock.part("student"):
-            pairs = [
-                (whole, leaf.grad)
-                for whole, leaf in zip(_tensors(mine), _tensors(leaves), strict=True)
-                if leaf.grad is not None
-            ]
-            torch.autograd.backward([whole for whole, _ in pairs], [gradient for _, gradient in pairs])
+            self._backward(_tensors(mine), [leaf.grad for leaf in _tensors(leaves)])
         return torch.stack(values)
 
+    def _backward(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Add the gradients of the student's parameters to what they have."""
+        pairs = [pair for pair in zip(outputs, gradients, strict=True) if pair[1] is not None]
+        reached, given = [whole for whole, _ in pairs], [gradient for _, gradient in pairs if gradient is not None]
+        if self.graphs is None or "student" not in self.objective.recordable:
+            torch.autograd.backward(reached, given)
+            return
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter, gradient in zip(
+            parameters, self.graphs.backward("student's backward pass", reached, given, parameters), strict=True
+        ):
+            if gradient is None:
+                continue
+            if parameter.grad is not None:
+                parameter.grad += gradient
+            else:
+                # the next part of the batch is replayed into the same memory
+                parameter.grad = gradient if self.accumulate == 1 else gradient.clone()
+
     def _autocast(self, images: Tensor) -> torch.autocast:
-        return torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        # a weight's copy in half precision must be part of what is recorded, not left over from before
+        return torch.autocast(
+            images.device.type, self.dtype, enabled=self.dtype != torch.float32, cache_enabled=self.graphs is None
+        )
 
     def _teacher(self, images: Tensor) -> Features:
         teacher = self.objective.teacher
@@ -126,14 +144,16 @@ class Stepper:
         if self.graphs is None:
             return teacher(images)
         if "teacher" in self.objective.recordable:
-            held = self.graphs.hold("images", images)
-            return self.graphs.replay("teacher", lambda: teacher(held))
+            return self.graphs.replay("teacher", lambda: teacher(images))
         found = teacher(images)
         return _with_tensors(
             found, [self.graphs.hold(f"teacher {place}", values) for place, values in enumerate(_tensors(found))]
         )
 
     def _student(self, images: Tensor) -> Features:
+        if self.graphs is not None and "student" in self.objective.recordable:
+            recorded: Features = self.graphs.forward("student's forward pass", self.model, lambda: self.forward(images))
+            return recorded
         slow = images.device.type == "cpu" and self.dtype != torch.float32
         with DepthwiseInFloat32() if slow else nullcontext():
             return self.forward(images)  # type: ignore[no-any-return]
@@ -145,7 +165,7 @@ class Stepper:
 
         with self.clock.part(name):
             if self.graphs is not None and name in self.objective.recordable:
-                leaves = _tensors(inputs[1])
+                leaves = [inputs[0]] if name == "ce" else _tensors(inputs[1])
                 return self.graphs.term(name, unweighted, leaves, weight=weight, divisor=self.accumulate)
             value = weight * unweighted()
             self.scaler.scale(value / self.accumulate).backward()  # type: ignore[no-untyped-call]

@@ -374,9 +374,9 @@ def _average(average: nn.Module, model: nn.Module, decay: float, step: int) -> N
     pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
     mine, theirs = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
     get_ema_multi_avg_fn(decay)(mine, theirs, step)  # type: ignore[no-untyped-call]
-    for counter, current in pairs:
-        if not counter.is_floating_point():
-            counter.copy_(current)
+    counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+    if counters:
+        torch._foreach_copy_([mine for mine, _ in counters], [theirs for _, theirs in counters])
 
 
 def _validate(training: _Training, evaluate: Callable[[nn.Module], float]) -> float:

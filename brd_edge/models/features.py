@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -22,6 +23,7 @@ __all__ = [
     "feature_table",
     "forward_features",
     "required_multiple",
+    "stays_on_device",
 ]
 
 _T = TypeVar("_T")
@@ -180,6 +182,20 @@ def count_macs(model: nn.Module, height: int, width: int) -> int:
 
     check_size(model, height, width)
     return _dry_run(model, height, width, count) // 2
+
+
+def stays_on_device(model: nn.Module) -> bool:
+    """Return whether a forward pass makes no tensors on the CPU, which a GPU would have to be waited for."""
+    import torch
+
+    size = math.lcm(required_multiple(model), 64)
+    try:
+        with torch.no_grad():
+            forward_features(copy.deepcopy(model).to("meta").eval(), torch.zeros(1, 3, size, size, device="meta"))
+    except (RuntimeError, NotImplementedError, AssertionError, ValueError):
+        # transformers may take no other size than their own: nothing is known of these
+        return False
+    return True
 
 
 def _dry_run(model: nn.Module, height: int, width: int, run: Callable[[nn.Module, Tensor], _T]) -> _T:

@@ -22,6 +22,7 @@ from brd_edge.models.features import (
     feature_table,
     forward_features,
     required_multiple,
+    stays_on_device,
 )
 from brd_edge.models.spec import ARCHITECTURES, Architecture, ModelSpec
 from brd_edge.models.storage import load_model, require_contract, save_model
@@ -43,4 +44,5 @@ __all__ = [
     "require_contract",
     "required_multiple",
     "save_model",
+    "stays_on_device",
 ]

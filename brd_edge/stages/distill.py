@@ -64,7 +64,15 @@ def _work(context: Context) -> Outcome:
         spec=spec,
         section=recipe.distill.train,
         dataset=dataset,
-        objective=distillation(teacher, student, settings, loss, classes=len(dataset.classes)),
+        objective=distillation(
+            teacher,
+            student,
+            settings,
+            loss,
+            classes=len(dataset.classes),
+            # which pixels are hard is found anew in every batch
+            static_loss=recipe.distill.train.loss == "ce",
+        ),
         seed=recipe.seed,
     )
     return Outcome(files, result, f"validation mIoU {100 * result['miou']:.1f} % after {result['step']} steps")
