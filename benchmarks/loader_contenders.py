@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from brd_edge.data.dataset import IGNORE_ID, Sample
 from brd_edge.data.loader import Batch, open_train_loader
 from brd_edge.data.plan import Augmentation, Draw, Plan
-from brd_edge.data.torch_loader import _load
+from brd_edge.data.torch_loader import DecodedSamples, _load
 from brd_edge.runtime.contract import InputContract
 
 __all__ = ["CONTENDERS", "Contender", "Workload", "open_contender", "unavailable"]
@@ -114,6 +114,8 @@ def open_contender(name: str, workload: Workload) -> Contender:
         backend=backend,
         threads=workload.threads,
         gpu=0 if name == "dali-gpu" else None,
+        # every contender decodes each sample each time, as with a data set that memory cannot hold
+        kept_bytes_max=0,
     )
 
 
@@ -170,9 +172,10 @@ class _Planned(Dataset[_Item]):
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._decoded = DecodedSamples(0)
 
     def __getitem__(self, draw: Draw) -> _Item:
-        return *_load(self._plan, draw), draw.index
+        return *_load(self._plan, draw, self._decoded), draw.index
 
 
 class _Albumentations(Dataset[_TensorItem]):

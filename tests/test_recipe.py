@@ -137,30 +137,6 @@ def test_a_list_is_empty_only_where_nothing_stands_in_it() -> None:
         load_recipe(QUICKSTART, overrides=["engines=[]", "distill.relation_layers=[64]"])
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (["student.arch=MAnet"], "with encoder tu-mobilenetv3_small_050 does"),
-        (["student.encoder=mit_b0", "engines.2.target=rtx-sm75"], "in place of rtx-sm75: rtx-sm80, rtx-sm86"),
-        (["student.encoder=mit_b0", "engines.2.precision=int8"], "take fp16 or int8-fp16 in place of int8"),
-    ],
-)
-def test_matrices_that_turing_cannot_multiply_are_refused(settings: list[str], words: str) -> None:
-    overrides = ["student.options={}", *settings]
-    with pytest.raises(RecipeError, match=r"engines\.2: TensorRT-RTX multiplies no float32 matrices on SM75") as caught:
-        load_recipe(QUICKSTART, overrides=overrides)
-    assert words in str(caught.value)
-    load_recipe(QUICKSTART, overrides=[*overrides, "engines.2.precision=fp16"])
-    load_recipe(QUICKSTART, overrides=[*overrides, "engines.2={runtime: tensorrt, target: rtx-sm80}"])
-
-
-def test_an_npu_takes_one_frame_at_a_time() -> None:
-    engine = "engines.0={runtime: openvino, precision: fp16, target: TARGET, batch_max: 2}"
-    with pytest.raises(RecipeError, match=r"engines\.0: target 'intel-npu' takes graphs of fixed shape"):
-        load_recipe(QUICKSTART, overrides=[engine.replace("TARGET", "intel-npu")])
-    load_recipe(QUICKSTART, overrides=[engine.replace("TARGET", "intel-igpu")])
-
-
 def test_missing_keys_say_what_is_expected(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text("name: x\ndata: {layout: scenes}\n", encoding="utf-8")

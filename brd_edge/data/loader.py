@@ -86,6 +86,10 @@ class TrainLoader(Protocol):
         ...
 
 
+KEPT_BYTES_MAX = 512 * 1024**2
+"""How many bytes of decoded images the `torch` backend keeps in memory."""
+
+
 def open_train_loader(
     samples: Sequence[Sample],
     *,
@@ -99,6 +103,7 @@ def open_train_loader(
     world: int = 1,
     gpu: int | None = None,
     classes: int = IGNORE_ID,
+    kept_bytes_max: int = KEPT_BYTES_MAX,
 ) -> TrainLoader:
     """Open the training loader.
 
@@ -116,6 +121,8 @@ def open_train_loader(
         gpu: Number of the CUDA GPU on which DALI decodes and varies the images; None uses the CPU. The `torch`
             backend always does.
         classes: Number of classes; a label with another id (255 apart) is refused when it is read.
+        kept_bytes_max: Up to how many bytes of decoded images the `torch` backend keeps in memory, so that a small
+            data set is decoded once; 0 decodes every sample each time, as DALI does.
 
     Raises:
         DataError: An argument is out of its range, or there are fewer samples than one batch.
@@ -146,7 +153,7 @@ def open_train_loader(
         return DaliLoader(plan, threads=threads, gpu=gpu)
     from brd_edge.data.torch_loader import TorchLoader
 
-    return TorchLoader(plan, threads=threads)
+    return TorchLoader(plan, threads=threads, kept_bytes_max=kept_bytes_max)
 
 
 def require_size(sample: Sample, image: tuple[int, int], label: tuple[int, int]) -> None:

@@ -2,7 +2,8 @@
 
 It resizes with Pillow's anti-aliased bilinear filter, the very one of the input contract, so without
 augmentation its images are those that an engine is measured on. The next batch is made by threads
-while the present one is used; nothing is forked.
+while the present one is used; nothing is forked. Images of a small data set stay in memory decoded, since
+decoding takes longer than all the rest.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from brd_edge.data.dataset import IGNORE_ID
+from brd_edge.data.dataset import IGNORE_ID, Sample
 from brd_edge.data.loader import Batch, require_known_ids, require_label_format, require_size
 from brd_edge.data.loader_state import decode_state, encode_state
 from brd_edge.data.plan import Draw, Plan
 from brd_edge.runtime.errors import DataError
 
-__all__ = ["TorchLoader", "decode_image", "decode_label"]
+__all__ = ["DecodedSamples", "TorchLoader", "decode_image", "decode_label"]
 
 # one sample: float32 (3, h, w) and int64 (h, w), of the crop's size
 _Loaded = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -28,12 +29,41 @@ _Loaded = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
+class DecodedSamples:
+    """Decoded images and train ids by sample: the first ones that are asked for stay in memory."""
+
+    def __init__(self, bytes_max: int) -> None:
+        """Keep up to `bytes_max` bytes."""
+        self._kept: dict[int, tuple[Image.Image, npt.NDArray[np.uint8]]] = {}
+        self._bytes_left = bytes_max
+
+    def read(self, index: int, sample: Sample) -> tuple[Image.Image, npt.NDArray[np.uint8]]:
+        """Return a sample's RGB image and train ids (H, W), which must not be written to.
+
+        Raises:
+            DataError: A file is missing, damaged or of the wrong format, or both differ in size.
+        """
+        found = self._kept.get(index)
+        if found is not None:
+            return found
+        image, label = decode_image(sample.image), decode_label(sample.label)
+        require_size(sample, (image.height, image.width), (label.height, label.width))
+        ids = np.asarray(label)
+        size_bytes = 4 * image.width * image.height + ids.nbytes
+        if size_bytes <= self._bytes_left:
+            # two threads may both count a sample: then a little less than the limit is kept
+            self._bytes_left -= size_bytes
+            self._kept[index] = image, ids
+        return image, ids
+
+
 class TorchLoader:
     """A `TrainLoader` on Pillow and torch; see `brd_edge.data.loader.open_train_loader`."""
 
-    def __init__(self, plan: Plan, *, threads: int) -> None:
+    def __init__(self, plan: Plan, *, threads: int, kept_bytes_max: int) -> None:
         """Start `threads` decoding threads; nothing is read before the first batch."""
         self._plan = plan
+        self._decoded = DecodedSamples(kept_bytes_max)
         self._batches = 0
         self._pending: list[Future[_Loaded]] | None = None
         self._executor: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, thread_name_prefix="loader")
@@ -84,7 +114,7 @@ class TorchLoader:
     def _submit(self, batch: int) -> list[Future[_Loaded]]:
         if self._executor is None:
             raise DataError("loader: it is closed: open another one")
-        return [self._executor.submit(_load, self._plan, draw) for draw in self._plan.draws(batch)]
+        return [self._executor.submit(_load, self._plan, draw, self._decoded) for draw in self._plan.draws(batch)]
 
     def _drop_pending(self) -> None:
         for future in self._pending or []:
@@ -127,13 +157,12 @@ def _data_error(future: Future[_Loaded]) -> DataError | None:
     raise error
 
 
-def _load(plan: Plan, draw: Draw) -> _Loaded:
+def _load(plan: Plan, draw: Draw, decoded: DecodedSamples) -> _Loaded:
     # numpy, not torch: torch would start a pool of threads for every thread that calls it
     sample = plan.samples[draw.index]
-    image, label = decode_image(sample.image), decode_label(sample.label)
-    require_size(sample, (image.height, image.width), (label.height, label.width))
+    image, label = decoded.read(draw.index, sample)
     pixels = _resize_image(image, draw.source_box(sample), draw.size)
-    ids = _resize_label(np.asarray(label), draw)
+    ids = _resize_label(label, draw)
     require_known_ids(sample, ids, plan.classes)
     if draw.flip:
         pixels, ids = pixels[:, ::-1], ids[:, ::-1]

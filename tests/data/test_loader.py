@@ -531,3 +531,22 @@ def test_an_id_that_is_no_class_is_refused_with_its_file(tmp_path: Path, opener:
             metrics=metrics,
             backend=cast("Any", backend),
         )
+
+
+def test_what_is_kept_decoded_changes_nothing_and_is_limited(tmp_path: Path, opener: Opener) -> None:
+    samples = make_samples(tmp_path, 5)
+    # two of the five samples fit, or all, or none
+    loaders = [opener(samples, "torch", kept_bytes_max=limit) for limit in (0, 70_000, 10**9)]
+
+    for _ in range(4):
+        fresh, *kept = [loader.next_batch() for loader in loaders]
+        assert all(
+            torch.equal(batch.images, fresh.images) and torch.equal(batch.labels, fresh.labels) for batch in kept
+        )
+    for sample in samples:
+        sample.image.unlink()
+    with pytest.raises(DataError, match="cannot be decoded"):
+        for _ in range(4):
+            loaders[1].next_batch()
+    for _ in range(4):
+        loaders[2].next_batch()

@@ -5,14 +5,29 @@ import timm
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from brd_edge.models.spec import has_matrix_products
+from brd_edge.models.build import model_class
+from brd_edge.models.spec import ARCHITECTURES, has_matrix_products
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu"}
 ENCODERS = (
     *("resnet10t", "seresnext26t_32x4d", "mobilenetv3_small_050", "mobilenetv4_conv_small", "tf_efficientnet_lite0"),
     *("convnext_atto", "fastvit_t8", "mobilevitv2_050", "poolformer_s12", "ese_vovnet19b_dw", "lowformer_e1"),
-    *("convnext_tiny", "fastvit_sa12", "mobilevit_xxs", "mobilenetv4_hybrid_medium_075", "swin_tiny_patch4_window7_224"),
-    *("vit_tiny_patch16_224", "pvt_v2_b0", "efficientvit_b0", "edgenext_xx_small", "gcresnext26ts", "lowformer_b0"),
+    *(
+        "convnext_tiny",
+        "fastvit_sa12",
+        "mobilevit_xxs",
+        "mobilenetv4_hybrid_medium_075",
+        "swin_tiny_patch4_window7_224",
+    ),
+    *(
+        "vit_tiny_patch16_224",
+        "pvt_v2_b0",
+        "efficientvit_b0",
+        "edgenext_xx_small",
+        "gcresnext26ts",
+        "lowformer_b0",
+        "efficientnet_cc_b0_4e",
+    ),
 )
 
 
@@ -44,3 +59,10 @@ def test_decoders_and_encoders_of_smp() -> None:
     assert not has_matrix_products("UnetPlusPlus", "mobileone_s0")
     # with 1x1 convolutions in place of linear layers
     assert not has_matrix_products("FPN", "tu-convnext_tiny", {"conv_mlp": True})
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_what_heads_end_in_is_known(arch: str) -> None:
+    with torch.device("meta"):
+        _, last, _ = model_class(arch)(encoder_name="resnet18", encoder_weights=None, classes=3).segmentation_head
+    assert ARCHITECTURES[arch].upsamples == (getattr(last, "mode", None) == "bilinear")
