@@ -174,7 +174,8 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         yield
     with torch.no_grad():
         for buffer, before in buffers:
-            buffer.copy_(before)
+            # past the version counter: the backward pass that is recorded next was promised these very buffers
+            buffer.data.copy_(before)
 
 
 def _record(work: Callable[[], _T]) -> tuple[torch.cuda.CUDAGraph, _T]:
