@@ -48,6 +48,9 @@ def test_the_vendors_tool_and_the_runner_are_timed_in_turns(
     assert found["cache_ratio"]["value"] == pytest.approx(
         found["benchmark_app_ms"]["value"] / found["benchmark_app_no_cache_ms"]["value"]
     )
+    assert found["infer_no_cache_ratio"]["value"] == pytest.approx(
+        found["infer_no_cache_ms"]["value"] / found["benchmark_app_no_cache_ms"]["value"]
+    )
     assert list((engines["openvino"].parent / "cache").iterdir()), "the tool had its cache on"
 
 
