@@ -267,6 +267,8 @@ def _settings(recipe: Path, cell: Cell) -> str:
     parts = {"data", "student", "seed", "device"}
     settings = resolved.model_dump(mode="json", include=parts)
     distill = resolved.distill.model_dump(mode="json", exclude={"train": {"checkpoint_s"}})
+    # of all arms: what the student sees is made from what the teacher sees
+    settings["teacher_scale"] = resolved.teacher.scale
     settings["distill"] = {key: value for key, value in distill.items() if _matters(key, distill["method"])}
     assert resolved.teacher.checkpoint is not None, "cells share a trained teacher"
     teacher = (
@@ -338,9 +340,10 @@ def _evaluate(recipe: Recipe, run: Run, stage: str) -> SegmentationMetrics:
     from brd_edge.evaluate.accuracy import evaluate_predictor, model_predictor
     from brd_edge.models.segmentation import load_model
     from brd_edge.runtime.metrics import SegmentationMetrics
-    from brd_edge.stages.context import input_contract, training_device
+    from brd_edge.stages.context import input_contract, teacher_contract, training_device
 
-    dataset, contract, device = load_dataset(run.path("data")), input_contract(recipe), training_device(recipe)
+    dataset, device = load_dataset(run.path("data")), training_device(recipe)
+    contract = teacher_contract(recipe) if stage == "teacher" else input_contract(recipe)
     model, _ = load_model(run.path(stage, "model"))
     return evaluate_predictor(
         model_predictor(model.eval().to(device), contract, device),

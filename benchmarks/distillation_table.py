@@ -47,14 +47,19 @@ def format_table(result: Mapping[str, Any]) -> str:
             "",
             *_markdown(["", *_COLUMNS.values()], rows),
         ]
-    environment = result["environment"]
+    # the table may be written elsewhere than its cells were trained
+    machines = sorted({_machine(cell["environment"]) for cell in result["cells"]})
     minutes = sum(cell["duration_s"] for cell in result["cells"]) / 60
     lines += [
         "",
-        f"{len(result['cells'])} trainings, {minutes:.0f} min in all, on {environment['gpu'] or environment['cpu']} "
-        f"({environment['cores']} cores), torch {environment['packages']['torch']}.",
+        f"{len(result['cells'])} trainings, {minutes:.0f} min in all, on {' and '.join(machines)}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    where = environment["gpu"] or environment["cpu"]
+    return f"{where} ({environment['cores']} cores), torch {environment['packages']['torch']}"
 
 
 def _missing(rows: Mapping[str, Any], seeds: int) -> str:

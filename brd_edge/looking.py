@@ -18,7 +18,7 @@ from brd_edge.execution import execute
 from brd_edge.recipe import Recipe, load_recipe
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import atomic_path
-from brd_edge.stages.context import input_contract
+from brd_edge.stages.context import input_contract, teacher_contract
 
 __all__ = ["look_at_data"]
 
@@ -127,13 +127,14 @@ def _draw(recipe: Recipe, dataset: Dataset, path: Path, images: int) -> None:
 def _augmented(recipe: Recipe, dataset: Dataset, images: int) -> list[Tile]:
     """Return the first images that the student is trained on."""
     from brd_edge.data.loader import open_train_loader
+    from brd_edge.distill.grid import reduce_batch
     from brd_edge.stages.training import augmentation_of
 
-    contract = input_contract(recipe)
+    contract, scale = input_contract(recipe), recipe.teacher.scale
     loader = open_train_loader(
         dataset.train,
-        contract=contract,
-        augmentation=augmentation_of(recipe, recipe.distill.train),
+        contract=teacher_contract(recipe),
+        augmentation=augmentation_of(recipe.distill.train, contract, scale=scale),
         batch_size=min(recipe.distill.train.batch_size, len(dataset.train)),
         seed=recipe.seed,
         backend=recipe.data.loader,
@@ -144,8 +145,9 @@ def _augmented(recipe: Recipe, dataset: Dataset, images: int) -> list[Tile]:
     try:
         while len(tiles) < images:
             batch = loader.next_batch()
-            pixels = 255 * (batch.images.permute(0, 2, 3, 1).numpy() * contract.std + contract.mean)
-            for image, label, index in zip(pixels, batch.labels.numpy(), batch.indices, strict=True):
+            crops, labels = reduce_batch(batch.images, batch.labels, scale)
+            pixels = 255 * (crops.permute(0, 2, 3, 1).numpy() * contract.std + contract.mean)
+            for image, label, index in zip(pixels, labels.numpy(), batch.indices, strict=True):
                 shown = np.clip(np.rint(image), 0, 255).astype(np.uint8)
                 tiles.append(Tile(dataset.train[index].id, shown, label.astype(np.uint8)))
     finally:

@@ -276,6 +276,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _larger_frames_for_the_teacher(self) -> Recipe:
+        if self.teacher.scale > 1 and self.data.sliding_window:
+            raise ValueError(
+                f"teacher.scale: {self.teacher.scale} needs frames that are resized, and with data.sliding_window they "
+                "are not: set it to 1, or data.sliding_window to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _engines_for_the_student(self) -> Recipe:
         from brd_edge.models.spec import has_matrix_products
         from brd_edge.runtime.targets import TARGETS, lacks_matrix_products

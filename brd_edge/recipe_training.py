@@ -95,6 +95,9 @@ class TrainSection(Section):
 class TeacherSection(ModelSection):
     """The large model; trained here, or loaded from `checkpoint`."""
 
+    scale: Annotated[int, Field(ge=1, le=4)] = 1
+    """How many times as high and as wide the teacher's frames are as the student's, so that it sees small things.
+    `train.crop` counts its own pixels. Not with `data.sliding_window`."""
     checkpoint: OptionalText = None
     """Directory with `config.json` and `model.safetensors` of a trained teacher."""
     train: TrainSection | None = None

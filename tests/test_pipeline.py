@@ -29,6 +29,7 @@ from brd_edge.runtime.segmenter import keys_for
 from brd_edge.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
+MODELS = ("teacher", "distill")
 STAGE_NAMES = list(STAGES)
 QUICKSTART = str(ROOT / "pipelines" / "quickstart.yaml")
 TINY = (
@@ -37,6 +38,7 @@ TINY = (
     "data.loader=torch",
     "teacher.options={decoder_channels: 16}",
     "teacher.encoder=tu-mobilenetv3_small_050",
+    "teacher.scale=2",
     "teacher.train.epochs=2",
     "teacher.train.batch_size=4",
     "student.options={decoder_channels: 16}",
@@ -80,6 +82,8 @@ def test_a_run_leaves_everything(finished: Path) -> None:
     ):
         assert (finished / name).is_file(), name
     assert {path.stem for path in (finished / "stages").iterdir()} == set(STAGES)
+    sizes = [json.loads((finished / stage / "model" / "brd_edge.json").read_text())["contract"] for stage in MODELS]
+    assert [(size["height"], size["width"]) for size in sizes] == [(128, 192), (64, 96)]
     exported = json.loads((finished / "stages" / "export.json").read_text(encoding="utf-8"))["result"]
     assert exported["agreement"] >= 0.9999, "the graph says what PyTorch says"
     assert not list(finished.rglob("checkpoint.safetensors")), "unfinished work is cleared away"
@@ -525,6 +529,7 @@ def test_models_that_cannot_work_are_refused_before_training(
     for setting, message in (
         ("teacher.encoder=tu-vit_tiny_patch16_224", "cannot be built"),
         ("distill.train.crop=[60, 96]", "student on train.crop"),
+        ("data.size=[60, 96]", "teacher on data.size times 2"),
     ):
         assert main(_arguments(run, "--from", "teacher", settings=[setting])) == 1
         assert message in capsys.readouterr().err

@@ -137,6 +137,12 @@ def test_a_list_is_empty_only_where_nothing_stands_in_it() -> None:
         load_recipe(QUICKSTART, overrides=["engines=[]", "distill.relation_layers=[64]"])
 
 
+def test_a_teacher_sees_more_only_of_frames_that_are_resized() -> None:
+    with pytest.raises(RecipeError, match=r"teacher\.scale: 2 needs frames that are resized"):
+        load_recipe(QUICKSTART, overrides=["teacher.scale=2", "data.sliding_window=true"])
+    assert load_recipe(QUICKSTART, overrides=["teacher.scale=2"]).teacher.scale == 2
+
+
 def test_missing_keys_say_what_is_expected(tmp_path: Path) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text("name: x\ndata: {layout: scenes}\n", encoding="utf-8")

@@ -13,6 +13,7 @@ __all__ = [
     "known_cells",
     "known_share",
     "on_coarser_grid",
+    "reduce_batch",
     "to_grid",
     "wide",
 ]
@@ -41,6 +42,26 @@ def on_coarser_grid(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     height = min(first.shape[-2], second.shape[-2])
     width = min(first.shape[-1], second.shape[-1])
     return to_grid(first, height, width), to_grid(second, height, width)
+
+
+def reduce_batch(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """Make a batch smaller as the loader would have done: images by an anti-aliased bilinear filter, labels by nearest.
+
+    Args:
+        images: (N, 3, H, W); H and W are divisible by `factor`.
+        labels: (N, H, W).
+        factor: At least 1.
+
+    Returns:
+        (N, 3, H / factor, W / factor) and (N, H / factor, W / factor).
+    """
+    if factor == 1:
+        return images, labels
+    small = F.interpolate(
+        images, (images.shape[-2] // factor, images.shape[-1] // factor), mode="bilinear", antialias=True
+    )
+    # the pixel in which a cell's centre lies, or the one after it where it lies between two
+    return small, labels[:, factor // 2 :: factor, factor // 2 :: factor]
 
 
 def known_cells(labels: Tensor, height: int, width: int) -> Tensor:

@@ -110,6 +110,8 @@ class Objective:
         forward: Student and images to the student's features.
         recordable: What a CUDA graph can hold, of `teacher`, `student`, `ce` and the terms: it has always the same
             shapes, trains no layers of its own and never waits for the GPU.
+        teacher_scale: How many times as high and as wide the batch's images are as what the student sees; the teacher
+            sees them as they are.
     """
 
     supervised: Supervised
@@ -119,11 +121,12 @@ class Objective:
     layers: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     forward: Callable[[nn.Module, Tensor], Features] = forward_features
     recordable: frozenset[str] = frozenset()
+    teacher_scale: int = 1
 
 
-def supervised(loss: Supervised, *, recordable: frozenset[str] = frozenset()) -> Objective:
+def supervised(loss: Supervised) -> Objective:
     """Return an objective without a teacher."""
-    return Objective(supervised=loss, recordable=recordable)
+    return Objective(supervised=loss)
 
 
 def distillation(
@@ -134,6 +137,7 @@ def distillation(
     *,
     classes: int,
     static_loss: bool = False,
+    teacher_scale: int = 1,
 ) -> Objective:
     """Return the objective of `settings.method`.
 
@@ -145,6 +149,7 @@ def distillation(
         classes: Number of classes.
         static_loss: Whether the supervised loss has the same shapes whatever the labels are, and never waits for the
             GPU, so that a CUDA graph can hold it.
+        teacher_scale: How many times as high and as wide the images are that the teacher sees.
 
     Raises:
         ModelError: The two models cannot be matched; the message shows both feature tables.
@@ -152,7 +157,7 @@ def distillation(
     names = _active(settings)
     recordable = _recordable(settings, student, static_loss=static_loss)
     if not names:
-        return supervised(loss, recordable=recordable)
+        return Objective(supervised=loss, recordable=recordable, teacher_scale=teacher_scale)
     require_same_classes(teacher, student)
     layers = nn.ModuleDict()
     builders = _builders(settings, teacher, student)
@@ -167,6 +172,7 @@ def distillation(
         curriculum=CURRICULA[settings.curriculum],
         layers=layers,
         recordable=recordable,
+        teacher_scale=teacher_scale,
     )
 
 

@@ -16,6 +16,7 @@ from brd_edge.distill.clock import StepClock
 from brd_edge.distill.cuda_graphs import StepGraphs
 from brd_edge.distill.depthwise import DepthwiseInFloat32
 from brd_edge.distill.distributed import average_gradients
+from brd_edge.distill.grid import reduce_batch
 from brd_edge.distill.objective import Objective
 from brd_edge.models.segmentation import Features
 
@@ -55,7 +56,7 @@ class Stepper:
         """Compute the gradients of a batch.
 
         Args:
-            images: (N, 3, H, W), normalised; N is divisible by `accumulate`.
+            images: (N, 3, H, W), normalised, as the teacher sees them; N is divisible by `accumulate`.
             labels: (N, H, W) int64 class ids, 255 unknown.
             done: Share of the training that is done, 0 to 1.
 
@@ -94,13 +95,16 @@ class Stepper:
         return finite
 
     def _part(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
+        whole = images
+        images, labels = reduce_batch(images, labels, self.objective.teacher_scale)
         if self.graphs is not None:
             images, labels = self.graphs.hold("images", images), self.graphs.hold("labels", labels)
+            whole = images if self.objective.teacher_scale == 1 else self.graphs.hold("teacher's images", whole)
         with self._autocast(images):
             theirs = None
             if self.objective.teacher is not None and self.objective.terms:
                 with self.clock.part("teacher"):
-                    theirs = self._teacher(images)
+                    theirs = self._teacher(whole)
             with self.clock.part("student"):
                 mine = self._student(images)
         # every loss gets leaves of its own to take gradients to: it can be timed, and its memory is freed at once

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from brd_edge.data.dataset import Dataset, read_frame
 from brd_edge.environment import describe_environment
-from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor, model_predictor
+from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor, model_predictor, to_label_size
 from brd_edge.evaluate.benchmark import images, timings
 from brd_edge.evaluate.benchmark.file import SCHEMA_VERSION, check_benchmark
 from brd_edge.evaluate.benchmark.images import write_image_counts
@@ -37,7 +37,7 @@ from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.statistics import Interval, bootstrap_mean
 from brd_edge.runtime.targets import TARGETS
 from brd_edge.stages.attribution import attribution_entry
-from brd_edge.stages.context import Context, Outcome, Stage, input_contract, training_device
+from brd_edge.stages.context import Context, Outcome, Stage, input_contract, teacher_contract, training_device
 from brd_edge.stages.cost import added_cost
 from brd_edge.stages.reporting import PackedMap, pack_map, report_curves, report_samples, sample_indices
 from brd_edge.stages.timing import time_engine
@@ -190,10 +190,10 @@ def _evaluate_model(context: Context, validation: _Validation, title: str) -> di
     directory = context.run.path("teacher" if title == "teacher" else "distill", "model")
     model, spec = load_model(directory)
     model.to(device).eval()
-    contract = validation.contract
+    contract = teacher_contract(context.recipe) if title == "teacher" else validation.contract
     predict = model_predictor(model, contract, device)
     reference = validation.reference if title == "student" else None
-    scores = _scores(validation, predict, title, keep=reference)
+    scores = _scores(validation, predict, title, keep=reference, contract=contract)
     return {
         "model": f"{spec.arch} / {spec.encoder}",
         "params": count_parameters(model),
@@ -209,17 +209,22 @@ def _scores(
     *,
     name: str | None = None,
     keep: list[ByteArray] | None = None,
+    contract: InputContract | None = None,
 ) -> dict[str, Any]:
     """Evaluate a predictor; `keep` gets its class maps, or else the agreement with the reference is counted.
 
-    What was counted in each image is kept under `name`, or else under the title.
+    What was counted in each image is kept under `name`, or else under the title. With a contract of larger frames than
+    the student's, class maps are brought to the student's size where both are compared.
     """
-    dataset = validation.dataset
+    dataset, usual = validation.dataset, validation.contract
+    contract = contract or usual
     agreement: list[float] = []
     packed = validation.class_maps.setdefault(title, {})
     with progress_bar(len(dataset.val), f"benchmark {title}", unit="image") as bar:
 
         def look(index: int, class_map: ByteArray) -> None:
+            if contract != usual:
+                class_map = to_label_size(class_map, usual.height, usual.width)
             packed[index] = pack_map(class_map)
             if keep is not None:
                 keep.append(class_map)
@@ -230,7 +235,7 @@ def _scores(
         metrics = evaluate_predictor(
             predict,
             dataset.val,
-            contract=validation.contract,
+            contract=contract,
             metrics=SegmentationMetrics(len(dataset.classes), keep_images=True) if keep is None else validation.student,
             on_class_map=look,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,16 @@ from brd_edge.runtime.errors import RunError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Context", "Outcome", "Stage", "input_contract", "missing_gpu", "slow_without_gpu", "training_device"]
+__all__ = [
+    "Context",
+    "Outcome",
+    "Stage",
+    "input_contract",
+    "missing_gpu",
+    "slow_without_gpu",
+    "teacher_contract",
+    "training_device",
+]
 
 
 _CPU_PIXELS_MAX = 320 * 480
@@ -101,6 +110,12 @@ def input_contract(recipe: Recipe) -> InputContract:
         std=data.std,
         resize=SLIDING_WINDOW if data.sliding_window else RESIZED,
     )
+
+
+def teacher_contract(recipe: Recipe) -> InputContract:
+    """Return the input contract of the teacher: the student's, with frames that are `teacher.scale` times larger."""
+    contract, scale = input_contract(recipe), recipe.teacher.scale
+    return replace(contract, height=scale * contract.height, width=scale * contract.width)
 
 
 def missing_gpu(recipe: Recipe) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from brd_edge.recipe import Recipe
-from brd_edge.stages.context import Context, Outcome, Stage, missing_gpu, training_device
+from brd_edge.stages.context import Context, Outcome, Stage, input_contract, missing_gpu, training_device
 from brd_edge.stages.training import (
     TRAINING_CODE,
     load_run_dataset,
@@ -72,7 +72,9 @@ def _work(context: Context) -> Outcome:
             classes=len(dataset.classes),
             # which pixels are hard is found anew in every batch
             static_loss=recipe.distill.train.loss == "ce",
+            teacher_scale=recipe.teacher.scale,
         ),
+        contract=input_contract(recipe),
         seed=recipe.seed,
     )
     return Outcome(files, result, f"validation mIoU {100 * result['miou']:.1f} % after {result['step']} steps")

@@ -13,9 +13,9 @@ from brd_edge.stages.context import (
     Context,
     Outcome,
     Stage,
-    input_contract,
     missing_gpu,
     slow_without_gpu,
+    teacher_contract,
     training_device,
 )
 from brd_edge.stages.training import (
@@ -90,6 +90,7 @@ def _train(context: Context) -> Outcome:
         section=section,
         dataset=dataset,
         objective=supervised(supervised_loss(section, weights)),
+        contract=teacher_contract(recipe),
         seed=recipe.seed,
     )
     return Outcome(files, result, f"validation mIoU {100 * result['miou']:.1f} % after {result['step']} steps")
@@ -102,7 +103,7 @@ def _load(context: Context) -> Outcome:
     assert checkpoint is not None
     dataset = load_run_dataset(context)
     model, spec = load_model(checkpoint)
-    contract = input_contract(context.recipe)
+    contract = teacher_contract(context.recipe)
     require_contract(checkpoint, contract)
     if spec.classes != len(dataset.classes):
         raise ModelError(

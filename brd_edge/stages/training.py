@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,16 @@ from brd_edge.data.dataset import Dataset, count_class_pixels
 from brd_edge.data.index import load_dataset
 from brd_edge.recipe import Recipe
 from brd_edge.recipe_training import ModelSection, TrainSection
+from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import InterruptedRunError, ModelError
 from brd_edge.runtime.files import sha256_file
-from brd_edge.stages.context import Context, input_contract, training_device
+from brd_edge.stages.context import Context, input_contract, teacher_contract, training_device
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from brd_edge.data.loader import TrainLoader
     from brd_edge.data.plan import Augmentation
     from brd_edge.distill.objective import Objective, Supervised
     from brd_edge.models.segmentation import ModelSpec
@@ -30,6 +33,7 @@ __all__ = [
     "missing_weights",
     "model_files",
     "model_spec",
+    "open_batches",
     "supervised_loss",
     "train_and_save",
     "training_class_weights",
@@ -94,17 +98,22 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
     from brd_edge.distill.objective import DistillSettings, distillation
     from brd_edge.models.segmentation import build_model, check_size
 
-    models = {}
-    for name, section, train in (
-        ("teacher", recipe.teacher, recipe.teacher.train),
-        ("student", recipe.student, recipe.distill.train),
+    models, scale, (height, width) = {}, recipe.teacher.scale, recipe.distill.train.crop or recipe.data.size
+    for name, section, train, contract in (
+        ("teacher", recipe.teacher, recipe.teacher.train, teacher_contract(recipe)),
+        ("student", recipe.student, recipe.distill.train, input_contract(recipe)),
     ):
         models[name] = build_model(model_spec(section, dataset), encoder_weights=None, seed=recipe.seed)
-        check_size(models[name], *recipe.data.size, what=f"{name} on data.size")
+        larger = f" times {scale}" if name == "teacher" and scale > 1 else ""
+        check_size(models[name], contract.height, contract.width, what=f"{name} on data.size{larger}")
         if train is not None:
             _require_equal_shares(name, train)
         if train is not None and train.crop is not None:
             check_size(models[name], *train.crop, what=f"{name} on train.crop")
+    if scale > 1:
+        check_size(
+            models["teacher"], scale * height, scale * width, what=f"teacher on distill.train.crop times {scale}"
+        )
     if recipe.teacher.train is not None:
         settings = DistillSettings(**recipe.distill.model_dump(exclude={"train"}))
         loss = supervised_loss(recipe.distill.train, None)
@@ -175,11 +184,13 @@ def train_and_save(
     section: TrainSection,
     dataset: Dataset,
     objective: Objective,
+    contract: InputContract,
     seed: int,
 ) -> tuple[list[Path], dict[str, Any]]:
     """Train a model as a recipe's section says and save its best weights in `<title>/model`.
 
-    Where there are several processes, the first one calls the others to its side.
+    Frames are those of the contract; batches are as many times larger as the objective's teacher sees them. Where there
+    are several processes, the first one calls the others to its side.
 
     Returns:
         The files of the model, and `miou` (best validation, 0 to 1), `step` and `steps`.
@@ -192,14 +203,14 @@ def train_and_save(
         broadcast_object({"stage": title, "key": context.key})
     device = training_device(context.recipe)
     directory = context.run.path(title)
-    loader = _open_loader(context.recipe, section, dataset, seed)
+    loader = open_batches(context.recipe, section, dataset, contract, seed=seed, scale=objective.teacher_scale)
     try:
         result = fit(
             model,
             objective=objective,
             loader=loader,
             settings=_fit_settings(section),
-            evaluate=_validation(context, dataset, device),
+            evaluate=_validation(context, dataset, contract, device),
             names=[str(sample.image) for sample in dataset.train],
             directory=directory,
             key=context.key,
@@ -214,17 +225,18 @@ def train_and_save(
     found = {"miou": result.miou, "step": result.step, "steps": result.steps}
     if rank() > 0:
         return [], found
-    save_model(model, spec, directory / "model", contract=input_contract(context.recipe))
+    save_model(model, spec, directory / "model", contract=contract)
     return [*model_files(directory / "model"), directory / "metrics.jsonl"], found
 
 
-def augmentation_of(recipe: Recipe, section: TrainSection) -> Augmentation:
-    """Return how a training section varies its samples."""
+def augmentation_of(section: TrainSection, contract: InputContract, *, scale: int = 1) -> Augmentation:
+    """Return how a training section varies its samples; the crops are `scale` times as high and wide as it says."""
     from brd_edge.data.plan import Augmentation
 
     brightness, contrast, saturation = section.jitter
+    height, width = section.crop or (contract.height, contract.width)
     return Augmentation(
-        crop=section.crop or recipe.data.size,
+        crop=(scale * height, scale * width),
         scale=section.scale,
         flip=section.flip,
         brightness=brightness,
@@ -234,15 +246,18 @@ def augmentation_of(recipe: Recipe, section: TrainSection) -> Augmentation:
     )
 
 
-def _open_loader(recipe: Recipe, section: TrainSection, dataset: Dataset, seed: int) -> Any:
+def open_batches(
+    recipe: Recipe, section: TrainSection, dataset: Dataset, contract: InputContract, *, seed: int, scale: int = 1
+) -> TrainLoader:
+    """Open the loader of a training: frames of the contract and crops, both `scale` times as high and wide."""
     from brd_edge.data.loader import open_train_loader
     from brd_edge.distill.distributed import rank, world
 
     device = training_device(recipe)
     return open_train_loader(
         dataset.train,
-        contract=input_contract(recipe),
-        augmentation=augmentation_of(recipe, section),
+        contract=replace(contract, height=scale * contract.height, width=scale * contract.width),
+        augmentation=augmentation_of(section, contract, scale=scale),
         batch_size=section.batch_size,
         seed=seed,
         backend=recipe.data.loader,
@@ -273,11 +288,11 @@ def _fit_settings(section: TrainSection) -> Any:
     )
 
 
-def _validation(context: Context, dataset: Dataset, device: torch.device) -> Callable[[nn.Module], float]:
+def _validation(
+    context: Context, dataset: Dataset, contract: InputContract, device: torch.device
+) -> Callable[[nn.Module], float]:
     from brd_edge.evaluate.accuracy import evaluate_predictor, model_predictor
     from brd_edge.runtime.metrics import SegmentationMetrics
-
-    contract = input_contract(context.recipe)
 
     def look(_index: int, _class_map: object) -> None:
         if context.stop.requested:

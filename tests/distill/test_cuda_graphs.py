@@ -65,7 +65,9 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     return torch.device(request.param)
 
 
-def _stepper(method: str, device: torch.device, *, graphs: bool, accumulate: int, dtype: torch.dtype) -> Stepper:
+def _stepper(
+    method: str, device: torch.device, *, graphs: bool, accumulate: int, dtype: torch.dtype, scale: int = 1
+) -> Stepper:
     def model(arch: str, encoder: str, **options: object) -> nn.Module:
         built = build_model(ModelSpec(arch, encoder, 3, dict(options)), encoder_weights=None, seed=0)
         return built.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
@@ -75,7 +77,13 @@ def _stepper(method: str, device: torch.device, *, graphs: bool, accumulate: int
     section = DistillSection.model_validate({"train": TrainSection(epochs=1), "method": method})
     settings = DistillSettings(**section.model_dump(exclude={"train"}))
     objective = distillation(
-        teacher, student, settings, lambda z, y: cross_entropy(z, y, None), classes=3, static_loss=True
+        teacher,
+        student,
+        settings,
+        lambda z, y: cross_entropy(z, y, None),
+        classes=3,
+        static_loss=True,
+        teacher_scale=scale,
     )
     objective.layers.to(device)
     return Stepper(
@@ -125,6 +133,15 @@ def test_recorded_steps_are_the_same(device: torch.device, method: str, accumula
     torch.testing.assert_close(recorded_statistics, statistics, rtol=tolerance, atol=tolerance)
     assert len(losses[0]) > (method != "none")
     assert not torch.equal(losses[0], losses[2]), "the replay must read the new batch"
+
+
+def test_recorded_steps_of_a_teacher_that_sees_more(device: torch.device) -> None:
+    both = [
+        _train(_stepper("brd", device, graphs=graphs, accumulate=1, dtype=torch.float32, scale=2), device)[0]
+        for graphs in (False, True)
+    ]
+
+    torch.testing.assert_close(both[1], both[0], rtol=TOLERANCE[device.type], atol=TOLERANCE[device.type])
 
 
 def test_recorded_steps_in_bfloat16(device: torch.device) -> None:

@@ -99,7 +99,8 @@ def open_openvino(directory: Path, info: EngineInfo, threads: int | None) -> Ope
     known = model.has_rt_info(CONTRACT_HASH_PATH)
     metadata = {CONTRACT_HASH_KEY: model.get_rt_info(CONTRACT_HASH_PATH).astype(str)} if known else {}
     check_contract_hash(what, info.contract, metadata)
-    return OpenVinoRunner(info, compiled.create_infer_request(), finish)
+    fixed = compiled.outputs[0].partial_shape.is_static
+    return OpenVinoRunner(info, compiled.create_infer_request(), finish, fixed_output=fixed)
 
 
 def compile_model(directory: Path, info: EngineInfo, threads: int | None, *, cache: Path | None = None) -> Any:
@@ -154,12 +155,22 @@ def _cache_directory() -> Path | None:
 class OpenVinoRunner:
     """A loaded OpenVINO engine; see `brd_edge.runtime.engine.Runner`. Not thread-safe."""
 
-    def __init__(self, info: EngineInfo, request: Any, finish: Finish) -> None:
-        """Take an inference request over; `open_openvino` makes one."""
+    def __init__(self, info: EngineInfo, request: Any, finish: Finish, *, fixed_output: bool) -> None:
+        """Take an inference request over; `open_openvino` makes one.
+
+        Args:
+            info: The engine's sidecar.
+            request: The request.
+            finish: Makes class maps of its output.
+            fixed_output: Whether the output has always the same shape, and with it the same memory.
+        """
         self.info = info
         self._finish = finish
         self._request = request
+        self._fixed_output = fixed_output
+        self._output: npt.NDArray[Any] | None = None
         self._frames: npt.NDArray[np.uint8] | None = None
+        self._last: npt.NDArray[np.uint8] | None = None
         self._tensor = import_runtime("openvino", INSTALL).Tensor
 
     def infer(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -170,19 +181,44 @@ class OpenVinoRunner:
         Raises:
             EngineError: The frame has another shape or dtype, the runner is closed, or OpenVINO failed.
         """
-        return in_batches(frame, self.info, self._run)
+        if frame is self._last:
+            # a camera's buffer that is filled again and again: it was looked at, and the request reads it already. An
+            # inference leaves the processor's caches cold, so that every line of Python counts
+            only: npt.NDArray[np.uint8] = self._segmented()[0]
+            return only
+        class_maps = in_batches(frame, self.info, self._run)
+        in_place = frame.ndim == 3 and self._frames is not None and _place(frame)[0] == _place(self._frames)[0]
+        self._last = frame if in_place else None
+        return class_maps
 
     def _run(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        request = self._request
-        if request is None:
+        if self._request is None:
             raise EngineError("the runner is closed: open the engine again")
         try:
             self._put(frames)
-            output = _inferred(request)
+        except Exception as error:
+            raise EngineError(f"OpenVINO refused a frame: {error}") from error
+        return self._segmented()
+
+    def _segmented(self) -> npt.NDArray[np.uint8]:
+        """Segment the frames that were put, to class maps uint8 (n, H, W) in memory of their own."""
+        try:
+            output = self._inferred()
         except Exception as error:
             raise EngineError(f"OpenVINO failed on a frame: {error}") from error
         # class maps are copied, since the request writes into the same buffer again; logits are read in place
         return self._finish(output.copy() if self.info.logits is None else output)
+
+    def _inferred(self) -> npt.NDArray[Any]:
+        """Run the request and return its output in the runtime's own buffer."""
+        # starting it and waiting for it takes less time than `infer`, which makes a dictionary of outputs at every call
+        self._request.start_async()
+        self._request.wait()
+        output = self._output
+        if output is None:
+            output = self._request.get_output_tensor().data
+            self._output = output if self._fixed_output else None
+        return output
 
     def _put(self, frames: npt.NDArray[np.uint8]) -> None:
         """Let the request read frames, uint8 (n, H, W, 3) and contiguous, where they lie: copying them takes longer."""
@@ -202,17 +238,15 @@ class OpenVinoRunner:
             EngineError: The frame has another shape or dtype, or the runner is closed.
         """
         check_frame(frame, self.info.contract)
-        request = self._request
-        if request is None:
+        if self._request is None:
             raise EngineError("the runner is closed: open the engine again")
         self._put(np.ascontiguousarray(frame[None]))
-
-        return lambda: _inferred(request)
+        self._last = None
+        return self._inferred
 
     def close(self) -> None:
         """Free the inference request and the compiled model with it."""
-        self._request = None
-        self._frames = None
+        self._request = self._output = self._frames = self._last = None
 
     def __enter__(self) -> Self:
         """Return the runner itself."""
@@ -223,15 +257,6 @@ class OpenVinoRunner:
     ) -> None:
         """Close the runner."""
         self.close()
-
-
-def _inferred(request: Any) -> npt.NDArray[Any]:
-    """Run a request and return its output in the runtime's own buffer."""
-    # starting it and waiting for it takes less time than `infer`, which makes a dictionary of outputs at every call
-    request.start_async()
-    request.wait()
-    output: npt.NDArray[Any] = request.get_output_tensor().data
-    return output
 
 
 def _place(frames: npt.NDArray[np.uint8]) -> tuple[int, tuple[int, ...]]:
