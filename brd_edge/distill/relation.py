@@ -97,7 +97,7 @@ def streamed_relation(teacher: Tensor, student: Tensor, *, temperature: float, b
     Args:
         teacher: (N, C_T) unit rows; no gradient is taken.
         student: (N, C_S) unit rows of the same dtype, float32 or float64.
-        temperature: Above 0.
+        temperature: At least 0.02, so that float32 holds `exp(1 / temperature)`.
         block: Side of the tiles of the two N x N relations that are held at a time; it changes the rounding only. Not
             given: 512 on the CPU, whose caches hold that much, and 2048 on a GPU, which a tile should keep busy.
 
@@ -147,14 +147,15 @@ class _Tiles:
 def _stream(teacher: Tensor, student: Tensor, temperature: float, tiles: _Tiles, gradient: Tensor | None) -> Tensor:
     """Return the loss; add its gradient by the student's pixels to `gradient`."""
     count = len(student)
-    # the largest of a row of unit features is its own pixel's: 1 / t keeps the exponentials at most 1
-    shift = student.new_full((1, 1), -1 / temperature)
 
     def similarities(features: Tensor, rows: slice, columns: slice, out: Tensor) -> Tensor:
-        return torch.addmm(shift, features[rows], features[columns].T, alpha=1 / temperature, out=out)
+        # on a GPU the launches count: this is one, and the maximum need not be taken off before the exponential
+        return torch.addmm(out, features[rows], features[columns].T, beta=0, alpha=1 / temperature, out=out)
 
     sums = [_row_sums(partial(similarities, features), tiles, student) for features in (teacher, student)]
-    total = (sums[1].log() - sums[0].log()).sum()
+    # in double precision: the logarithms are far larger than what they differ by
+    total = (sums[1].double().log() - sums[0].double().log()).sum()
+    parts = []
     share_teacher, share_student = (found.reciprocal_() for found in sums)
     for rows, columns in tiles.pairs:
         z_teacher, z_student, r_teacher, shares = tiles.buffers(rows, columns)
@@ -163,8 +164,7 @@ def _stream(teacher: Tensor, student: Tensor, temperature: float, tiles: _Tiles,
         torch.exp(z_teacher, out=r_teacher)
         r_teacher *= torch.add(share_teacher[rows, None], share_teacher[columns], out=shares)
         z_teacher -= z_student
-        # a tile on the diagonal has every pair of pixels twice
-        total += torch.dot(r_teacher.flatten(), z_teacher.flatten()) * (0.5 if rows == columns else 1.0)
+        parts.append(torch.dot(r_teacher.flatten(), z_teacher.flatten()))
         if gradient is None:
             continue
         difference = z_student.exp_()
@@ -175,15 +175,18 @@ def _stream(teacher: Tensor, student: Tensor, temperature: float, tiles: _Tiles,
             gradient[columns].addmm_(difference.T, student[rows])
     if gradient is not None:
         gradient /= count * temperature
-    return total / count
+    # a tile on the diagonal has every pair of pixels twice
+    weights = student.new_tensor([0.5 if rows == columns else 1.0 for rows, columns in tiles.pairs])
+    return ((total + torch.dot(torch.stack(parts), weights)) / count).to(student.dtype)
 
 
 def _row_sums(similarities: Callable[[slice, slice, Tensor], Tensor], tiles: _Tiles, like: Tensor) -> Tensor:
     """Return the sum over every row of the exponentials, (N,)."""
     sums = like.new_zeros(tiles.pairs[-1][1].stop)
+    ones = torch.ones_like(sums)
     for rows, columns in tiles.pairs:
         powers = similarities(rows, columns, tiles.buffers(rows, columns)[0]).exp_()
-        sums[rows] += powers.sum(1)
+        sums[rows].addmv_(powers, ones[columns])
         if rows != columns:
-            sums[columns] += powers.sum(0)
+            sums[columns].addmv_(powers.T, ones[rows])
     return sums
