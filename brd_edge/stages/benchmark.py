@@ -187,13 +187,11 @@ def _evaluate_model(context: Context, validation: _Validation, title: str) -> di
     from brd_edge.models.segmentation import count_macs, count_parameters, load_model
 
     device = training_device(context.recipe)
-    directory = context.run.path("teacher" if title == "teacher" else "distill", "model")
-    model, spec = load_model(directory)
+    model, spec = load_model(context.run.path("teacher" if title == "teacher" else "distill", "model"))
     model.to(device).eval()
     contract = teacher_contract(context.recipe) if title == "teacher" else validation.contract
-    predict = model_predictor(model, contract, device)
-    reference = validation.reference if title == "student" else None
-    scores = _scores(validation, predict, title, keep=reference, contract=contract)
+    keep = validation.reference if title == "student" else None
+    scores = _scores(validation, model_predictor(model, contract, device), title, keep=keep, contract=contract)
     return {
         "model": f"{spec.arch} / {spec.encoder}",
         "params": count_parameters(model),
@@ -213,18 +211,16 @@ def _scores(
 ) -> dict[str, Any]:
     """Evaluate a predictor; `keep` gets its class maps, or else the agreement with the reference is counted.
 
-    What was counted in each image is kept under `name`, or else under the title. With a contract of larger frames than
-    the student's, class maps are brought to the student's size where both are compared.
+    What was counted in each image is kept under `name`, or else under the title. Class maps of a contract with larger
+    frames are compared with others at the student's size.
     """
-    dataset, usual = validation.dataset, validation.contract
-    contract = contract or usual
+    dataset, usual, contract = validation.dataset, validation.contract, contract or validation.contract
     agreement: list[float] = []
     packed = validation.class_maps.setdefault(title, {})
     with progress_bar(len(dataset.val), f"benchmark {title}", unit="image") as bar:
 
         def look(index: int, class_map: ByteArray) -> None:
-            if contract != usual:
-                class_map = to_label_size(class_map, usual.height, usual.width)
+            class_map = class_map if contract == usual else to_label_size(class_map, usual.height, usual.width)
             packed[index] = pack_map(class_map)
             if keep is not None:
                 keep.append(class_map)
