@@ -280,9 +280,9 @@ def _settings(recipe: Path, cell: Cell) -> str:
 def _matters(key: str, method: str) -> bool:
     """Return whether a setting of `distill` changes anything under a method: other terms' settings do not."""
     terms = METHODS[method]
-    if key in {"method", "train"}:
+    if key in {"method", "train", "cuda_graphs"}:
         return True
-    if key in {"curriculum", "compile_teacher", "cuda_graphs"}:
+    if key in {"curriculum", "compile_teacher"}:
         return bool(terms)
     if key == "band_weight":
         return "boundary" in terms or "boundary_classes" in terms

@@ -97,7 +97,7 @@ class TeacherSection(ModelSection):
 
     scale: Annotated[int, Field(ge=1, le=4)] = 1
     """How many times as high and as wide the teacher's frames are as the student's, so that it sees small things.
-    `train.crop` counts its own pixels. Not with `data.sliding_window`."""
+    `teacher.train.crop` counts the teacher's pixels. Not with `data.sliding_window`."""
     checkpoint: OptionalText = None
     """Directory with `config.json` and `model.safetensors` of a trained teacher."""
     train: TrainSection | None = None
@@ -121,8 +121,8 @@ class DistillSection(Section):
     compile_teacher: bool = False
     """Whether the teacher's forward pass is compiled (torch.compile): a minute at the start, then faster."""
     cuda_graphs: bool = True
-    """Whether, in training on one GPU, the models' passes and the losses are recorded as CUDA graphs and replayed: the
-    same arithmetic with a launch each, which is faster where the student is small."""
+    """Whether, in distillation on one GPU, the models' passes and the losses are recorded as CUDA graphs and replayed:
+    the same arithmetic with a launch each, which is faster where the student is small."""
     lambda_kd: NotNegative = 1.0
     """Weight of the logit distillation."""
     lambda_boundary: NotNegative = 0.5

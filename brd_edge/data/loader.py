@@ -87,7 +87,7 @@ class TrainLoader(Protocol):
 
 
 KEPT_BYTES_MAX = 512 * 1024**2
-"""How many bytes of decoded images the `torch` backend keeps in memory."""
+"""How many bytes of decoded images the `torch` backend keeps in memory, in each process."""
 
 
 def open_train_loader(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,7 @@ class DecodedSamples:
         """Keep up to `bytes_max` bytes."""
         self._kept: dict[int, tuple[Image.Image, npt.NDArray[np.uint8]]] = {}
         self._bytes_left = bytes_max
+        self._lock = Lock()
 
     def read(self, index: int, sample: Sample) -> tuple[Image.Image, npt.NDArray[np.uint8]]:
         """Return a sample's RGB image and train ids (H, W), which must not be written to.
@@ -50,10 +52,10 @@ class DecodedSamples:
         require_size(sample, (image.height, image.width), (label.height, label.width))
         ids = np.asarray(label)
         size_bytes = 4 * image.width * image.height + ids.nbytes
-        if size_bytes <= self._bytes_left:
-            # two threads may both count a sample: then a little less than the limit is kept
-            self._bytes_left -= size_bytes
-            self._kept[index] = image, ids
+        with self._lock:
+            if size_bytes <= self._bytes_left and index not in self._kept:
+                self._bytes_left -= size_bytes
+                self._kept[index] = image, ids
         return image, ids
 
 

@@ -170,7 +170,8 @@ def _laid_out_as(parameter: Tensor, values: Tensor | None) -> Tensor | None:
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Give a model's buffers and the random generators back as they were."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()), device_type="cuda"):
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices, device_type="cuda"):
         yield
     with torch.no_grad():
         for buffer, before in buffers:

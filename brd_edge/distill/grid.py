@@ -45,7 +45,7 @@ def on_coarser_grid(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reduce_batch(images: Tensor, labels: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Make a batch smaller as the loader would have done: images by an anti-aliased bilinear filter, labels by nearest.
+    """Make a batch smaller by the loader's rules: images by an anti-aliased bilinear filter, labels by nearest.
 
     Args:
         images: (N, 3, H, W); H and W are divisible by `factor`.

@@ -110,8 +110,7 @@ class Objective:
         forward: Student and images to the student's features.
         recordable: What a CUDA graph can hold, of `teacher`, `student`, `ce` and the terms: it has always the same
             shapes, trains no layers of its own and never waits for the GPU.
-        teacher_scale: How many times as high and as wide the batch's images are as what the student sees; the teacher
-            sees them as they are.
+        teacher_scale: Ratio of the side lengths of the batch's images, which the teacher sees, to the student's.
     """
 
     supervised: Supervised
@@ -155,7 +154,7 @@ def distillation(
         ModelError: The two models cannot be matched; the message shows both feature tables.
     """
     names = _active(settings)
-    recordable = _recordable(settings, student, static_loss=static_loss)
+    recordable = _recordable(settings, teacher, student, static_loss=static_loss)
     if not names:
         return Objective(supervised=loss, recordable=recordable, teacher_scale=teacher_scale)
     require_same_classes(teacher, student)
@@ -176,7 +175,9 @@ def distillation(
     )
 
 
-def _recordable(settings: DistillSettings, student: nn.Module, *, static_loss: bool) -> frozenset[str]:
+def _recordable(
+    settings: DistillSettings, teacher: nn.Module, student: nn.Module, *, static_loss: bool
+) -> frozenset[str]:
     if not settings.cuda_graphs:
         return frozenset()
     names = {"kd", "cwd", "skd", "boundary_classes"}
@@ -185,7 +186,7 @@ def _recordable(settings: DistillSettings, student: nn.Module, *, static_loss: b
     if settings.relation_to == "classes":
         # which pixels are related to each other depends on the labels
         names.add("relation")
-    if not settings.compile_teacher:
+    if not settings.compile_teacher and stays_on_device(teacher):
         names.add("teacher")
     if static_loss:
         names.add("ce")

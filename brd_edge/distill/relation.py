@@ -59,7 +59,7 @@ def relation_loss(
         teacher: (N, C_T, H, W); no gradient is taken.
         student: (N, C_S, H', W'); both are compared on the coarser grid.
         labels: (N, h, w) int64 class ids, 255 unknown; all cells take part when not given.
-        temperature: t, above 0.
+        temperature: t, at least 0.02.
         across_images: Whether a pixel is related to the pixels of all images of the batch.
         cells_max: Most cells that are related to each other; finer grids are averaged down to it.
         block: Side of the tiles that are held at a time; see `streamed_relation`.
@@ -177,7 +177,7 @@ def _stream(teacher: Tensor, student: Tensor, temperature: float, tiles: _Tiles,
         gradient /= count * temperature
     # a tile on the diagonal has every pair of pixels twice
     weights = student.new_tensor([0.5 if rows == columns else 1.0 for rows, columns in tiles.pairs])
-    return ((total + torch.dot(torch.stack(parts), weights)) / count).to(student.dtype)
+    return ((total + torch.dot(torch.stack(parts).double(), weights.double())) / count).to(student.dtype)
 
 
 def _row_sums(similarities: Callable[[slice, slice, Tensor], Tensor], tiles: _Tiles, like: Tensor) -> Tensor:

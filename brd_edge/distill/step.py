@@ -95,11 +95,15 @@ class Stepper:
         return finite
 
     def _part(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
-        whole = images
-        images, labels = reduce_batch(images, labels, self.objective.teacher_scale)
+        with self.clock.part("data"):
+            whole = images
+            images, labels = reduce_batch(images, labels, self.objective.teacher_scale)
         if self.graphs is not None:
             images, labels = self.graphs.hold("images", images), self.graphs.hold("labels", labels)
-            whole = images if self.objective.teacher_scale == 1 else self.graphs.hold("teacher's images", whole)
+            if self.objective.teacher_scale == 1:
+                whole = images
+            elif self.objective.teacher is not None:
+                whole = self.graphs.hold("teacher's images", whole)
         with self._autocast(images):
             theirs = None
             if self.objective.teacher is not None and self.objective.terms:

@@ -127,7 +127,8 @@ def missing_gpu(recipe: Recipe) -> list[str]:
 
 def slow_without_gpu(recipe: Recipe) -> list[str]:
     """Return a note when large frames would be trained on the CPU."""
-    pixels = recipe.data.size[0] * recipe.data.size[1]
+    scale = 1 if recipe.teacher.train is None else recipe.teacher.scale
+    pixels = scale**2 * recipe.data.size[0] * recipe.data.size[1]
     if recipe.device == "auto" and pixels > _CPU_PIXELS_MAX and not gpu_names():
         return [f"no GPU here: training on {recipe.data.size[1]}x{recipe.data.size[0]} frames takes days on a CPU"]
     return []

@@ -31,7 +31,7 @@ TINY = (
 )
 
 
-ALL = {"curriculum", "compile_teacher", "cuda_graphs"}
+ALL = {"curriculum", "compile_teacher"}
 _TERMS: dict[str, tuple[str, ...]] = {
     "kd": ("kd_", *ALL),
     "skd": (*ALL,),
@@ -57,7 +57,9 @@ def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_setting_belongs_to_the_methods_that_it_changes() -> None:
-    for setting in set(DistillSection.model_fields) - {"method", "train"}:
+    # the student of `none` is recorded, too
+    assert all(distillation._matters("cuda_graphs", method) for method in METHODS)
+    for setting in set(DistillSection.model_fields) - {"method", "train", "cuda_graphs"}:
         having = {method for method in METHODS if distillation._matters(setting, method)}
         terms = {term for term in _TERMS if setting.removeprefix("lambda_") == term or setting.startswith(_TERMS[term])}
         assert having == {method for method, names in METHODS.items() if terms & set(names)}, setting

@@ -120,6 +120,31 @@ def test_buffers_that_are_filled_again_and_again(
         np.testing.assert_array_equal(runner.infer(frames[1].copy()), expected[1])
 
 
+def test_a_failed_frame_is_not_taken_for_the_one_before(engines: dict[str, Path], frames: list[np.ndarray]) -> None:
+    first, second = frames[0].copy(), frames[1].copy()
+    with open_engine(engines["openvino"], threads=1) as runner:
+        for nothing in (None, None):
+            with pytest.raises(EngineError, match="frame: expected uint8"):
+                runner.infer(nothing)  # type: ignore[arg-type]
+        expected = runner.infer(first)
+        request = runner._request  # type: ignore[attr-defined]
+        runner._request = _Failing(request)  # type: ignore[attr-defined]
+        with pytest.raises(EngineError, match="OpenVINO failed on a frame"):
+            runner.infer(second)
+        runner._request = request  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(runner.infer(first), expected)
+
+
+class _Failing:
+    """A request that takes its input and fails when it is started."""
+
+    def __init__(self, request: Any) -> None:
+        self.set_input_tensor = request.set_input_tensor
+
+    def start_async(self) -> None:
+        raise RuntimeError("the device is gone")
+
+
 def test_compiled_models_are_kept_unless_that_is_not_wanted(
     engines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

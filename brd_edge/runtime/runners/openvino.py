@@ -181,11 +181,12 @@ class OpenVinoRunner:
         Raises:
             EngineError: The frame has another shape or dtype, the runner is closed, or OpenVINO failed.
         """
-        if frame is self._last:
+        if self._last is not None and frame is self._last:
             # a camera's buffer that is filled again and again: it was looked at, and the request reads it already. An
             # inference leaves the processor's caches cold, so that every line of Python counts
             only: npt.NDArray[np.uint8] = self._segmented()[0]
             return only
+        self._last = None
         class_maps = in_batches(frame, self.info, self._run)
         in_place = frame.ndim == 3 and self._frames is not None and _place(frame)[0] == _place(self._frames)[0]
         self._last = frame if in_place else None
