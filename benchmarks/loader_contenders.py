@@ -172,10 +172,9 @@ class _Planned(Dataset[_Item]):
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._decoded = DecodedSamples(0)
 
     def __getitem__(self, draw: Draw) -> _Item:
-        return *_load(self._plan, draw, self._decoded), draw.index
+        return *_load(self._plan, draw, DecodedSamples(0)), draw.index
 
 
 class _Albumentations(Dataset[_TensorItem]):
