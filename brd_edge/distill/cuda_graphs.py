@@ -82,11 +82,9 @@ class StepGraphs:
             model: Whose forward pass it is.
             work: As for `replay`.
         """
-        if name in self._recorded:
-            return self.replay(name, work)
-        with _unchanged(model):
-            # what is recorded is not yet done: the replay is
-            self._record(name, work)
+        if name not in self._recorded:
+            with _unchanged(model):
+                self._record(name, work)
         return self.replay(name, work)
 
     def backward(

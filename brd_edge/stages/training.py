@@ -33,7 +33,6 @@ __all__ = [
     "missing_weights",
     "model_files",
     "model_spec",
-    "open_batches",
     "supervised_loss",
     "train_and_save",
     "training_class_weights",
@@ -203,7 +202,7 @@ def train_and_save(
         broadcast_object({"stage": title, "key": context.key})
     device = training_device(context.recipe)
     directory = context.run.path(title)
-    loader = open_batches(context.recipe, section, dataset, contract, seed=seed, scale=objective.teacher_scale)
+    loader = _open_batches(context.recipe, section, dataset, contract, seed=seed, scale=objective.teacher_scale)
     try:
         result = fit(
             model,
@@ -246,7 +245,7 @@ def augmentation_of(section: TrainSection, contract: InputContract, *, scale: in
     )
 
 
-def open_batches(
+def _open_batches(
     recipe: Recipe, section: TrainSection, dataset: Dataset, contract: InputContract, *, seed: int, scale: int = 1
 ) -> TrainLoader:
     """Open the loader of a training: frames of the contract and crops, both `scale` times as high and wide."""

@@ -82,7 +82,7 @@ def open_openvino(directory: Path, info: EngineInfo, threads: int | None) -> Ope
 
     What OpenVINO compiled is kept in this account's cache (`XDG_CACHE_HOME`, else `~/.cache`), so that opening
     the same engine again is faster; unless `BRD_EDGE_NO_MODEL_CACHE` is set, because on a processor some engines
-    are a little slower when they come out of it.
+    may be a little slower when they come out of it.
 
     Args:
         directory: The engine's directory; its files are verified already.
