@@ -230,8 +230,8 @@ def _median(values: npt.NDArray[np.float64]) -> dict[str, float]:
 def vendor_overhead(engine: Path, precision: str, threads: int, turns: int) -> dict[str, Any]:
     """Time OpenVINO's own tool and our runner in turns, each in a process of its own: the medians, and their ratios.
 
-    A model that OpenVINO takes from its cache may be slower than one that it has just compiled. The runner has the cache
-    on by default and the tool off, so both are timed either way.
+    A model that OpenVINO takes from its cache may be slower than one that it has just compiled. The runner has the
+    cache on by default and the tool off, so both are timed either way.
 
     Args:
         engine: Directory of an OpenVINO engine with the class map in its graph.

@@ -243,7 +243,12 @@ class OpenVinoRunner:
             raise EngineError("the runner is closed: open the engine again")
         self._put(np.ascontiguousarray(frame[None]))
         self._last = None
-        return self._inferred
+        return self._bound
+
+    def _bound(self) -> npt.NDArray[Any]:
+        if self._request is None:
+            raise EngineError("the runner is closed: open the engine again")
+        return self._inferred()
 
     def close(self) -> None:
         """Free the inference request and the compiled model with it."""
