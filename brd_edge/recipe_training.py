@@ -154,14 +154,16 @@ class DistillSection(Section):
     """Which backbone stages give boundaries, by stride."""
     band_weight: NotNegative = 4.0
     """How much more pixels near a label boundary count; 0 counts all alike."""
-    boundary_class_space: Literal["probabilities", "logits", "places"] = "places"
-    """Whether the boundaries of classes are those of the probabilities, those of the logits, or where in the image they
-    lie; in the latter two every class counts alike."""
+    boundary_class_space: Literal["probabilities", "logits", "places", "overlaps"] = "places"
+    """How the boundaries of classes are compared: by the probabilities, by the logits, by where in the image they lie,
+    or by how far they overlap; in all but the first every class counts alike."""
+    boundary_class_target: Literal["teacher", "labels"] = "teacher"
+    """`overlaps`: whose boundaries the student shall have; `labels` tells what the loss gains without a teacher."""
     boundary_class_kernels: Annotated[tuple[Literal[0, 3, 5, 7, 9], ...], Field(min_length=1)] = (0, 3)
     """Sides of the windows of the boundaries of classes; 0 is the whole image."""
     boundary_class_balance: Fraction = 0.0
     """How far rare classes count more in the boundaries of classes; 0: all pixels alike, 1: all classes alike. `places`
-    has neither this nor the band: every class counts alike there anyway."""
+    and `overlaps` have neither this nor the band: every class counts alike there anyway."""
     relation_to: Literal["pixels", "classes"] = "classes"
     """What every pixel is related to: all other pixels, or the mean feature of each class (its prototype)."""
     relation_layers: Annotated[tuple[Literal["deepest", "decoder", 2, 4, 8, 16, 32], ...], Field(min_length=1)] = (

@@ -18,6 +18,7 @@ from brd_edge.distill.boundary import (
     boundary_projections,
     projected_boundary_loss,
 )
+from brd_edge.distill.grid import wide
 from brd_edge.distill.logits import logit_loss
 from brd_edge.distill.matching import (
     Layer,
@@ -27,6 +28,7 @@ from brd_edge.distill.matching import (
     pick_layer,
     require_same_classes,
 )
+from brd_edge.distill.overlap import boundary_overlap_loss, label_shares
 from brd_edge.distill.peers import PixelMemory, channel_wise_loss, cross_image_loss, memory_losses, pair_wise_loss
 from brd_edge.distill.prototypes import class_relation_loss
 from brd_edge.distill.relation import relation_loss
@@ -85,6 +87,7 @@ class DistillSettings:
     boundary_strides: tuple[int, ...]
     band_weight: float
     boundary_class_space: str
+    boundary_class_target: str
     boundary_class_kernels: tuple[int, ...]
     boundary_class_balance: float
     relation_to: str
@@ -222,24 +225,30 @@ def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module)
 
 def _boundary_classes(settings: DistillSettings) -> Term:
     """Return the term of the boundaries of classes: the mean over its windows."""
+    space, kernels = settings.boundary_class_space, settings.boundary_class_kernels
 
     def of_window(theirs: Tensor, mine: Tensor, labels: Tensor, kernel: int) -> Tensor:
-        if settings.boundary_class_space == "places":
+        if space == "places":
             # for the whole image CWD's temperature; what stands out of a small window is weaker
             temperature = 4.0 if kernel == 0 else 1.0
             return boundary_place_loss(theirs, mine, labels, kernel=kernel, temperature=temperature)
-        loss = boundary_class_loss if settings.boundary_class_space == "probabilities" else boundary_logit_loss
+        loss = boundary_class_loss if space == "probabilities" else boundary_logit_loss
         weights = {"band_weight": settings.band_weight, "class_balance": settings.boundary_class_balance}
         return loss(theirs, mine, labels, kernel=kernel, **weights)
 
     def boundary_classes(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
-        losses = [
-            of_window(theirs.coarse_logits, mine.coarse_logits, labels, kernel)
-            for kernel in settings.boundary_class_kernels
-        ]
+        losses = [of_window(theirs.coarse_logits, mine.coarse_logits, labels, kernel) for kernel in kernels]
         return torch.stack(losses).mean()
 
-    return boundary_classes
+    def overlaps(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
+        found = wide(mine.coarse_logits).softmax(1)
+        if settings.boundary_class_target == "labels":
+            target = label_shares(labels, *found.shape[1:])
+        else:
+            target = wide(theirs.coarse_logits).softmax(1)
+        return torch.stack([boundary_overlap_loss(target, found, labels, kernel=kernel) for kernel in kernels]).mean()
+
+    return overlaps if space == "overlaps" else boundary_classes
 
 
 def _relation(settings: DistillSettings, teacher: nn.Module, student: nn.Module) -> Term:

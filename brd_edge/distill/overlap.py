@@ -1,0 +1,64 @@
+"""Boundary distillation by overlap: how far the regions and boundaries of each class cover the teacher's."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from brd_edge.distill.boundary import boundary_residual
+from brd_edge.distill.distributed import shared_sum, sum_over_processes
+from brd_edge.distill.grid import IGNORE, known_cells, on_coarser_grid, to_grid, wide
+
+__all__ = ["boundary_overlap_loss", "label_shares"]
+
+_LEAST_CELLS = 2.0
+_TINY = 1e-6
+
+
+def boundary_overlap_loss(theirs: Tensor, mine: Tensor, labels: Tensor, *, kernel: int = 3) -> Tensor:
+    """Compare how far the boundaries of each class overlap: one minus their Jaccard index, for soft maps.
+
+    With `B_T` and `B_S` the boundaries of the probabilities (`boundary_residual`; for kernel 0 the probabilities, that
+    is regions in place of boundaries) and sums over the known cells of the batch (of all processes),
+    `s_c = sum |B_T| + sum |B_S|` and `d_c = sum |B_T - B_S|`, the loss is the mean over the classes of
+    `1 - (s_c - d_c) / (s_c + d_c)`: the Jaccard metric loss (Wang et al., NeurIPS 2023, arXiv 2302.05666), which
+    unlike other soft Jaccard indices is 0 only where both are equal, also when the target is soft. A class counts the
+    same whether it fills half of the image or a few cells, as in the scores. Classes of which the teacher sees less
+    than two cells in the batch are left out.
+
+    Args:
+        theirs: (N, K, H, W) the teacher's probabilities, 0 to 1; no gradient is taken.
+        mine: (N, K, H', W') the student's probabilities; both are compared on the coarser grid.
+        labels: (N, h, w) int64 class ids, 255 unknown.
+        kernel: Odd side of the boundary operator's window, or 0.
+
+    Returns:
+        A scalar, 0 to 1; 0 when the probabilities are equal, 1 when nothing overlaps.
+    """
+    theirs, mine = on_coarser_grid(wide(theirs.detach()), wide(mine))
+    known = known_cells(labels, *mine.shape[-2:])
+    seen = sum_over_processes((theirs * known).sum((0, 2, 3))) >= _LEAST_CELLS
+    if kernel:
+        theirs, mine = boundary_residual(theirs, kernel), boundary_residual(mine, kernel)
+    theirs, mine = theirs * known, mine * known
+    both = shared_sum((theirs.abs() + mine.abs()).sum((0, 2, 3)))
+    apart = shared_sum((theirs - mine).abs().sum((0, 2, 3)))
+    lost = 2 * apart / (both + apart).clamp_min(_TINY)
+    return (lost * seen).sum() / seen.sum().clamp_min(1)
+
+
+def label_shares(labels: Tensor, classes: int, height: int, width: int) -> Tensor:
+    """Return which share of every cell of a coarser grid is of each class: what a teacher without errors would say.
+
+    Args:
+        labels: (N, h, w) int64 class ids, 255 unknown.
+        classes: K.
+        height: Rows of the grid.
+        width: Columns of the grid.
+
+    Returns:
+        (N, K, height, width) float32, 0 to 1; 0 for unknown pixels.
+    """
+    ids = labels.where(labels != IGNORE, labels.new_tensor(classes))
+    each = F.one_hot(ids, classes + 1)[..., :classes].permute(0, 3, 1, 2)
+    return to_grid(each.float(), height, width)
