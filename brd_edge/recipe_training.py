@@ -157,8 +157,9 @@ class DistillSection(Section):
     boundary_class_space: Literal["probabilities", "logits", "places", "overlaps"] = "places"
     """How the boundaries of classes are compared: by the probabilities, by the logits, by where in the image they lie,
     or by how far they overlap; in all but the first every class counts alike."""
-    boundary_class_target: Literal["teacher", "labels"] = "teacher"
-    """`overlaps`: whose boundaries the student shall have; `labels` tells what the loss gains without a teacher."""
+    boundary_class_target: Literal["teacher", "labels", "both"] = "both"
+    """`overlaps`: whose regions and boundaries the student's shall cover; `both` is the mean of the teacher's
+    probabilities and the labels, `labels` shows what the loss gains without a teacher."""
     boundary_class_kernels: Annotated[tuple[Literal[0, 3, 5, 7, 9], ...], Field(min_length=1)] = (0, 3)
     """Sides of the windows of the boundaries of classes; 0 is the whole image."""
     boundary_class_balance: Fraction = 0.0

@@ -18,7 +18,7 @@ from brd_edge.distill.boundary import (
     boundary_projections,
     projected_boundary_loss,
 )
-from brd_edge.distill.grid import wide
+from brd_edge.distill.grid import on_coarser_grid, wide
 from brd_edge.distill.logits import logit_loss
 from brd_edge.distill.matching import (
     Layer,
@@ -242,13 +242,19 @@ def _boundary_classes(settings: DistillSettings) -> Term:
 
     def overlaps(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
         found = wide(mine.coarse_logits).softmax(1)
-        if settings.boundary_class_target == "labels":
-            target = label_shares(labels, *found.shape[1:])
-        else:
-            target = wide(theirs.coarse_logits).softmax(1)
+        target = _class_target(settings.boundary_class_target, wide(theirs.coarse_logits), labels, found)
         return torch.stack([boundary_overlap_loss(target, found, labels, kernel=kernel) for kernel in kernels]).mean()
 
     return overlaps if space == "overlaps" else boundary_classes
+
+
+def _class_target(kind: str, teacher_logits: Tensor, labels: Tensor, student: Tensor) -> Tensor:
+    """Return the class shares (N, K, h, w) that the student's probabilities shall overlap, on the coarser grid."""
+    theirs, mine = on_coarser_grid(teacher_logits.softmax(1), student)
+    if kind == "teacher":
+        return theirs
+    shares = label_shares(labels, *mine.shape[1:]).to(theirs.dtype)
+    return shares if kind == "labels" else (theirs + shares) / 2
 
 
 def _relation(settings: DistillSettings, teacher: nn.Module, student: nn.Module) -> Term:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from brd_edge.distill.boundary import boundary_residual
 from brd_edge.distill.distributed import shared_sum, sum_over_processes
-from brd_edge.distill.grid import IGNORE, known_cells, on_coarser_grid, to_grid, wide
+from brd_edge.distill.grid import IGNORE, known_cells, on_coarser_grid, wide
 
 __all__ = ["boundary_overlap_loss", "label_shares"]
 
@@ -53,12 +53,21 @@ def label_shares(labels: Tensor, classes: int, height: int, width: int) -> Tenso
     Args:
         labels: (N, h, w) int64 class ids, 255 unknown.
         classes: K.
-        height: Rows of the grid.
-        width: Columns of the grid.
+        height: Rows of the grid, at most h.
+        width: Columns of the grid, at most w.
 
     Returns:
         (N, K, height, width) float32, 0 to 1; 0 for unknown pixels.
     """
-    ids = labels.where(labels != IGNORE, labels.new_tensor(classes))
-    each = F.one_hot(ids, classes + 1)[..., :classes].permute(0, 3, 1, 2)
-    return to_grid(each.float(), height, width)
+    # counted, not averaged over one map a class, which at full size would fill hundreds of megabytes
+    count, rows, columns = labels.shape
+    row = torch.arange(rows, device=labels.device) * height // rows
+    column = torch.arange(columns, device=labels.device) * width // columns
+    image = torch.arange(count, device=labels.device)
+    cell = (image.view(-1, 1, 1) * height + row.view(1, -1, 1)) * width + column
+    index = (cell * (classes + 1) + labels.masked_fill(labels == IGNORE, classes)).flatten()
+    pixels = torch.zeros(count * height * width * (classes + 1), device=labels.device)
+    pixels.scatter_add_(0, index, torch.ones_like(index, dtype=pixels.dtype))
+    pixels = pixels.view(count, height, width, classes + 1)
+    shares = pixels[..., :classes] / pixels.sum(3, keepdim=True)
+    return shares.permute(0, 3, 1, 2)

@@ -9,6 +9,7 @@ from torch import nn
 from brd_edge.distill.boundary import OPERATORS
 from brd_edge.distill.matching import layer_channels, pick_layer
 from brd_edge.distill.objective import CURRICULA, METHODS, DistillSettings, distillation
+from brd_edge.distill.overlap import boundary_overlap_loss, label_shares
 from brd_edge.distill.supervised import cross_entropy
 from brd_edge.models.segmentation import ModelSpec, build_model, forward_features
 from brd_edge.recipe_training import DistillSection, TrainSection
@@ -68,6 +69,34 @@ def test_every_method_trains_a_pair_of_unlike_architectures(
     reached = [parameter.grad is not None for name, parameter in student.named_parameters() if "encoder" in name]
     assert any(reached)
     student.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("target", ["teacher", "labels", "both"])
+def test_overlaps_are_with_the_teacher_the_labels_or_their_mean(
+    teacher: nn.Module, student: nn.Module, target: str
+) -> None:
+    settings = replace(
+        SETTINGS,
+        method="boundary",
+        boundary_class_space="overlaps",
+        boundary_class_target=target,
+        boundary_class_kernels=(0, 5),
+    )
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 3, (2, 64, 96), generator=torch.Generator().manual_seed(1))
+    labels[0, :30] = 255
+    objective = distillation(teacher, student, settings, _loss, classes=3)
+    assert objective.teacher is not None
+    with torch.no_grad():
+        theirs, mine = objective.teacher(images), forward_features(student.eval(), images)
+    found = float(objective.terms["boundary_classes"][1](theirs, mine, labels))
+
+    shares = label_shares(labels, 3, *theirs.coarse_logits.shape[-2:])
+    wanted = {"teacher": theirs.coarse_logits.softmax(1), "labels": shares}
+    wanted["both"] = (wanted["teacher"] + wanted["labels"]) / 2
+    guess = mine.coarse_logits.softmax(1)
+    losses = [boundary_overlap_loss(wanted[target], guess, labels, kernel=kernel) for kernel in (0, 5)]
+    assert found == pytest.approx(sum(map(float, losses)) / 2, rel=1e-5)
 
 
 def test_projected_boundaries_have_a_layer_for_every_stage(teacher: nn.Module, student: nn.Module) -> None:

@@ -125,3 +125,13 @@ def test_shares_of_labels_against_numpy() -> None:
     cells = labels.numpy().reshape(2, 3, 4, 4, 4)
     expected = np.stack([(cells == c).mean((2, 4)) for c in range(3)], 1)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+def test_shares_on_a_grid_that_does_not_divide_the_labels() -> None:
+    labels = torch.tensor([[[0, 0, 1, 1, 255]] * 3])
+
+    found = label_shares(labels, 2, 2, 3)
+
+    # two rows and one row; two columns, two columns, one column
+    assert found[0, 0].tolist() == [[1, 0, 0], [1, 0, 0]]
+    assert found[0, 1].tolist() == [[0, 1, 0], [0, 1, 0]]
