@@ -41,9 +41,11 @@ TINY = (
     "teacher.scale=2",
     "teacher.train.epochs=2",
     "teacher.train.batch_size=4",
+    "teacher.train.lambda_overlap=1",
     "student.options={decoder_channels: 16}",
     "distill.train.epochs=3",
     "distill.train.batch_size=4",
+    "distill.train.lambda_overlap=1",
     "benchmark.samples_min=5",
     "benchmark.budget_s=0.5",
     "benchmark.cost_budget_s=0.5",
@@ -84,6 +86,11 @@ def test_a_run_leaves_everything(finished: Path) -> None:
     assert {path.stem for path in (finished / "stages").iterdir()} == set(STAGES)
     sizes = [json.loads((finished / stage / "model" / "brd_edge.json").read_text())["contract"] for stage in MODELS]
     assert [(size["height"], size["width"]) for size in sizes] == [(128, 192), (64, 96)]
+    logged = [
+        next(json.loads(line)["loss"] for line in (finished / stage / "metrics.jsonl").open() if "loss" in line)
+        for stage in MODELS
+    ]
+    assert [list(terms)[:2] for terms in logged] == [["ce", "overlap"]] * 2
     exported = json.loads((finished / "stages" / "export.json").read_text(encoding="utf-8"))["result"]
     assert exported["agreement"] >= 0.9999, "the graph says what PyTorch says"
     assert not list(finished.rglob("checkpoint.safetensors")), "unfinished work is cleared away"

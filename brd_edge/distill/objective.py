@@ -106,6 +106,7 @@ class Objective:
 
     Attributes:
         supervised: The loss `ce` of the logits and the labels.
+        label_terms: What joins it without a teacher, by name, with its weight.
         teacher: Images (N, 3, H, W) to the teacher's features, without gradient; nothing without terms.
         terms: The distillation terms by name, with their weights.
         curriculum: Share of the training that is done to a factor on the terms.
@@ -117,6 +118,7 @@ class Objective:
     """
 
     supervised: Supervised
+    label_terms: Mapping[str, tuple[float, Supervised]] = field(default_factory=dict)
     teacher: Callable[[Tensor], Features] | None = None
     terms: Mapping[str, tuple[float, Term]] = field(default_factory=dict)
     curriculum: Callable[[float], float] = CURRICULA["constant"]
@@ -126,9 +128,9 @@ class Objective:
     teacher_scale: int = 1
 
 
-def supervised(loss: Supervised) -> Objective:
+def supervised(loss: Supervised, label_terms: Mapping[str, tuple[float, Supervised]] | None = None) -> Objective:
     """Return an objective without a teacher."""
-    return Objective(supervised=loss)
+    return Objective(supervised=loss, label_terms=label_terms or {})
 
 
 def distillation(
@@ -138,6 +140,7 @@ def distillation(
     loss: Supervised,
     *,
     classes: int,
+    label_terms: Mapping[str, tuple[float, Supervised]] | None = None,
     static_loss: bool = False,
     teacher_scale: int = 1,
 ) -> Objective:
@@ -149,6 +152,7 @@ def distillation(
         settings: Method, weights and shapes.
         loss: The supervised loss.
         classes: Number of classes.
+        label_terms: What joins the supervised loss, by name, with its weight.
         static_loss: Whether the supervised loss has the same shapes whatever the labels are, and never waits for the
             GPU, so that a CUDA graph can hold it.
         teacher_scale: How many times as high and as wide the images are that the teacher sees.
@@ -159,7 +163,9 @@ def distillation(
     names = _active(settings)
     recordable = _recordable(settings, teacher, student, static_loss=static_loss)
     if not names:
-        return Objective(supervised=loss, recordable=recordable, teacher_scale=teacher_scale)
+        return Objective(
+            supervised=loss, label_terms=label_terms or {}, recordable=recordable, teacher_scale=teacher_scale
+        )
     require_same_classes(teacher, student)
     layers = nn.ModuleDict()
     builders = _builders(settings, teacher, student)
@@ -169,6 +175,7 @@ def distillation(
         layers["memory"], builders["cirkd_memory"] = _memory(teacher, student, classes)
     return Objective(
         supervised=loss,
+        label_terms=label_terms or {},
         teacher=_frozen(teacher, compiled=settings.compile_teacher),
         terms={name: (getattr(settings, f"lambda_{name}"), builders[name]) for name in names},
         curriculum=CURRICULA[settings.curriculum],
@@ -183,7 +190,7 @@ def _recordable(
 ) -> frozenset[str]:
     if not settings.cuda_graphs:
         return frozenset()
-    names = {"kd", "cwd", "skd", "boundary_classes"}
+    names = {"overlap", "kd", "cwd", "skd", "boundary_classes"}
     if settings.boundary_operator != "projected":
         names.add("boundary")
     if settings.relation_to == "classes":

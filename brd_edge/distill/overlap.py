@@ -7,20 +7,21 @@ from torch import Tensor
 
 from brd_edge.distill.boundary import boundary_residual
 from brd_edge.distill.distributed import shared_sum, sum_over_processes
-from brd_edge.distill.grid import IGNORE, known_cells, on_coarser_grid, wide
+from brd_edge.distill.grid import IGNORE, known_cells, on_coarser_grid, to_grid, wide
 
-__all__ = ["boundary_overlap_loss", "label_shares"]
+__all__ = ["boundary_overlap_loss", "label_overlap_loss", "label_shares"]
 
 _LEAST_CELLS = 2.0
 _TINY = 1e-6
+_CELL = 4
 
 
 def boundary_overlap_loss(theirs: Tensor, mine: Tensor, labels: Tensor, *, kernel: int = 3) -> Tensor:
     """Compare how far the boundaries of each class overlap: one minus their Jaccard index, for soft maps.
 
-    With `B_T` and `B_S` the boundaries of the probabilities (`boundary_residual`; for kernel 0 the probabilities, that
-    is regions in place of boundaries) and sums over the known cells of the batch (of all processes),
-    `s_c = sum |B_T| + sum |B_S|` and `d_c = sum |B_T - B_S|`, the loss is the mean over the classes of
+    With `B_T` and `B_S` the boundaries of the probabilities (`boundary_residual`, unknown cells counting as 0; for
+    kernel 0 the probabilities, that is regions in place of boundaries) and sums over the known cells of the batch (of
+    all processes), `s_c = sum |B_T| + sum |B_S|` and `d_c = sum |B_T - B_S|`, the loss is the mean over the classes of
     `1 - (s_c - d_c) / (s_c + d_c)`: the Jaccard metric loss (Wang et al., NeurIPS 2023, arXiv 2302.05666), which
     unlike other soft Jaccard indices is 0 only where both are equal, also when the target is soft. A class counts the
     same whether it fills half of the image or a few cells, as in the scores. Classes of which the teacher sees less
@@ -37,18 +38,38 @@ def boundary_overlap_loss(theirs: Tensor, mine: Tensor, labels: Tensor, *, kerne
     """
     theirs, mine = on_coarser_grid(wide(theirs.detach()), wide(mine))
     known = known_cells(labels, *mine.shape[-2:])
-    seen = sum_over_processes((theirs * known).sum((0, 2, 3))) >= _LEAST_CELLS
-    if kernel:
-        theirs, mine = boundary_residual(theirs, kernel), boundary_residual(mine, kernel)
+    # before the window reaches from a known cell into an unknown one
     theirs, mine = theirs * known, mine * known
+    seen = sum_over_processes(theirs.sum((0, 2, 3))) >= _LEAST_CELLS
+    if kernel:
+        theirs, mine = boundary_residual(theirs, kernel) * known, boundary_residual(mine, kernel) * known
     both = shared_sum((theirs.abs() + mine.abs()).sum((0, 2, 3)))
     apart = shared_sum((theirs - mine).abs().sum((0, 2, 3)))
     lost = 2 * apart / (both + apart).clamp_min(_TINY)
     return (lost * seen).sum() / seen.sum().clamp_min(1)
 
 
+def label_overlap_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compare how far the student's regions and boundaries overlap the labels', without a teacher.
+
+    The mean of `boundary_overlap_loss` with the windows 0 and 3 on cells of 4 x 4 pixels, its target being the share of
+    each cell that the labels give to a class.
+
+    Args:
+        logits: (N, K, H, W).
+        labels: (N, H, W) int64 class ids, 255 unknown.
+
+    Returns:
+        A scalar, 0 to 1.
+    """
+    height, width = (-(-side // _CELL) for side in labels.shape[1:])
+    mine = to_grid(wide(logits).softmax(1), height, width)
+    target = label_shares(labels, mine.shape[1], height, width).to(mine.dtype)
+    return torch.stack([boundary_overlap_loss(target, mine, labels, kernel=kernel) for kernel in (0, 3)]).mean()
+
+
 def label_shares(labels: Tensor, classes: int, height: int, width: int) -> Tensor:
-    """Return which share of every cell of a coarser grid is of each class: what a teacher without errors would say.
+    """Return which share of every cell's known pixels is of each class: what a teacher without errors would say.
 
     Args:
         labels: (N, h, w) int64 class ids, 255 unknown.
@@ -57,7 +78,7 @@ def label_shares(labels: Tensor, classes: int, height: int, width: int) -> Tenso
         width: Columns of the grid, at most w.
 
     Returns:
-        (N, K, height, width) float32, 0 to 1; 0 for unknown pixels.
+        (N, K, height, width) float32, 0 to 1; 0 in cells without a known pixel.
     """
     # counted, not averaged over one map a class, which at full size would fill hundreds of megabytes
     count, rows, columns = labels.shape
@@ -68,6 +89,5 @@ def label_shares(labels: Tensor, classes: int, height: int, width: int) -> Tenso
     index = (cell * (classes + 1) + labels.masked_fill(labels == IGNORE, classes)).flatten()
     pixels = torch.zeros(count * height * width * (classes + 1), device=labels.device)
     pixels.scatter_add_(0, index, torch.ones_like(index, dtype=pixels.dtype))
-    pixels = pixels.view(count, height, width, classes + 1)
-    shares = pixels[..., :classes] / pixels.sum(3, keepdim=True)
-    return shares.permute(0, 3, 1, 2)
+    known = pixels.view(count, height, width, classes + 1)[..., :classes]
+    return (known / known.sum(3, keepdim=True).clamp_min(1)).permute(0, 3, 1, 2)

@@ -61,7 +61,7 @@ class Stepper:
             done: Share of the training that is done, 0 to 1.
 
         Returns:
-            The weighted terms, `ce` first, in the order of `names`; means over the parts of the batch.
+            The weighted terms, those of the labels first, in the order of `names`; means over the parts of the batch.
         """
         self.optimizer.zero_grad(set_to_none=True)
         parts = zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)
@@ -70,7 +70,7 @@ class Stepper:
     @property
     def names(self) -> list[str]:
         """Names of the terms."""
-        return ["ce", *self.objective.terms]
+        return ["ce", *self.objective.label_terms, *self.objective.terms]
 
     def update(self) -> bool:
         """Apply the gradients, unless one of them is not finite.
@@ -115,6 +115,8 @@ class Stepper:
         leaves = _leaves(mine, self.graphs)
         factor = self.objective.curriculum(done)
         values = [self._term("ce", self.objective.supervised, (leaves.logits, labels), 1.0)]
+        for name, (weight, loss) in self.objective.label_terms.items():
+            values.append(self._term(name, loss, (leaves.logits, labels), weight))
         for name, (weight, term) in self.objective.terms.items():
             values.append(self._term(name, term, (theirs, leaves, labels), factor * weight))
         with self.clock.part("student"):
@@ -173,7 +175,7 @@ class Stepper:
 
         with self.clock.part(name):
             if self.graphs is not None and name in self.objective.recordable:
-                leaves = [inputs[0]] if name == "ce" else _tensors(inputs[1])
+                leaves = _tensors(inputs[1]) if name in self.objective.terms else [inputs[0]]
                 return self.graphs.term(name, unweighted, leaves, weight=weight, divisor=self.accumulate)
             value = weight * unweighted()
             self.scaler.scale(value / self.accumulate).backward()  # type: ignore[no-untyped-call]

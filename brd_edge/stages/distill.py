@@ -8,6 +8,7 @@ from brd_edge.recipe import Recipe
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract, missing_gpu, training_device
 from brd_edge.stages.training import (
     TRAINING_CODE,
+    label_terms,
     load_run_dataset,
     missing_weights,
     model_spec,
@@ -70,6 +71,7 @@ def _work(context: Context) -> Outcome:
             settings,
             loss,
             classes=len(dataset.classes),
+            label_terms=label_terms(recipe.distill.train),
             # which pixels are hard is found anew in every batch
             static_loss=recipe.distill.train.loss == "ce",
             teacher_scale=recipe.teacher.scale,

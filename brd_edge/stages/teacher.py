@@ -21,6 +21,7 @@ from brd_edge.stages.context import (
 from brd_edge.stages.training import (
     TRAINING_CODE,
     check_models,
+    label_terms,
     load_run_dataset,
     missing_weights,
     model_files,
@@ -89,7 +90,7 @@ def _train(context: Context) -> Outcome:
         spec=spec,
         section=section,
         dataset=dataset,
-        objective=supervised(supervised_loss(section, weights)),
+        objective=supervised(supervised_loss(section, weights), label_terms(section)),
         contract=teacher_contract(recipe),
         seed=recipe.seed,
     )

@@ -29,6 +29,7 @@ __all__ = [
     "TRAINING_CODE",
     "augmentation_of",
     "check_models",
+    "label_terms",
     "load_run_dataset",
     "missing_weights",
     "model_files",
@@ -172,6 +173,13 @@ def supervised_loss(section: TrainSection, weights: torch.Tensor | None) -> Supe
     return lambda logits, labels: hard_cross_entropy(
         logits, labels, weights, probability=section.ohem_probability, kept_min=section.ohem_kept_min
     )
+
+
+def label_terms(section: TrainSection) -> dict[str, tuple[float, Supervised]]:
+    """Return what joins the supervised loss without a teacher, by name, with its weight."""
+    from brd_edge.distill.overlap import label_overlap_loss
+
+    return {"overlap": (section.lambda_overlap, label_overlap_loss)} if section.lambda_overlap else {}
 
 
 def train_and_save(

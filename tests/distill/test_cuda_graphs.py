@@ -12,6 +12,7 @@ from brd_edge.distill import cuda_graphs
 from brd_edge.distill.clock import StepClock
 from brd_edge.distill.cuda_graphs import StepGraphs
 from brd_edge.distill.objective import DistillSettings, distillation
+from brd_edge.distill.overlap import label_overlap_loss
 from brd_edge.distill.step import Stepper
 from brd_edge.distill.supervised import cross_entropy
 from brd_edge.models.segmentation import ModelSpec, build_model, forward_features
@@ -89,6 +90,7 @@ def _stepper(
         settings,
         lambda z, y: cross_entropy(z, y, None),
         classes=3,
+        label_terms={"overlap": (0.5, label_overlap_loss)},
         static_loss=True,
         teacher_scale=scale,
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from brd_edge.distill.overlap import boundary_overlap_loss, label_shares
+from brd_edge.distill.overlap import boundary_overlap_loss, label_overlap_loss, label_shares
 
 
 def _shares(*shape: int, seed: int) -> torch.Tensor:
@@ -31,7 +31,7 @@ def test_against_numpy(kernel: int) -> None:
     known = (_labels().numpy() != 255).reshape(3, 8, 4, 12, 4).any((2, 4))
 
     def boundaries(shares: torch.Tensor, of_class: int) -> np.ndarray:
-        values = shares[:, of_class].double().numpy()
+        values = shares[:, of_class].double().numpy() * known
         if kernel:
             values = values - ndimage.uniform_filter(values, (0, kernel, kernel), mode="mirror")
         return np.asarray(values[known])
@@ -101,7 +101,7 @@ def test_ignored_pixels_do_not_leak_in() -> None:
     others = [teacher.clone(), student.clone()]
     for seed, shares in enumerate(others):
         shares[2] = _shares(1, 5, 8, 12, seed=8 + seed)[0]
-        shares[0, :, :2, :1] = 0.7 + seed  # the operator reaches the next cell, which is unknown too
+        shares[0, :, :3, :2] = 0.7 + seed
 
     assert float(boundary_overlap_loss(*others, _labels())) == float(boundary_overlap_loss(teacher, student, _labels()))
 
@@ -117,13 +117,31 @@ def test_a_batch_without_any_label_gives_zero_and_finite_gradients() -> None:
     assert torch.count_nonzero(student.grad) == 0
 
 
+def test_overlap_with_the_labels() -> None:
+    """The labels' cells of 4 x 4 pixels in place of a teacher; a confident and right answer has nothing to gain."""
+    labels = torch.randint(0, 3, (2, 8, 12), generator=torch.Generator().manual_seed(3))
+    labels = labels.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    labels[0, :8, :8] = 255
+    logits = torch.randn((2, 3, 32, 48), generator=torch.Generator().manual_seed(4))
+
+    found = label_overlap_loss(logits, labels)
+
+    target = torch.eye(4)[labels.clamp(max=3)][..., :3].permute(0, 3, 1, 2)[..., ::4, ::4]
+    mine = logits.softmax(1).unflatten(3, (12, 4)).unflatten(2, (8, 4)).mean((3, 5))
+    expected = [boundary_overlap_loss(target, mine, labels, kernel=kernel) for kernel in (0, 3)]
+    assert float(found) == pytest.approx(sum(map(float, expected)) / 2, rel=1e-5)
+    right = 50 * torch.eye(4)[labels.clamp(max=3)][..., :3].permute(0, 3, 1, 2)
+    assert float(label_overlap_loss(right, labels)) == pytest.approx(0, abs=1e-5)
+
+
 def test_shares_of_labels_against_numpy() -> None:
     labels = torch.from_numpy(np.random.default_rng(2).choice([0, 1, 2, 255], (2, 12, 16)))
 
     found = label_shares(labels, 3, 3, 4)
 
     cells = labels.numpy().reshape(2, 3, 4, 4, 4)
-    expected = np.stack([(cells == c).mean((2, 4)) for c in range(3)], 1)
+    expected = np.stack([(cells == c).sum((2, 4)) for c in range(3)], 1)
+    expected = expected / expected.sum(1, keepdims=True)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 

@@ -186,6 +186,7 @@ def test_the_gradient_is_that_of_the_sum() -> None:
 
     model = _model().eval()
     objective = _objective(_cross_entropy, square=lambda _theirs, mine, _labels: mine.coarse_logits.square().mean())
+    objective = replace(objective, label_terms={"known": (0.5, lambda logits, labels: (logits[:, 0] * labels).mean())})
     images, labels = torch.randn(4, 3, 8, 8), torch.randint(0, 2, (4, 8, 8))
     stepper = Stepper(
         forward=lambda batch: _features(model, batch),
@@ -203,9 +204,10 @@ def test_the_gradient_is_that_of_the_sum() -> None:
     found = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
     logits = model(images)
-    terms = [_cross_entropy(logits, labels), logits.square().mean()]
+    terms = [_cross_entropy(logits, labels), 0.5 * (logits[:, 0] * labels).mean(), logits.square().mean()]
     torch.stack(terms).sum().backward()
 
+    assert stepper.names == ["ce", "known", "square"]
     torch.testing.assert_close(values, torch.stack(terms).detach())
     for mine, parameter in zip(found, model.parameters(), strict=True):
         torch.testing.assert_close(mine, parameter.grad)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from brd_edge.data.loader import Batch
 from brd_edge.distill.distributed import process_group, rank, world
 from brd_edge.distill.objective import DistillSettings, distillation
+from brd_edge.distill.overlap import label_overlap_loss
 from brd_edge.distill.supervised import cross_entropy
 from brd_edge.distill.trainer import TrainSettings, fit
 from brd_edge.interrupt import Stop
@@ -24,6 +25,7 @@ from brd_edge.recipe_training import DistillSection, TrainSection
 from brd_edge.runtime.errors import InterruptedRunError
 
 BATCH = 4
+OVERLAP = {"overlap": (1.0, label_overlap_loss)}
 
 
 class Loader:
@@ -74,7 +76,7 @@ def _train(directory: Path, until: int) -> None:
 
     fit(
         student,
-        objective=distillation(teacher, student, settings, supervised, classes=3),
+        objective=distillation(teacher, student, settings, supervised, classes=3, label_terms=OVERLAP),
         loader=Loader(),
         settings=TrainSettings(
             epochs=5,
