@@ -87,7 +87,11 @@ def test_a_run_leaves_everything(finished: Path) -> None:
     sizes = [json.loads((finished / stage / "model" / "brd_edge.json").read_text())["contract"] for stage in MODELS]
     assert [(size["height"], size["width"]) for size in sizes] == [(128, 192), (64, 96)]
     logged = [
-        next(json.loads(line)["loss"] for line in (finished / stage / "metrics.jsonl").open() if "loss" in line)
+        next(
+            json.loads(line)["loss"]
+            for line in (finished / stage / "metrics.jsonl").read_text().splitlines()
+            if "loss" in line
+        )
         for stage in MODELS
     ]
     assert [list(terms)[:2] for terms in logged] == [["ce", "overlap"]] * 2
