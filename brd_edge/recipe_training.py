@@ -65,8 +65,8 @@ class TrainSection(Section):
     loss: Literal["ce", "ohem"] = "ce"
     """Cross-entropy over all pixels, or over the hard ones only (online hard example mining)."""
     lambda_overlap: NotNegative = 0.0
-    """Weight of one minus the Jaccard index of each class's regions and boundaries with the labels', which joins the
-    cross-entropy; 0 leaves it out."""
+    """Weight of one minus the Jaccard index of each class's regions and boundaries with the labels', on the decoder's
+    grid, which joins the cross-entropy; 0 leaves it out."""
     ohem_probability: Annotated[float, Field(gt=0, lt=1)] = 0.7
     """`ohem`: a pixel is hard if its true class has less than this probability."""
     ohem_kept_min: Annotated[float, Field(gt=0, le=1)] = 0.1
@@ -160,9 +160,6 @@ class DistillSection(Section):
     boundary_class_space: Literal["probabilities", "logits", "places", "overlaps"] = "places"
     """How the boundaries of classes are compared: by the probabilities, by the logits, by where in the image they lie,
     or by how far they overlap; in all but the first every class counts alike."""
-    boundary_class_target: Literal["teacher", "labels", "both"] = "both"
-    """`overlaps`: whose regions and boundaries the student's shall cover; `both` is the mean of the teacher's
-    probabilities and the labels, `labels` shows what the loss gains without a teacher."""
     boundary_class_kernels: Annotated[tuple[Literal[0, 3, 5, 7, 9], ...], Field(min_length=1)] = (0, 3)
     """Sides of the windows of the boundaries of classes; 0 is the whole image."""
     boundary_class_balance: Fraction = 0.0

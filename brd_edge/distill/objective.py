@@ -18,7 +18,8 @@ from brd_edge.distill.boundary import (
     boundary_projections,
     projected_boundary_loss,
 )
-from brd_edge.distill.grid import on_coarser_grid, wide
+from brd_edge.distill.depthwise import fast_depthwise
+from brd_edge.distill.grid import wide
 from brd_edge.distill.logits import logit_loss
 from brd_edge.distill.matching import (
     Layer,
@@ -28,7 +29,7 @@ from brd_edge.distill.matching import (
     pick_layer,
     require_same_classes,
 )
-from brd_edge.distill.overlap import boundary_overlap_loss, label_shares
+from brd_edge.distill.overlap import boundary_overlap_loss
 from brd_edge.distill.peers import PixelMemory, channel_wise_loss, cross_image_loss, memory_losses, pair_wise_loss
 from brd_edge.distill.prototypes import class_relation_loss
 from brd_edge.distill.relation import relation_loss
@@ -87,7 +88,6 @@ class DistillSettings:
     boundary_strides: tuple[int, ...]
     band_weight: float
     boundary_class_space: str
-    boundary_class_target: str
     boundary_class_kernels: tuple[int, ...]
     boundary_class_balance: float
     relation_to: str
@@ -106,7 +106,7 @@ class Objective:
 
     Attributes:
         supervised: The loss `ce` of the logits and the labels.
-        label_terms: What joins it without a teacher, by name, with its weight.
+        label_terms: What joins it without a teacher, by name, with its weight: of the coarse logits and the labels.
         teacher: Images (N, 3, H, W) to the teacher's features, without gradient; nothing without terms.
         terms: The distillation terms by name, with their weights.
         curriculum: Share of the training that is done to a factor on the terms.
@@ -239,6 +239,8 @@ def _boundary_classes(settings: DistillSettings) -> Term:
             # for the whole image CWD's temperature; what stands out of a small window is weaker
             temperature = 4.0 if kernel == 0 else 1.0
             return boundary_place_loss(theirs, mine, labels, kernel=kernel, temperature=temperature)
+        if space == "overlaps":
+            return boundary_overlap_loss(wide(theirs).softmax(1), wide(mine).softmax(1), labels, kernel=kernel)
         loss = boundary_class_loss if space == "probabilities" else boundary_logit_loss
         weights = {"band_weight": settings.band_weight, "class_balance": settings.boundary_class_balance}
         return loss(theirs, mine, labels, kernel=kernel, **weights)
@@ -247,21 +249,7 @@ def _boundary_classes(settings: DistillSettings) -> Term:
         losses = [of_window(theirs.coarse_logits, mine.coarse_logits, labels, kernel) for kernel in kernels]
         return torch.stack(losses).mean()
 
-    def overlaps(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
-        found = wide(mine.coarse_logits).softmax(1)
-        target = _class_target(settings.boundary_class_target, wide(theirs.coarse_logits), labels, found)
-        return torch.stack([boundary_overlap_loss(target, found, labels, kernel=kernel) for kernel in kernels]).mean()
-
-    return overlaps if space == "overlaps" else boundary_classes
-
-
-def _class_target(kind: str, teacher_logits: Tensor, labels: Tensor, student: Tensor) -> Tensor:
-    """Return the class shares (N, K, h, w) that the student's probabilities shall overlap, on the coarser grid."""
-    theirs, mine = on_coarser_grid(teacher_logits.softmax(1), student)
-    if kind == "teacher":
-        return theirs
-    shares = label_shares(labels, *mine.shape[1:]).to(theirs.dtype)
-    return shares if kind == "labels" else (theirs + shares) / 2
+    return boundary_classes
 
 
 def _relation(settings: DistillSettings, teacher: nn.Module, student: nn.Module) -> Term:
@@ -335,10 +323,13 @@ def _memory(teacher: nn.Module, student: nn.Module, classes: int) -> tuple[Pixel
 
 def _frozen(teacher: nn.Module, *, compiled: bool) -> Callable[[Tensor], Features]:
     teacher.eval().requires_grad_(False)
-    forward: Any = torch.compile(forward_features) if compiled else forward_features
+    forward: Any = torch.compile(forward_features) if compiled else None
 
     @torch.no_grad()
     def run(images: Tensor) -> Features:
-        return forward(teacher, images)  # type: ignore[no-any-return]
+        if compiled:
+            return forward(teacher, images)  # type: ignore[no-any-return]
+        with fast_depthwise(images.device):
+            return forward_features(teacher, images)
 
     return run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from brd_edge.distill.clock import StepClock
 from brd_edge.distill.cuda_graphs import StepGraphs
-from brd_edge.distill.depthwise import DepthwiseInFloat32
+from brd_edge.distill.depthwise import fast_depthwise
 from brd_edge.distill.distributed import average_gradients
 from brd_edge.distill.grid import reduce_batch
 from brd_edge.distill.objective import Objective
@@ -116,7 +115,7 @@ class Stepper:
         factor = self.objective.curriculum(done)
         values = [self._term("ce", self.objective.supervised, (leaves.logits, labels), 1.0)]
         for name, (weight, loss) in self.objective.label_terms.items():
-            values.append(self._term(name, loss, (leaves.logits, labels), weight))
+            values.append(self._term(name, loss, (leaves.coarse_logits, labels), weight))
         for name, (weight, term) in self.objective.terms.items():
             values.append(self._term(name, term, (theirs, leaves, labels), factor * weight))
         with self.clock.part("student"):
@@ -164,8 +163,7 @@ class Stepper:
         if self.graphs is not None and "student" in self.objective.recordable:
             recorded: Features = self.graphs.forward("student's forward pass", self.model, lambda: self.forward(images))
             return recorded
-        slow = images.device.type == "cpu" and self.dtype != torch.float32
-        with DepthwiseInFloat32() if slow else nullcontext():
+        with fast_depthwise(images.device):
             return self.forward(images)  # type: ignore[no-any-return]
 
     def _term(self, name: str, loss: Any, inputs: tuple[Any, ...], weight: float) -> Tensor:
