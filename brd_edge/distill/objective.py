@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from brd_edge.distill.boundary import (
     boundary_projections,
     projected_boundary_loss,
 )
-from brd_edge.distill.depthwise import fast_depthwise
+from brd_edge.distill.frozen import freeze
 from brd_edge.distill.grid import wide
 from brd_edge.distill.logits import logit_loss
 from brd_edge.distill.matching import (
@@ -176,7 +175,7 @@ def distillation(
     return Objective(
         supervised=loss,
         label_terms=label_terms or {},
-        teacher=_frozen(teacher, compiled=settings.compile_teacher),
+        teacher=freeze(teacher, compiled=settings.compile_teacher),
         terms={name: (getattr(settings, f"lambda_{name}"), builders[name]) for name in names},
         curriculum=CURRICULA[settings.curriculum],
         layers=layers,
@@ -319,17 +318,3 @@ def _memory(teacher: nn.Module, student: nn.Module, classes: int) -> tuple[Pixel
         return torch.stack(memory_losses(memory, theirs.decoder, mine.decoder, labels)).sum()
 
     return memory, loss
-
-
-def _frozen(teacher: nn.Module, *, compiled: bool) -> Callable[[Tensor], Features]:
-    teacher.eval().requires_grad_(False)
-    forward: Any = torch.compile(forward_features) if compiled else None
-
-    @torch.no_grad()
-    def run(images: Tensor) -> Features:
-        if compiled:
-            return forward(teacher, images)  # type: ignore[no-any-return]
-        with fast_depthwise(images.device):
-            return forward_features(teacher, images)
-
-    return run
