@@ -32,7 +32,7 @@ def freeze(teacher: nn.Module, *, compiled: bool) -> Callable[[Tensor], Features
     teacher.eval().requires_grad_(False)
     forward: Any = torch.compile(forward_features) if compiled else forward_features
     model = teacher if compiled else fold_normalisations(teacher)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def run(images: Tensor) -> Features:
