@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from brd_edge.distill.balance import balanced_share
 from brd_edge.distill.distributed import global_mean, sum_over_processes
-from brd_edge.distill.grid import boundary_band, full_precision, known_cells, on_coarser_grid, wide
+from brd_edge.distill.grid import IGNORE, full_precision, known_cells, on_coarser_grid, transitions, wide
 
 __all__ = [
     "OPERATORS",
@@ -132,12 +132,13 @@ def boundary_feature_loss(
         A scalar; 0 when the student's boundary maps equal the teacher's.
     """
     extract = OPERATORS[operator]
+    cells = _cells(labels, band_weight)
     losses = []
     for stride in strides:
         theirs, mine = on_coarser_grid(wide(teacher[stride].detach()), wide(student[stride]))
-        known = known_cells(labels, *mine.shape[-2:])
+        known, weight = cells(*mine.shape[-2:])
         distance = (extract(theirs, kernel, known) - extract(mine, kernel, known)).abs().mean(1, keepdim=True)
-        losses.append(_band_mean(distance, labels, band_weight))
+        losses.append(global_mean((distance * weight).sum(), weight.sum()))
     return torch.stack(losses).mean()
 
 
@@ -182,13 +183,14 @@ def projected_boundary_loss(
     Returns:
         A scalar; 0 when the projected student has the teacher's boundaries, about 1 when it has none.
     """
+    cells = _cells(labels, band_weight)
     losses = []
     for name, project in projections.items():
         theirs, mine = on_coarser_grid(wide(teacher[int(name)].detach()), wide(project(student[int(name)])))
         theirs, mine = boundary_residual(theirs, kernel), boundary_residual(mine, kernel)
-        power = _channel_power(theirs, known_cells(labels, *theirs.shape[-2:]))
-        distance = (mine - theirs * power.rsqrt()).square().mean(1, keepdim=True)
-        losses.append(_band_mean(distance, labels, band_weight))
+        known, weight = cells(*mine.shape[-2:])
+        distance = (mine - theirs * _channel_power(theirs, known).rsqrt()).square().mean(1, keepdim=True)
+        losses.append(global_mean((distance * weight).sum(), weight.sum()))
     return torch.stack(losses).mean()
 
 
@@ -316,9 +318,23 @@ def _channel_power(features: Tensor, known: Tensor) -> Tensor:
     return torch.maximum(power, _FAINT * power.mean() + _TINY)
 
 
-def _band_mean(distance: Tensor, labels: Tensor, band_weight: float, class_balance: float = 0.0) -> Tensor:
+def _cells(labels: Tensor, band_weight: float) -> Callable[[int, int], tuple[Tensor, Tensor]]:
+    """Return a function of a grid's height and width to which cells are known and what each counts, (N, 1, h, w) both.
+
+    What is read from the pixels is read once for the grids of all stages.
+    """
+    known, band = (labels != IGNORE).float().unsqueeze(1), transitions(labels)
+
+    def on_grid(height: int, width: int) -> tuple[Tensor, Tensor]:
+        cells = F.adaptive_max_pool2d(known, (height, width))
+        return cells, cells * (1 + band_weight * F.adaptive_max_pool2d(band, (height, width)))
+
+    return on_grid
+
+
+def _band_mean(distance: Tensor, labels: Tensor, band_weight: float, class_balance: float) -> Tensor:
     height, width = distance.shape[-2:]
-    weight = known_cells(labels, height, width) * (1 + band_weight * boundary_band(labels, height, width))
+    _, weight = _cells(labels, band_weight)(height, width)
     if class_balance:
         weight = weight * balanced_share(labels, height, width, power=class_balance)
     return global_mean((distance * weight).sum(), weight.sum())

@@ -15,6 +15,7 @@ __all__ = [
     "on_coarser_grid",
     "reduce_batch",
     "to_grid",
+    "transitions",
     "wide",
 ]
 
@@ -94,6 +95,11 @@ def boundary_band(labels: Tensor, height: int, width: int) -> Tensor:
     Returns:
         (N, 1, height, width) float32, 0 or 1.
     """
+    return F.adaptive_max_pool2d(transitions(labels), (height, width))
+
+
+def transitions(labels: Tensor) -> Tensor:
+    """Return which pixels lie on either side of a transition between two known classes, (N, 1, h, w) of 0 and 1."""
     # ids fit into bytes, of which eight times as many fit into the cache
     small = labels.to(torch.uint8)
     known = small != IGNORE
@@ -104,4 +110,4 @@ def boundary_band(labels: Tensor, height: int, width: int) -> Tensor:
         change = (first != second) & known.narrow(axis, 0, size - 1) & known.narrow(axis, 1, size - 1)
         for offset in (0, 1):
             band.narrow(axis, offset, size - 1).logical_or_(change)
-    return F.adaptive_max_pool2d(band.float().unsqueeze(1), (height, width))
+    return band.float().unsqueeze(1)
