@@ -65,8 +65,8 @@ class TrainSection(Section):
     loss: Literal["ce", "ohem"] = "ce"
     """Cross-entropy over all pixels, or over the hard ones only (online hard example mining)."""
     lambda_overlap: NotNegative = 0.0
-    """Weight of one minus the Jaccard index of each class's regions and boundaries with the labels', on the decoder's
-    grid, which joins the cross-entropy; 0 leaves it out."""
+    """Weight of one minus the Jaccard index of each class's regions and boundaries with the labels', which joins the
+    cross-entropy; 0 leaves it out."""
     ohem_probability: Annotated[float, Field(gt=0, lt=1)] = 0.7
     """`ohem`: a pixel is hard if its true class has less than this probability."""
     ohem_kept_min: Annotated[float, Field(gt=0, le=1)] = 0.1

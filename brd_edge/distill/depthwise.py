@@ -76,7 +76,7 @@ def depthwise_convolution(
 
     Args:
         image: (N, C, H, W).
-        weight: (C, 1, k, l), of the image's dtype; k and l are odd.
+        weight: (C, 1, k, l), of the image's dtype.
         bias: (C), or none.
         padding: Rows and columns of zeros that are added on each side.
         dilation: Steps between the kernel's rows and columns.
@@ -90,8 +90,8 @@ def depthwise_convolution(
     if weight.shape[2:] == (1, 1) and not rows and not columns:
         convolved = image * weight.view(1, -1, 1, 1)
     else:
-        convolved = _Dilated.apply(image, weight, (rows, columns), dilation)
-    return convolved if bias is None else convolved + bias.view(1, -1, 1, 1)
+        convolved = _Depthwise.apply(image, weight, (rows, columns), dilation)
+    return convolved if bias is None else convolved + bias.to(convolved.dtype).view(1, -1, 1, 1)
 
 
 def _within_reach(weight: Tensor, axis: int, size: int, padding: int, step: int) -> tuple[Tensor, int]:
@@ -106,8 +106,8 @@ def _within_reach(weight: Tensor, axis: int, size: int, padding: int, step: int)
     return weight.narrow(axis, reach - used, 2 * used + 1), used * step
 
 
-class _Dilated(torch.autograd.Function):
-    """A depthwise convolution whose gradients are forward convolutions, which are fast also with a dilation."""
+class _Depthwise(torch.autograd.Function):
+    """A convolution whose gradients are forward convolutions, which are fast also with a dilation or a large kernel."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
@@ -121,12 +121,13 @@ class _Dilated(torch.autograd.Function):
         image, weight = ctx.saved_tensors
         of_image, of_weight = ctx.needs_input_grad[:2]
         place = ctx.padding, ctx.dilation
-        return (
-            _image_gradient(gradient, weight, *place) if of_image else None,
-            _weight_gradient(gradient, image, weight, *place) if of_weight else None,
-            None,
-            None,
-        )
+        with torch.autocast("cpu", enabled=False):
+            return (
+                _image_gradient(gradient, weight, *place) if of_image else None,
+                _weight_gradient(gradient, image, weight, *place) if of_weight else None,
+                None,
+                None,
+            )
 
 
 def _image_gradient(gradient: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:

@@ -105,7 +105,7 @@ class Objective:
 
     Attributes:
         supervised: The loss `ce` of the logits and the labels.
-        label_terms: What joins it without a teacher, by name, with its weight: of the coarse logits and the labels.
+        label_terms: What joins it without a teacher, by name, with its weight.
         teacher: Images (N, 3, H, W) to the teacher's features, without gradient; nothing without terms.
         terms: The distillation terms by name, with their weights.
         curriculum: Share of the training that is done to a factor on the terms.

@@ -51,8 +51,8 @@ def class_relation_loss(
     weights = rarity(pixels, class_balance).to(mine.dtype)[truth]
     members, absent = _members(truth, pixels > 0, every_id=mine.is_cuda)
     with full_precision(mine):
-        columns = members.to(mine.dtype)
-        target, found = (_LogRelation.apply(_rows(part), columns, absent, temperature) for part in (theirs, mine))
+        members = members.to(mine.dtype)
+        target, found = (_LogRelation.apply(_rows(part), members, absent, temperature) for part in (theirs, mine))
     divergence = (target.exp() * (target - found)).sum(0)
     return global_mean((divergence * weights).sum(), weights.sum())
 
@@ -106,9 +106,11 @@ class _LogRelation(torch.autograd.Function):
             of_cosines = of_cosines.masked_fill_(absent.unsqueeze(1), 0) / ctx.temperature
             of_prototypes = (of_cosines * scale) @ cells
             along = (of_prototypes * prototypes).sum(1, keepdim=True)
-            of_sums = sum_over_processes((of_prototypes - along * prototypes) / reach)
+            # what has no length has no direction that could be turned
+            of_sums = torch.where(reach > _LEAST_LENGTH, (of_prototypes - along * prototypes) / reach, 0)
+            of_sums, scale = sum_over_processes(of_sums), torch.where(length > _LEAST_LENGTH, scale, 0)
             # of a cell at unit length, what lies along the cell changes nothing
             inwards = (of_cosines * cosines).sum(0) + (members * (of_sums @ cells.T)).sum(0) * scale
-            inwards = torch.where(length > _LEAST_LENGTH, inwards, 0) * scale.square()
+            inwards = inwards * scale.square()
             found = (torch.cat([of_cosines, members]) * scale).T @ torch.cat([prototypes, of_sums])
             return found.addcmul_(cells, inwards.unsqueeze(1), value=-1), None, None, None

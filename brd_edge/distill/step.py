@@ -115,7 +115,7 @@ class Stepper:
         factor = self.objective.curriculum(done)
         values = [self._term("ce", self.objective.supervised, (leaves.logits, labels), 1.0)]
         for name, (weight, loss) in self.objective.label_terms.items():
-            values.append(self._term(name, loss, (leaves.coarse_logits, labels), weight))
+            values.append(self._term(name, loss, (leaves.logits, labels), weight))
         for name, (weight, term) in self.objective.terms.items():
             values.append(self._term(name, term, (theirs, leaves, labels), factor * weight))
         with self.clock.part("student"):

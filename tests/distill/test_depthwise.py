@@ -11,7 +11,8 @@ SHAPES = [
     # height, width, kernel, padding, dilation
     pytest.param(8, 11, (3, 3), (12, 12), (12, 12), id="an ASPP's dilation beyond the map"),
     pytest.param(8, 15, (3, 3), (12, 12), (12, 12), id="beyond the rows alone"),
-    pytest.param(9, 13, (5, 5), (2, 2), (2, 1), id="dilated rows, more padding than reach"),
+    pytest.param(9, 13, (5, 5), (2, 2), (2, 1), id="dilated rows alone"),
+    pytest.param(9, 9, (3, 3), (6, 5), (2, 2), id="more padding than the kernel is wide"),
     pytest.param(12, 15, (5, 5), (0, 0), (2, 2), id="padded before"),
     pytest.param(7, 7, (5, 5), (2, 2), (1, 1), id="large kernel, small map"),
     pytest.param(9, 9, (5, 5), (8, 8), (2, 2), id="output larger than the image"),
@@ -101,16 +102,19 @@ def test_more_outputs_than_inputs_are_left_to_torch() -> None:
     assert torch.equal(found, F.conv2d(image, weight, None, 1, 2, 2, 2))
 
 
-def test_inference_keeps_the_format_and_drops_what_sees_only_padding() -> None:
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_inference_keeps_the_format_and_drops_what_sees_only_padding(with_bias: bool) -> None:
     torch.manual_seed(0)
     image, weight = torch.randn(2, 4, 9, 9), torch.randn(4, 1, 3, 3)
+    bias = torch.randn(4) if with_bias else None
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        expected = F.conv2d(image, weight, None, 1, 12, 12, 4)
+        expected = F.conv2d(image, weight, bias, 1, 12, 12, 4)
         with FastDepthwise():
-            found = F.conv2d(image.bfloat16(), weight, None, 1, 12, 12, 4)
+            found = F.conv2d(image.bfloat16(), weight, bias, 1, 12, 12, 4)
     assert found.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
-    torch.testing.assert_close(found.float(), image * weight[:, 0, 1, 1, None, None], rtol=0.02, atol=0.02)
+    centre = image * weight[:, 0, 1, 1, None, None] + (0 if bias is None else bias[:, None, None])
+    torch.testing.assert_close(found.float(), centre, rtol=0.02, atol=0.03)
 
 
 def test_gradients_of_a_model_are_nearer_to_those_in_float32() -> None:

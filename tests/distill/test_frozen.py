@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from brd_edge.distill.frozen import fold_normalisations, freeze
+from brd_edge.distill.frozen import _pairs, fold_normalisations, freeze
 from brd_edge.models.segmentation import Features, ModelSpec, build_model, forward_features
 
 
@@ -72,6 +72,9 @@ def test_a_convolution_that_goes_elsewhere_too_keeps_its_normalisation() -> None
     model = _model("FPN", "resnet18")
     model.encoder.layer1[0].conv1 = Twice(nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64, eps=1.0).eval())
 
+    assert any(name.endswith("conv1.norm") for _, name in _pairs(model, torch.rand(1, 3, 64, 64))), (
+        "a pair by its looks"
+    )
     assert fold_normalisations(model) is model
 
 

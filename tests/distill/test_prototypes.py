@@ -132,3 +132,19 @@ def test_a_column_for_every_label_id_changes_nothing(monkeypatch: pytest.MonkeyP
 
     torch.testing.assert_close(every, few)
     torch.testing.assert_close(torch.autograd.grad(every, student)[0], expected)
+
+
+def test_features_without_length_give_no_gradient_and_spoil_no_other() -> None:
+    """A cell that is 0 in all channels, and a class whose cells cancel each other."""
+    teacher = _random(1, 3, 4, 4, seed=1)
+    labels = torch.tensor([0] * 8 + [1] * 6 + [2] * 2).reshape(1, 4, 4)
+    student = _random(1, 3, 4, 4, seed=2)
+    student[0, :, 0, 0] = 0
+    student[0, :, 3, 3] = -student[0, :, 3, 2]
+    student.requires_grad_()
+
+    class_relation_loss(teacher, student, labels).backward()
+
+    assert student.grad is not None
+    assert torch.count_nonzero(student.grad[0, :, 0, 0]) == 0
+    assert float(student.grad.abs().max()) < 10

@@ -188,8 +188,12 @@ def test_the_gradient_is_that_of_the_sum() -> None:
     objective = _objective(_cross_entropy, square=lambda _theirs, mine, _labels: mine.coarse_logits.square().mean())
     objective = replace(objective, label_terms={"known": (0.5, lambda logits, labels: (logits[:, 0] * labels).mean())})
     images, labels = torch.randn(4, 3, 8, 8), torch.randint(0, 2, (4, 8, 8))
+
+    def features(batch: torch.Tensor) -> Features:
+        return replace(_features(model, batch), coarse_logits=nn.functional.avg_pool2d(model(batch), 2))
+
     stepper = Stepper(
-        forward=lambda batch: _features(model, batch),
+        forward=features,
         model=model,
         objective=objective,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
@@ -204,7 +208,8 @@ def test_the_gradient_is_that_of_the_sum() -> None:
     found = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
     logits = model(images)
-    terms = [_cross_entropy(logits, labels), 0.5 * (logits[:, 0] * labels).mean(), logits.square().mean()]
+    terms = [_cross_entropy(logits, labels), 0.5 * (logits[:, 0] * labels).mean()]
+    terms.append(nn.functional.avg_pool2d(logits, 2).square().mean())
     torch.stack(terms).sum().backward()
 
     assert stepper.names == ["ce", "known", "square"]
