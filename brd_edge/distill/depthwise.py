@@ -20,7 +20,8 @@ __all__ = ["FastDepthwise", "depthwise_convolution", "fast_depthwise"]
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
-_LARGE_KERNEL = 3
+_FAST_KERNEL = 3
+"""Up to this side, PyTorch's own gradient of a kernel without a dilation is fast."""
 _SMALL_MAP = 512
 """Up to so many cells of a map, the gradient of the weights is faster as a convolution by the whole map."""
 
@@ -66,7 +67,7 @@ def fast_depthwise(device: torch.device) -> AbstractContextManager[object]:
 
 def _has_slow_gradient(image: Tensor, weight: Tensor, dilation: int | tuple[int, ...]) -> bool:
     small = image.shape[2] * image.shape[3] <= _SMALL_MAP
-    return _pair(dilation) != (1, 1) or (small and min(weight.shape[2:]) > _LARGE_KERNEL)
+    return _pair(dilation) != (1, 1) or (small and min(weight.shape[2:]) > _FAST_KERNEL)
 
 
 def depthwise_convolution(

@@ -6,6 +6,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -36,10 +37,8 @@ def freeze(teacher: nn.Module, *, compiled: bool) -> Callable[[Tensor], Features
 
     @torch.no_grad()
     def run(images: Tensor) -> Features:
-        if compiled:
+        with nullcontext() if compiled else fast_depthwise(images.device):
             return forward(model, images)  # type: ignore[no-any-return]
-        with fast_depthwise(images.device):
-            return forward_features(model, images)
 
     return run
 

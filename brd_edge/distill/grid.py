@@ -8,7 +8,6 @@ from torch import Tensor
 
 __all__ = [
     "IGNORE",
-    "boundary_band",
     "full_precision",
     "known_cells",
     "known_share",
@@ -84,22 +83,15 @@ def known_share(labels: Tensor, height: int, width: int) -> Tensor:
     return to_grid((labels != IGNORE).float().unsqueeze(1), height, width)
 
 
-def boundary_band(labels: Tensor, height: int, width: int) -> Tensor:
-    """Return which cells of a coarser grid hold a transition between two known classes.
+def transitions(labels: Tensor) -> Tensor:
+    """Return which pixels lie on either side of a transition between two known classes.
 
     Args:
         labels: (N, h, w) int64 class ids, 255 unknown; unknown pixels make no transition.
-        height: Rows of the grid.
-        width: Columns of the grid.
 
     Returns:
-        (N, 1, height, width) float32, 0 or 1.
+        (N, 1, h, w) float32, 0 or 1.
     """
-    return F.adaptive_max_pool2d(transitions(labels), (height, width))
-
-
-def transitions(labels: Tensor) -> Tensor:
-    """Return which pixels lie on either side of a transition between two known classes, (N, 1, h, w) of 0 and 1."""
     # ids fit into bytes, of which eight times as many fit into the cache
     small = labels.to(torch.uint8)
     known = small != IGNORE

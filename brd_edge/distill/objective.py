@@ -239,14 +239,17 @@ def _boundary_classes(settings: DistillSettings) -> Term:
             temperature = 4.0 if kernel == 0 else 1.0
             return boundary_place_loss(theirs, mine, labels, kernel=kernel, temperature=temperature)
         if space == "overlaps":
-            return boundary_overlap_loss(wide(theirs).softmax(1), wide(mine).softmax(1), labels, kernel=kernel)
+            return boundary_overlap_loss(theirs, mine, labels, kernel=kernel)
         loss = boundary_class_loss if space == "probabilities" else boundary_logit_loss
         weights = {"band_weight": settings.band_weight, "class_balance": settings.boundary_class_balance}
         return loss(theirs, mine, labels, kernel=kernel, **weights)
 
     def boundary_classes(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
-        losses = [of_window(theirs.coarse_logits, mine.coarse_logits, labels, kernel) for kernel in kernels]
-        return torch.stack(losses).mean()
+        maps = theirs.coarse_logits, mine.coarse_logits
+        if space == "overlaps":
+            # of probabilities, for all windows
+            maps = wide(maps[0]).softmax(1), wide(maps[1]).softmax(1)
+        return torch.stack([of_window(*maps, labels, kernel) for kernel in kernels]).mean()
 
     return boundary_classes
 
