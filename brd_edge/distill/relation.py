@@ -8,8 +8,7 @@ project's own design.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,10 +17,13 @@ from torch import Tensor
 
 from brd_edge.distill.distributed import global_mean
 from brd_edge.distill.grid import known_cells, to_grid, wide
+from brd_edge.distill.relation_tiles import OPERATIONS, TileOperations
 
 __all__ = ["relation_loss", "relation_pixels", "streamed_relation"]
 
 _TILE = {"cpu": 512, "cuda": 2048}
+# the places within a larger tile would not fit into 32 bits
+_TILE_MAX = 32768
 
 
 def relation_pixels(features: Tensor, height: int, width: int) -> Tensor:
@@ -91,7 +93,14 @@ def relation_loss(
     return global_mean(total, mine.new_tensor(float(cells)))
 
 
-def streamed_relation(teacher: Tensor, student: Tensor, *, temperature: float, block: int | None = None) -> Tensor:
+def streamed_relation(
+    teacher: Tensor,
+    student: Tensor,
+    *,
+    temperature: float,
+    block: int | None = None,
+    operations: TileOperations | None = None,
+) -> Tensor:
     """Return the relation loss of N pixels, in O(block^2 + N C) memory.
 
     Args:
@@ -100,12 +109,26 @@ def streamed_relation(teacher: Tensor, student: Tensor, *, temperature: float, b
         temperature: At least 0.02, so that float32 holds `exp(1 / temperature)`.
         block: Side of the tiles of the two N x N relations that are held at a time; it changes the rounding only. Not
             given: 512 on the CPU, whose caches hold that much, and 2048 on a GPU, which a tile should keep busy.
+        operations: How the tiles are worked on. Not given: Triton kernels for float32 on a GPU where Triton is
+            installed, as it is with PyTorch's CUDA packages for Linux, and PyTorch elsewhere; the two differ in
+            rounding only.
 
     Returns:
         A scalar that can be differentiated once.
     """
     side = block if block is not None else _TILE["cuda" if student.is_cuda else "cpu"]
-    return _StreamedRelation.apply(teacher, student, temperature, side)  # type: ignore[no-any-return]
+    side = min(side, len(student), _TILE_MAX)
+    return _StreamedRelation.apply(  # type: ignore[no-any-return]
+        teacher, student, temperature, side, operations or _operations(student)
+    )
+
+
+def _operations(student: Tensor) -> TileOperations:
+    if student.is_cuda and student.dtype == torch.float32 and find_spec("triton"):
+        from brd_edge.distill import relation_kernels
+
+        return relation_kernels.OPERATIONS
+    return OPERATIONS
 
 
 class _StreamedRelation(torch.autograd.Function):
@@ -117,76 +140,80 @@ class _StreamedRelation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float, block: int) -> Tensor:
+    def forward(
+        ctx: Any, teacher: Tensor, student: Tensor, temperature: float, side: int, operations: TileOperations
+    ) -> Tensor:
         gradient = torch.zeros_like(student) if ctx.needs_input_grad[1] else None
-        with torch.autocast(student.device.type, enabled=False):
-            tiles = _Tiles(len(student), min(block, len(student)), student)
-            loss = _stream(teacher.detach(), student.detach(), temperature, tiles, gradient)
+        # kernels run on the current GPU
+        on_device = torch.cuda.device_of(student)  # type: ignore[no-untyped-call]
+        with torch.autocast(student.device.type, enabled=False), on_device:
+            tiles = _Tiles(len(student), side, operations.room, student)
+            loss = _stream(teacher.detach(), student.detach(), temperature, tiles, operations, gradient)
         ctx.gradient = gradient
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, None, None]:
-        return None, ctx.gradient * gradients[0], None, None
+    def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, None, None, None]:
+        return None, ctx.gradient * gradients[0], None, None, None
 
 
 class _Tiles:
-    """The tiles of a symmetric N x N matrix on and above its diagonal, and room for four of them."""
+    """The tiles of a symmetric N x N matrix on and above its diagonal, and room for some of them."""
 
-    def __init__(self, count: int, side: int, like: Tensor) -> None:
+    def __init__(self, count: int, side: int, room: int, like: Tensor) -> None:
         spans = [slice(start, min(start + side, count)) for start in range(0, count, side)]
         self.pairs = [(rows, columns) for place, rows in enumerate(spans) for columns in spans[place:]]
-        self._room = [like.new_empty(side * side) for _ in range(4)]
+        self._room = [like.new_empty(side * side) for _ in range(room)]
 
     def buffers(self, rows: slice, columns: slice) -> list[Tensor]:
-        """Return four contiguous tiles of the pair's size, with whatever is in them."""
+        """Return contiguous tiles of the pair's size, with whatever is in them."""
         height, width = rows.stop - rows.start, columns.stop - columns.start
         return [room[: height * width].view(height, width) for room in self._room]
 
 
-def _stream(teacher: Tensor, student: Tensor, temperature: float, tiles: _Tiles, gradient: Tensor | None) -> Tensor:
+def _similarities(features: Tensor, temperature: float, rows: slice, columns: slice, out: Tensor) -> Tensor:
+    # on a GPU the launches count: this is one, and the maximum need not be taken off before the exponential
+    return torch.addmm(out, features[rows], features[columns].T, beta=0, alpha=1 / temperature, out=out)
+
+
+def _stream(
+    teacher: Tensor,
+    student: Tensor,
+    temperature: float,
+    tiles: _Tiles,
+    operations: TileOperations,
+    gradient: Tensor | None,
+) -> Tensor:
     """Return the loss; add its gradient by the student's pixels to `gradient`."""
     count = len(student)
-
-    def similarities(features: Tensor, rows: slice, columns: slice, out: Tensor) -> Tensor:
-        # on a GPU the launches count: this is one, and the maximum need not be taken off before the exponential
-        return torch.addmm(out, features[rows], features[columns].T, beta=0, alpha=1 / temperature, out=out)
-
-    sums = [_row_sums(partial(similarities, features), tiles, student) for features in (teacher, student)]
+    sums = [_row_sums(features, temperature, tiles, operations) for features in (teacher, student)]
     # in double precision: the logarithms are far larger than what they differ by
     total = (sums[1].double().log() - sums[0].double().log()).sum()
-    parts = []
     share_teacher, share_student = (found.reciprocal_() for found in sums)
+    parts = []
     for rows, columns in tiles.pairs:
-        z_teacher, z_student, r_teacher, shares = tiles.buffers(rows, columns)
-        similarities(teacher, rows, columns, z_teacher)
-        similarities(student, rows, columns, z_student)
-        torch.exp(z_teacher, out=r_teacher)
-        r_teacher *= torch.add(share_teacher[rows, None], share_teacher[columns], out=shares)
-        z_teacher -= z_student
-        parts.append(torch.dot(r_teacher.flatten(), z_teacher.flatten()))
+        buffers = tiles.buffers(rows, columns)
+        _similarities(teacher, temperature, rows, columns, buffers[0])
+        _similarities(student, temperature, rows, columns, buffers[1])
+        part = student.new_empty(operations.parts(*buffers[0].shape))
+        shares_teacher, shares_student = ((share[rows], share[columns]) for share in (share_teacher, share_student))
+        operations.difference(buffers, shares_teacher, shares_student, part)
+        # a tile on the diagonal has every pair of pixels twice
+        parts.append(part.mul_(0.5) if rows == columns else part)
         if gradient is None:
             continue
-        difference = z_student.exp_()
-        difference *= torch.add(share_student[rows, None], share_student[columns], out=shares)
-        difference -= r_teacher
-        gradient[rows].addmm_(difference, student[columns])
+        gradient[rows].addmm_(buffers[1], student[columns])
         if rows != columns:
-            gradient[columns].addmm_(difference.T, student[rows])
+            gradient[columns].addmm_(buffers[1].T, student[rows])
     if gradient is not None:
         gradient /= count * temperature
-    # a tile on the diagonal has every pair of pixels twice
-    weights = student.new_tensor([0.5 if rows == columns else 1.0 for rows, columns in tiles.pairs])
-    return ((total + torch.dot(torch.stack(parts).double(), weights.double())) / count).to(student.dtype)
+    return ((total + torch.cat(parts).double().sum()) / count).to(student.dtype)
 
 
-def _row_sums(similarities: Callable[[slice, slice, Tensor], Tensor], tiles: _Tiles, like: Tensor) -> Tensor:
+def _row_sums(features: Tensor, temperature: float, tiles: _Tiles, operations: TileOperations) -> Tensor:
     """Return the sum over every row of the exponentials, (N,)."""
-    sums = like.new_zeros(tiles.pairs[-1][1].stop)
-    ones = torch.ones_like(sums)
+    sums = features.new_zeros(len(features))
     for rows, columns in tiles.pairs:
-        powers = similarities(rows, columns, tiles.buffers(rows, columns)[0]).exp_()
-        sums[rows].addmv_(powers, ones[columns])
-        if rows != columns:
-            sums[columns].addmv_(powers.T, ones[rows])
+        z = _similarities(features, temperature, rows, columns, tiles.buffers(rows, columns)[0])
+        operations.add_power_sums(z, sums[rows], sums[columns] if rows != columns else None)
     return sums
