@@ -1,0 +1,156 @@
+"""What only a CUDA GPU can show of the training, in one command of a few minutes.
+
+    python -m benchmarks.training_gpu pipelines/camvid_cpu.yaml
+
+In this order: the tests that need a GPU; the streaming relation loss, which at 8192 pixels may take a tenth of the
+naive memory and no more than the naive time; a short teacher; short distillations alone on the GPU, in bf16 and fp16,
+whose own terms may take a tenth of a step, and with `torchrun` on every GPU. A check that
+fails does not stop the others.
+
+Written is a JSON file with what each check found and took; the exit code is 1 if one of them did not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import argument_types
+from brd_edge.distill.objective import METHODS
+from brd_edge.environment import describe_environment
+from brd_edge.runtime.files import write_json_atomic
+
+MEMORY_RATIO_MAX, TIME_RATIO_MAX, TERMS_SHARE_MAX = 0.1, 1.0, 0.1
+_TESTS = ("tests/distill", "tests/data/test_parity.py", "-k", "cuda or gpu or kernel")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A command and what its outcome must be.
+
+    Attributes:
+        name: What is shown.
+        command: Program and arguments.
+        read: Returns what was found, and whether it holds, once the command has succeeded.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    read: Callable[[], tuple[dict[str, Any], bool]]
+
+
+def checks(recipe: Path, directory: Path, epochs: int, gpus: int) -> list[Check]:
+    """Return all checks, in order; trainings go to `directory`."""
+    python, relation = sys.executable, directory / "relation_loss.json"
+    sizes = [part for count in (1024, 8192, 32768) for part in ("--n", str(count))]
+    shared = ["--set", "device=cuda"]
+    teacher = [
+        "--set",
+        "teacher.train=null",
+        "--set",
+        f"teacher.checkpoint={directory / 'teacher' / 'teacher' / 'model'}",
+    ]
+
+    def pipeline(name: str, until: str, settings: Sequence[str]) -> tuple[str, ...]:
+        parts = [part for setting in settings for part in ("--set", setting)]
+        return (str(recipe), "--run-dir", str(directory / name), "--until", until, *shared, *parts)
+
+    def distillation(name: str, precision: str, program: Sequence[str]) -> Check:
+        settings = [f"distill.train.epochs={epochs}", f"distill.train.precision={precision}"]
+        arguments = (*pipeline(name, "distill", settings), *teacher)
+        return Check(
+            f"distillation, {name}",
+            (*program, "-m", "brd_edge.pipeline", *arguments),
+            lambda: read_step_time(directory / name / "distill" / "step_time.json"),
+        )
+
+    several = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
+    return [
+        Check("tests", (python, "-m", "pytest", "-q", *_TESTS), lambda: ({}, True)),
+        Check(
+            "relation loss",
+            (python, "-m", "benchmarks.relation_loss", "--device", "cuda", *sizes, "--output", str(relation)),
+            lambda: read_relation(relation),
+        ),
+        Check(
+            "teacher",
+            (python, "-m", "brd_edge.pipeline", *pipeline("teacher", "teacher", [f"teacher.train.epochs={epochs}"])),
+            lambda: ({}, True),
+        ),
+        distillation("bf16", "bf16", [python]),
+        distillation("fp16", "fp16", [python]),
+        # the terms' share is that of one process, above
+        replace(distillation("nccl", "bf16", several), read=lambda: ({"gpus": gpus}, True)),
+    ]
+
+
+def read_relation(file: Path) -> tuple[dict[str, Any], bool]:
+    """Return the rows of `benchmarks.relation_loss` and whether 8192 pixels hold the bounds."""
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    row = next(row for row in rows if row["n"] == 8192)
+    held = row["memory_ratio"] <= MEMORY_RATIO_MAX and row["time_ratio"] <= TIME_RATIO_MAX
+    bounds = {"memory_ratio_max": MEMORY_RATIO_MAX, "time_ratio_max": TIME_RATIO_MAX}
+    return {"rows": rows, "bounds": bounds}, held
+
+
+def read_step_time(file: Path) -> tuple[dict[str, Any], bool]:
+    """Return where a step's time went and whether the distillation's own terms hold their bound."""
+    seconds = json.loads(file.read_text(encoding="utf-8"))["seconds"]
+    share = sum(seconds.get(term, 0.0) for term in METHODS["brd"]) / sum(seconds.values())
+    found = {"step_seconds": seconds, "terms_share": share, "bounds": {"terms_share_max": TERMS_SHARE_MAX}}
+    return found, share <= TERMS_SHARE_MAX
+
+
+def run(check: Check) -> dict[str, Any]:
+    """Run one check and say how it went."""
+    print(f"{check.name}: {' '.join(check.command)}", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    code = subprocess.run(check.command, stdout=sys.stderr, check=False).returncode  # noqa: S603
+    seconds, found, held = time.monotonic() - start, dict[str, Any](), False
+    if code == 0:
+        found, held = check.read()
+    how = "holds" if held else "does not hold" if code == 0 else f"failed with code {code}"
+    print(f"{check.name}: {how}, {seconds:.0f} s\n", file=sys.stderr, flush=True)
+    return {"check": check.name, "held": held, "exit_code": code, "duration_s": seconds, **found}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training_gpu", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--epochs", type=argument_types.count, default=3, help="of each short training (3)")
+    parser.add_argument("--directory", type=Path, default=Path("runs") / "training_gpu", help="where the runs go")
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmarks") / "results" / "training_gpu.json", help="JSON"
+    )
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print("training_gpu: torch finds no GPU here; nothing of this can be shown without one", file=sys.stderr)
+        return 2
+    options.directory.mkdir(parents=True, exist_ok=True)
+    found = [
+        run(check) for check in checks(options.recipe, options.directory, options.epochs, torch.cuda.device_count())
+    ]
+    environment = describe_environment() | {"gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count()}
+    result = {"benchmark": "training_gpu", "recipe": str(options.recipe), "checks": found, "environment": environment}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(options.output, result)
+    for check in found:
+        print(f"{'holds' if check['held'] else 'DOES NOT HOLD':14} {check['check']}")
+    print(f"written: {options.output}")
+    return 0 if all(check["held"] for check in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
