@@ -280,7 +280,7 @@ def _settings(recipe: Path, cell: Cell) -> str:
 def _matters(key: str, method: str) -> bool:
     """Return whether a setting of `distill` changes anything under a method: other terms' settings do not."""
     terms = METHODS[method]
-    if key in {"method", "train", "cuda_graphs"}:
+    if key in {"method", "train", "cuda_graphs", "teacher_sees_jitter"}:
         return True
     if key in {"curriculum", "compile_teacher"}:
         return bool(terms)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from brd_edge.data.dali_frames import decode_files, file_name, run_pipeline
 from brd_edge.data.dataset import IGNORE_ID
-from brd_edge.data.loader import Batch, require_known_ids, require_label_format, require_size
+from brd_edge.data.loader import Batch, later_jitter, require_known_ids, require_label_format, require_size
 from brd_edge.data.loader_state import decode_state, encode_state
 from brd_edge.data.plan import Draw, Plan
 from brd_edge.runtime.errors import DataError
@@ -113,7 +113,12 @@ class DaliLoader:
                 require_label_format(sample.label)
                 self._checked.add(index)
         # the pipeline uses its buffers again: both are copies, as `to` changes the type
-        batch = Batch(_copy_in_range(self._plan, images), labels[..., 0].to(torch.int64), expected)
+        batch = Batch(
+            _copy_in_range(self._plan, images),
+            labels[..., 0].to(torch.int64),
+            expected,
+            later_jitter(self._plan, draws),
+        )
         if images.is_cuda:
             # the copy is only queued: the next iteration must not overwrite what it still reads
             torch.cuda.current_stream(images.device).synchronize()

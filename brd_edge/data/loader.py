@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brd_edge.data.dataset import IGNORE_ID, Sample
-from brd_edge.data.plan import Augmentation, Plan
+from brd_edge.data.plan import Augmentation, Draw, Plan
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import DataError, RuntimeMissingError
 
@@ -28,6 +28,7 @@ __all__ = [
     "Batch",
     "TrainLoader",
     "choose_backend",
+    "later_jitter",
     "open_train_loader",
     "require_known_ids",
     "require_label_format",
@@ -46,11 +47,14 @@ class Batch:
             where one decodes, else on the CPU.
         labels: int64 (N, h, w), train ids; padding and ignored pixels are 255.
         indices: Positions of the samples in the sequence that the loader was opened with.
+        jitter: float32 (N, 3), the factors of brightness, contrast and saturation of `Augmentation.jitter_later`; None
+            without it.
     """
 
     images: Tensor
     labels: Tensor
     indices: tuple[int, ...]
+    jitter: Tensor | None = None
 
 
 class TrainLoader(Protocol):
@@ -154,6 +158,15 @@ def open_train_loader(
     from brd_edge.data.torch_loader import TorchLoader
 
     return TorchLoader(plan, threads=threads, kept_bytes_max=kept_bytes_max)
+
+
+def later_jitter(plan: Plan, draws: Sequence[Draw]) -> Tensor | None:
+    """Return the factors of colour that a batch has beside its images, float32 (N, 3), if it has them."""
+    import torch
+
+    if not plan.augmentation.jitter_later:
+        return None
+    return torch.tensor([draw.jitter for draw in draws], dtype=torch.float32)
 
 
 def require_size(sample: Sample, image: tuple[int, int], label: tuple[int, int]) -> None:

@@ -40,6 +40,7 @@ class Augmentation:
         saturation: As brightness.
         class_balance: Probability, 0 to 1, that the window is laid around a pixel of a class of the image, each
             class being as likely as the others, instead of anywhere: small classes are seen more often.
+        jitter_later: Whether the colours are left as they are and a batch has the factors beside them.
 
     Raises:
         DataError: A field is out of its range.
@@ -55,6 +56,7 @@ class Augmentation:
     contrast: float
     saturation: float
     class_balance: float = 0.0
+    jitter_later: bool = False
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -68,8 +70,8 @@ class Augmentation:
 
     @property
     def jitters(self) -> bool:
-        """Whether any colour factor can differ from 1."""
-        return max(self.brightness, self.contrast, self.saturation) > 0
+        """Whether the loader changes colours: any factor can differ from 1, and it is not left for later."""
+        return max(self.brightness, self.contrast, self.saturation) > 0 and not self.jitter_later
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from brd_edge.data.dataset import IGNORE_ID, Sample
-from brd_edge.data.loader import Batch, require_known_ids, require_label_format, require_size
+from brd_edge.data.loader import Batch, later_jitter, require_known_ids, require_label_format, require_size
 from brd_edge.data.loader_state import decode_state, encode_state
 from brd_edge.data.plan import Draw, Plan
 from brd_edge.runtime.errors import DataError
@@ -88,10 +88,16 @@ class TorchLoader:
         if errors:
             raise DataError("\n".join(errors))
         images, labels = zip(*(future.result() for future in futures), strict=True)
-        indices = tuple(draw.index for draw in self._plan.draws(self._batches))
+        draws = self._plan.draws(self._batches)
+        indices = tuple(draw.index for draw in draws)
         self._batches += 1
         self._pending = self._submit(self._batches)
-        return Batch(torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)), indices)
+        return Batch(
+            torch.from_numpy(np.stack(images)),
+            torch.from_numpy(np.stack(labels)),
+            indices,
+            later_jitter(self._plan, draws),
+        )
 
     def state(self) -> bytes:
         """Return the position as bytes."""

@@ -42,6 +42,9 @@ Supervised = Callable[[Tensor, Tensor], Tensor]
 Term = Callable[[Features, Features, Tensor], Tensor]
 """Teacher's and student's features and labels to a scalar, not yet weighted."""
 
+StudentView = Callable[[Tensor, Tensor], Tensor]
+"""Images (N, 3, H, W) and factors of colour (N, 3) to images."""
+
 METHODS: dict[str, tuple[str, ...]] = {
     "none": (),
     "kd": ("kd",),
@@ -114,6 +117,8 @@ class Objective:
         recordable: What a CUDA graph can hold, of `teacher`, `student`, `ce` and the terms: it has always the same
             shapes, trains no layers of its own and never waits for the GPU.
         teacher_scale: Ratio of the side lengths of the batch's images, which the teacher sees, to the student's.
+        student_view: What the student sees of the images, given the factors (N, 3) of the batch's jitter; nothing where
+            it is what the teacher sees.
     """
 
     supervised: Supervised
@@ -125,6 +130,7 @@ class Objective:
     forward: Callable[[nn.Module, Tensor], Features] = forward_features
     recordable: frozenset[str] = frozenset()
     teacher_scale: int = 1
+    student_view: StudentView | None = None
 
 
 def supervised(loss: Supervised, label_terms: Mapping[str, tuple[float, Supervised]] | None = None) -> Objective:
@@ -142,6 +148,7 @@ def distillation(
     label_terms: Mapping[str, tuple[float, Supervised]] | None = None,
     static_loss: bool = False,
     teacher_scale: int = 1,
+    student_view: StudentView | None = None,
 ) -> Objective:
     """Return the objective of `settings.method`.
 
@@ -155,6 +162,7 @@ def distillation(
         static_loss: Whether the supervised loss has the same shapes whatever the labels are, and never waits for the
             GPU, so that a CUDA graph can hold it.
         teacher_scale: How many times as high and as wide the images are that the teacher sees.
+        student_view: What the student sees of the images, where that is not what the teacher sees.
 
     Raises:
         ModelError: The two models cannot be matched; the message shows both feature tables.
@@ -163,7 +171,11 @@ def distillation(
     recordable = _recordable(settings, teacher, student, static_loss=static_loss)
     if not names:
         return Objective(
-            supervised=loss, label_terms=label_terms or {}, recordable=recordable, teacher_scale=teacher_scale
+            supervised=loss,
+            label_terms=label_terms or {},
+            recordable=recordable,
+            teacher_scale=teacher_scale,
+            student_view=student_view,
         )
     require_same_classes(teacher, student)
     layers = nn.ModuleDict()
@@ -181,6 +193,7 @@ def distillation(
         layers=layers,
         recordable=recordable,
         teacher_scale=teacher_scale,
+        student_view=student_view,
     )
 
 

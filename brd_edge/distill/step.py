@@ -51,20 +51,22 @@ class Stepper:
     grad_clip: float
     graphs: StepGraphs | None = None
 
-    def gradients(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
+    def gradients(self, images: Tensor, labels: Tensor, done: float, jitter: Tensor | None = None) -> Tensor:
         """Compute the gradients of a batch.
 
         Args:
             images: (N, 3, H, W), normalised, as the teacher sees them; N is divisible by `accumulate`.
             labels: (N, H, W) int64 class ids, 255 unknown.
             done: Share of the training that is done, 0 to 1.
+            jitter: (N, 3) factors of colour for the objective's `student_view`.
 
         Returns:
             The weighted terms, those of the labels first, in the order of `names`; means over the parts of the batch.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        parts = zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)
-        return torch.stack([self._part(part, truth, done) for part, truth in parts]).mean(0)
+        factors = [None] * self.accumulate if jitter is None else jitter.chunk(self.accumulate)
+        parts = zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), factors, strict=True)
+        return torch.stack([self._part(part, truth, done, colours) for part, truth, colours in parts]).mean(0)
 
     @property
     def names(self) -> list[str]:
@@ -93,13 +95,15 @@ class Stepper:
             self.scaler.update()
         return finite
 
-    def _part(self, images: Tensor, labels: Tensor, done: float) -> Tensor:
+    def _part(self, images: Tensor, labels: Tensor, done: float, jitter: Tensor | None) -> Tensor:
         with self.clock.part("data"):
             whole = images
             images, labels = reduce_batch(images, labels, self.objective.teacher_scale)
+            if jitter is not None and self.objective.student_view is not None:
+                images = self.objective.student_view(images, jitter)
         if self.graphs is not None:
             images, labels = self.graphs.hold("images", images), self.graphs.hold("labels", labels)
-            if self.objective.teacher_scale == 1:
+            if self.objective.teacher_scale == 1 and self.objective.student_view is None:
                 whole = images
             elif self.objective.teacher is not None:
                 whole = self.graphs.hold("teacher's images", whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from brd_edge.recipe import Recipe
@@ -45,6 +46,7 @@ def _plan(recipe: Recipe) -> str:
 
 
 def _work(context: Context) -> Outcome:
+    from brd_edge.distill.jitter import jitter_colours
     from brd_edge.distill.objective import DistillSettings, distillation
     from brd_edge.models.segmentation import build_model, load_model
 
@@ -55,7 +57,8 @@ def _work(context: Context) -> Outcome:
     student = build_model(spec, encoder_weights=recipe.student.encoder_weights, seed=recipe.seed)
     teacher, _ = load_model(context.run.path("teacher", "model"))
     teacher.to(device=device)
-    settings = DistillSettings(**recipe.distill.model_dump(exclude={"train"}))
+    settings = DistillSettings(**recipe.distill.model_dump(exclude={"train", "teacher_sees_jitter"}))
+    contract = input_contract(recipe)
     weights = training_class_weights(dataset, recipe.distill.train.class_weights, device)
     loss = supervised_loss(recipe.distill.train, weights)
     files, result = train_and_save(
@@ -75,8 +78,13 @@ def _work(context: Context) -> Outcome:
             # which pixels are hard is found anew in every batch
             static_loss=recipe.distill.train.loss == "ce",
             teacher_scale=recipe.teacher.scale,
+            student_view=(
+                None
+                if recipe.distill.teacher_sees_jitter
+                else partial(jitter_colours, mean=contract.mean, std=contract.std)
+            ),
         ),
-        contract=input_contract(recipe),
+        contract=contract,
         seed=recipe.seed,
     )
     return Outcome(files, result, f"validation mIoU {100 * result['miou']:.1f} % after {result['step']} steps")

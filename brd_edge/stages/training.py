@@ -115,7 +115,7 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
             models["teacher"], scale * height, scale * width, what=f"teacher on distill.train.crop times {scale}"
         )
     if recipe.teacher.train is not None:
-        settings = DistillSettings(**recipe.distill.model_dump(exclude={"train"}))
+        settings = DistillSettings(**recipe.distill.model_dump(exclude={"train", "teacher_sees_jitter"}))
         loss = supervised_loss(recipe.distill.train, None)
         distillation(models["teacher"], models["student"], settings, loss, classes=len(dataset.classes))
 
@@ -210,7 +210,10 @@ def train_and_save(
         broadcast_object({"stage": title, "key": context.key})
     device = training_device(context.recipe)
     directory = context.run.path(title)
-    loader = _open_batches(context.recipe, section, dataset, contract, seed=seed, scale=objective.teacher_scale)
+    loader = _open_batches(
+        context.recipe, section, dataset, contract,
+        seed=seed, scale=objective.teacher_scale, jitter_later=objective.student_view is not None,
+    )  # fmt: skip
     try:
         result = fit(
             model,
@@ -254,9 +257,19 @@ def augmentation_of(section: TrainSection, contract: InputContract, *, scale: in
 
 
 def _open_batches(
-    recipe: Recipe, section: TrainSection, dataset: Dataset, contract: InputContract, *, seed: int, scale: int = 1
+    recipe: Recipe,
+    section: TrainSection,
+    dataset: Dataset,
+    contract: InputContract,
+    *,
+    seed: int,
+    scale: int,
+    jitter_later: bool,
 ) -> TrainLoader:
-    """Open the loader of a training: frames of the contract and crops, both `scale` times as high and wide."""
+    """Open the loader of a training: frames of the contract and crops, both `scale` times as high and wide.
+
+    With `jitter_later` the colours are changed by the objective, not by the loader.
+    """
     from brd_edge.data.loader import open_train_loader
     from brd_edge.distill.distributed import rank, world
 
@@ -264,7 +277,7 @@ def _open_batches(
     return open_train_loader(
         dataset.train,
         contract=replace(contract, height=scale * contract.height, width=scale * contract.width),
-        augmentation=augmentation_of(section, contract, scale=scale),
+        augmentation=replace(augmentation_of(section, contract, scale=scale), jitter_later=jitter_later),
         batch_size=section.batch_size,
         seed=seed,
         backend=recipe.data.loader,

@@ -21,6 +21,7 @@ from scipy import ndimage
 from brd_edge.data.dataset import Sample, read_frame
 from brd_edge.data.loader import Batch, TrainLoader, open_train_loader
 from brd_edge.data.plan import Augmentation, Draw, Plan
+from brd_edge.distill.jitter import jitter_colours
 from brd_edge.evaluate.accuracy import evaluate_predictor
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import DataError, RuntimeMissingError
@@ -199,6 +200,23 @@ def test_jitter_is_that_of_pillow(tmp_path: Path, opener: Opener, backend: str, 
         # Pillow cuts the fraction off and rounds its grey first: each at most one level
         assert np.abs(image - expected).max() < 2.001
         assert np.abs(image - expected).mean() < 0.8
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_jitter_that_is_left_for_later_is_the_loaders(tmp_path: Path, opener: Opener, backend: str) -> None:
+    samples = make_samples(tmp_path, 6)
+    now, later = opener(samples, backend), opener(samples, backend, replace(FULL, jitter_later=True))
+    for _ in range(4):
+        jittered, plain = now.next_batch(), later.next_batch()
+        assert jittered.jitter is None
+        assert plain.jitter is not None
+        found = jitter_colours(plain.images, plain.jitter, mean=MEAN, std=STD)
+
+        assert plain.indices == jittered.indices
+        assert not torch.equal(plain.images, jittered.images)
+        # the padding included; DALI computes saturation in another space, a quarter of a level of 8 bits off at most
+        tolerance = 1e-5 if backend == "torch" else 0.25 / 255 / min(STD)
+        torch.testing.assert_close(found, jittered.images, rtol=0.0, atol=tolerance)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from brd_edge.distill import cuda_graphs
 from brd_edge.distill.clock import StepClock
 from brd_edge.distill.cuda_graphs import StepGraphs
-from brd_edge.distill.objective import DistillSettings, distillation
+from brd_edge.distill.objective import DistillSettings, StudentView, distillation
 from brd_edge.distill.overlap import label_overlap_loss
 from brd_edge.distill.step import Stepper
 from brd_edge.distill.supervised import cross_entropy
@@ -75,6 +75,7 @@ def _stepper(
     dtype: torch.dtype = torch.float32,
     scale: int = 1,
     statistics: bool = False,
+    student_view: StudentView | None = None,
 ) -> Stepper:
     def model(arch: str, encoder: str, **options: object) -> nn.Module:
         built = build_model(ModelSpec(arch, encoder, 3, dict(options)), encoder_weights=None, seed=0)
@@ -83,7 +84,7 @@ def _stepper(
     teacher = model("FPN", "resnet18")
     student = model("DeepLabV3Plus", "tu-mobilenetv3_small_050", decoder_channels=32).train(statistics)
     section = DistillSection.model_validate({"train": TrainSection(epochs=1), "method": method})
-    settings = DistillSettings(**section.model_dump(exclude={"train"}))
+    settings = DistillSettings(**section.model_dump(exclude={"train", "teacher_sees_jitter"}))
     objective = distillation(
         teacher,
         student,
@@ -93,6 +94,7 @@ def _stepper(
         label_terms={"overlap": (0.5, label_overlap_loss)},
         static_loss=True,
         teacher_scale=scale,
+        student_view=student_view,
     )
     objective.layers.to(device)
     return Stepper(
@@ -119,7 +121,8 @@ def _train(stepper: Stepper, device: torch.device) -> tuple[Tensor, Tensor, Tens
         labels = torch.randint(0, 3, (4, 8, 12), generator=generator)
         labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
         labels[:, :8] = 255
-        values.append(stepper.gradients(images.to(device), labels.to(device), step / 3))
+        jitter = torch.full((4, 3), 1.5 + step / 2)
+        values.append(stepper.gradients(images.to(device), labels.to(device), step / 3, jitter.to(device)))
         stepper.update()
     gradients = [parameter.grad.flatten() for parameter in stepper.model.parameters() if parameter.grad is not None]
     buffers = [buffer.flatten().float() for buffer in stepper.model.buffers()]
@@ -153,6 +156,21 @@ def test_recorded_steps_of_a_teacher_that_sees_more(device: torch.device) -> Non
     both = [_train(_stepper("brd", device, graphs=graphs, scale=2), device)[0] for graphs in (False, True)]
 
     torch.testing.assert_close(both[1], both[0], rtol=TOLERANCE[device.type], atol=TOLERANCE[device.type])
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_recorded_steps_of_a_student_that_sees_other_colours(device: torch.device, scale: int) -> None:
+    def view(images: Tensor, jitter: Tensor) -> Tensor:
+        return images * jitter[:, :, None, None]
+
+    both = [
+        _train(_stepper("brd", device, graphs=graphs, scale=scale, student_view=view), device)[0]
+        for graphs in (False, True)
+    ]
+    same = _train(_stepper("brd", device, graphs=False, scale=scale), device)[0]
+
+    torch.testing.assert_close(both[1], both[0], rtol=TOLERANCE[device.type], atol=TOLERANCE[device.type])
+    assert not torch.allclose(both[0], same, rtol=TOLERANCE[device.type], atol=TOLERANCE[device.type])
 
 
 def test_recorded_steps_in_bfloat16(device: torch.device) -> None:

@@ -60,6 +60,13 @@ class _Loader:
         pass
 
 
+class _LoaderWithJitter(_Loader):
+    """The same batches with factors of colour beside them."""
+
+    def next_batch(self) -> Batch:
+        return replace(super().next_batch(), jitter=torch.full((2, 3), 3.0))
+
+
 def _model() -> nn.Module:
     torch.manual_seed(7)
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
@@ -93,6 +100,7 @@ def _objective(supervised: Supervised = _cross_entropy, **terms: Term) -> Object
 def _fit(
     directory: Path,
     *,
+    loader: _Loader | None = None,
     objective: Objective | None = None,
     settings: TrainSettings = SETTINGS,
     evaluate: Callable[[nn.Module], float] = lambda _model: 0.5,
@@ -103,7 +111,7 @@ def _fit(
     result = fit(
         model,
         objective=objective or _objective(),
-        loader=_Loader(),
+        loader=loader or _Loader(),
         settings=settings,
         evaluate=evaluate,
         names=[f"file{number}.png" for number in range(99)],
@@ -142,6 +150,31 @@ def test_the_best_validation_decides(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["miou"] for line in lines if "miou" in line] == [0.3, 0.6, 0.4, 0.5]
     assert all(math.isfinite(line["loss"]["ce"]) for line in lines if "loss" in line)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_teacher_sees_the_frames_own_colours(tmp_path: Path, accumulate: int) -> None:
+    taught: list[Tensor] = []
+
+    def term(theirs: Features, mine: Features, _labels: Tensor) -> Tensor:
+        # the teacher of these tests gives back what it sees
+        taught.append(theirs.logits.clone())
+        return mine.logits.sum() * 0
+
+    seen: list[Tensor] = []
+
+    def features(model: nn.Module, images: Tensor) -> Features:
+        seen.append(images.clone())
+        return _features(model, images)
+
+    view = replace(_objective(term=term), student_view=lambda images, factors: images * factors[:, :, None, None])
+    settings = replace(SETTINGS, epochs=1, accumulate=accumulate)
+    _fit(tmp_path, objective=replace(view, forward=features), settings=settings, loader=_LoaderWithJitter())
+
+    loader = _Loader()
+    frames = torch.cat([loader.next_batch().images for _ in range(3)])
+    torch.testing.assert_close(torch.cat(taught), frames, rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat(seen), 3 * frames, rtol=0, atol=0)
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def _model(encoder: str) -> nn.Module:
 def _train(directory: Path, until: int) -> None:
     student, teacher = _model("tu-mobilenetv3_small_050"), _model("resnet18")
     section = DistillSection(method="brd_kd", train=TrainSection(epochs=1))
-    settings = DistillSettings(**section.model_dump(exclude={"train"}))
+    settings = DistillSettings(**section.model_dump(exclude={"train", "teacher_sees_jitter"}))
     stop, steps = Stop(), 0
 
     def supervised(logits: Tensor, labels: Tensor) -> Tensor:
