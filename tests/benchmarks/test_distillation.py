@@ -57,9 +57,10 @@ def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_setting_belongs_to_the_methods_that_it_changes() -> None:
-    # the student of `none` is recorded, too
-    assert all(distillation._matters("cuda_graphs", method) for method in METHODS)
-    for setting in set(DistillSection.model_fields) - {"method", "train", "cuda_graphs"}:
+    # the student of `none` is recorded, too, and sees other colours
+    everyones = {"cuda_graphs", "teacher_sees_jitter"}
+    assert all(distillation._matters(setting, method) for setting in everyones for method in METHODS)
+    for setting in set(DistillSection.model_fields) - {"method", "train", *everyones}:
         having = {method for method in METHODS if distillation._matters(setting, method)}
         terms = {term for term in _TERMS if setting.removeprefix("lambda_") == term or setting.startswith(_TERMS[term])}
         assert having == {method for method, names in METHODS.items() if terms & set(names)}, setting
