@@ -177,7 +177,7 @@ def _session(content: bytes, path: Path, *, optimised: bool) -> Predict:
 
 
 def _openvino(path: Path, precision: str) -> Predict:
-    """As on the device; a processor without bf16 computes in float32 and rounds."""
+    """As on the device; a processor without bf16 computes in float32 and rounds, one without fp16 in float32."""
     return _compiled(str(path), path, {"INFERENCE_PRECISION_HINT": _hint(precision)})
 
 

@@ -9,6 +9,7 @@ from brd_edge.recipe import Recipe
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract, missing_gpu, training_device
 from brd_edge.stages.training import (
     TRAINING_CODE,
+    distill_settings,
     label_terms,
     load_run_dataset,
     missing_weights,
@@ -47,7 +48,7 @@ def _plan(recipe: Recipe) -> str:
 
 def _work(context: Context) -> Outcome:
     from brd_edge.distill.jitter import jitter_colours
-    from brd_edge.distill.objective import DistillSettings, distillation
+    from brd_edge.distill.objective import distillation
     from brd_edge.models.segmentation import build_model, load_model
 
     recipe = context.recipe
@@ -57,7 +58,6 @@ def _work(context: Context) -> Outcome:
     student = build_model(spec, encoder_weights=recipe.student.encoder_weights, seed=recipe.seed)
     teacher, _ = load_model(context.run.path("teacher", "model"))
     teacher.to(device=device)
-    settings = DistillSettings(**recipe.distill.model_dump(exclude={"train", "teacher_sees_jitter"}))
     contract = input_contract(recipe)
     weights = training_class_weights(dataset, recipe.distill.train.class_weights, device)
     loss = supervised_loss(recipe.distill.train, weights)
@@ -71,7 +71,7 @@ def _work(context: Context) -> Outcome:
         objective=distillation(
             teacher,
             student,
-            settings,
+            distill_settings(recipe.distill),
             loss,
             classes=len(dataset.classes),
             label_terms=label_terms(recipe.distill.train),

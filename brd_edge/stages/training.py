@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from brd_edge.data.dataset import Dataset, count_class_pixels
 from brd_edge.data.index import load_dataset
 from brd_edge.recipe import Recipe
-from brd_edge.recipe_training import ModelSection, TrainSection
+from brd_edge.recipe_training import DistillSection, ModelSection, TrainSection
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import InterruptedRunError, ModelError
 from brd_edge.runtime.files import sha256_file
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
     from brd_edge.data.loader import TrainLoader
     from brd_edge.data.plan import Augmentation
-    from brd_edge.distill.objective import Objective, Supervised
+    from brd_edge.distill.objective import DistillSettings, Objective, Supervised
     from brd_edge.models.segmentation import ModelSpec
 
 __all__ = [
     "TRAINING_CODE",
     "augmentation_of",
     "check_models",
+    "distill_settings",
     "label_terms",
     "load_run_dataset",
     "missing_weights",
@@ -95,7 +96,7 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
     Raises:
         ModelError: A model cannot be built, does not take the frames or crops, or both cannot be matched.
     """
-    from brd_edge.distill.objective import DistillSettings, distillation
+    from brd_edge.distill.objective import distillation
     from brd_edge.models.segmentation import build_model, check_size
 
     models, scale, (height, width) = {}, recipe.teacher.scale, recipe.distill.train.crop or recipe.data.size
@@ -115,9 +116,17 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
             models["teacher"], scale * height, scale * width, what=f"teacher on distill.train.crop times {scale}"
         )
     if recipe.teacher.train is not None:
-        settings = DistillSettings(**recipe.distill.model_dump(exclude={"train", "teacher_sees_jitter"}))
         loss = supervised_loss(recipe.distill.train, None)
-        distillation(models["teacher"], models["student"], settings, loss, classes=len(dataset.classes))
+        distillation(
+            models["teacher"], models["student"], distill_settings(recipe.distill), loss, classes=len(dataset.classes)
+        )
+
+
+def distill_settings(section: DistillSection) -> DistillSettings:
+    """Return what of a recipe's section decides the distillation terms."""
+    from brd_edge.distill.objective import DistillSettings
+
+    return DistillSettings(**section.model_dump(exclude={"train", "teacher_sees_jitter"}))
 
 
 def _require_equal_shares(name: str, train: TrainSection) -> None:

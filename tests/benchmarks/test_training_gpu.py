@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,29 @@ import torch
 
 from benchmarks import training_gpu
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+@pytest.mark.parametrize(("memory", "time", "held"), [(0.081, 1.22, False), (0.12, 0.9, False), (0.08, 0.9, True)])
+def test_the_relation_is_held_to_its_bounds_at_8192_pixels(
+    memory: float, time: float, held: bool, tmp_path: Path
+) -> None:
+    rows = [
+        {"n": 1024, "memory_ratio": 0.9, "time_ratio": 2.0},
+        {"n": 8192, "memory_ratio": memory, "time_ratio": time},
+    ]
+    (tmp_path / "relation.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+
+    assert training_gpu.read_relation(tmp_path / "relation.json")[1] is held
 
 
-def test_a_miss_in_time_is_one() -> None:
-    # of an H100: 0.081 of the memory, 1.22 of the time
-    found, held = training_gpu.read_relation(RESULTS / "relation_loss_cuda.json")
+@pytest.mark.parametrize(("script", "code"), [("pass", 0), ("raise SystemExit(3)", 3)])
+def test_a_check_without_a_result_does_not_hold(script: str, code: int, tmp_path: Path) -> None:
+    check = training_gpu.Check(
+        "nothing", (sys.executable, "-c", script), lambda: training_gpu.read_step_time(tmp_path / "step_time.json")
+    )
 
-    assert [row["n"] for row in found["rows"]] == [1024, 8192, 32768]
-    assert held == (found["rows"][1]["memory_ratio"] <= 0.1 and found["rows"][1]["time_ratio"] <= 1)
+    found = training_gpu.run(check)
+
+    assert (found["held"], found["exit_code"]) == (False, code)
 
 
 @pytest.mark.parametrize(("relation_s", "share", "held"), [(0.005, 0.1, True), (0.025, 0.25, False)])

@@ -12,9 +12,18 @@ from brd_edge.runtime.runners.openvino import openvino_core
 
 
 @pytest.mark.parametrize(
-    ("precision", "hint"), [("int8", "f32"), ("int8-bf16", "bf16"), ("int8-fp16", "f16"), ("bf16", "bf16")]
+    ("precision", "capabilities", "hint"),
+    [
+        ("int8", ["FP32", "BF16", "FP16"], "f32"),
+        ("int8-bf16", ["FP32"], "bf16"),
+        ("bf16", ["FP32"], "bf16"),
+        ("int8-fp16", ["FP32", "BF16", "FP16"], "f16"),
+        # OpenVINO would take bf16 for it, which is farther from fp16 than fp32 is
+        ("int8-fp16", ["FP32", "BF16"], "f32"),
+        ("fp16", ["FP32", "BF16"], "f32"),
+    ],
 )
-def test_openvino_computes_the_rest_as_on_the_device(named_graph, frames, monkeypatch, precision, hint):
+def test_openvino_computes_the_rest_as_on_the_device(named_graph, frames, monkeypatch, precision, capabilities, hint):
     """Asked of OpenVINO's settings, since not every processor rounds."""
     asked = []
 
@@ -22,7 +31,13 @@ def test_openvino_computes_the_rest_as_on_the_device(named_graph, frames, monkey
         asked.append(settings)
         return openvino_core().compile_model(model, device, settings)
 
-    core = SimpleNamespace(read_model=openvino_core().read_model, compile_model=compile_model)
+    def get_property(device, name):
+        assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+        return capabilities
+
+    core = SimpleNamespace(
+        read_model=openvino_core().read_model, compile_model=compile_model, get_property=get_property
+    )
     monkeypatch.setattr(agreement, "openvino_core", lambda: core)
     shares = check_artefact(named_graph, named_graph, frames, runtime="openvino", precision=precision, threshold=0.9)
     assert [settings["INFERENCE_PRECISION_HINT"] for settings in asked] == [hint, "f32"]

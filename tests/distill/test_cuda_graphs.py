@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from brd_edge.distill import cuda_graphs
 from brd_edge.distill.clock import StepClock
 from brd_edge.distill.cuda_graphs import StepGraphs
-from brd_edge.distill.objective import DistillSettings, StudentView, distillation
+from brd_edge.distill.objective import StudentView, distillation
 from brd_edge.distill.overlap import label_overlap_loss
 from brd_edge.distill.step import Stepper
 from brd_edge.distill.supervised import cross_entropy
 from brd_edge.models.segmentation import ModelSpec, build_model, forward_features
 from brd_edge.recipe_training import DistillSection, TrainSection
+from brd_edge.stages.training import distill_settings
 
 METHODS = ("none", "kd", "skd", "cwd", "cirkd", "boundary", "relation", "brd")
 # convolutions may choose other algorithms, and pooling adds in another order
@@ -84,7 +85,7 @@ def _stepper(
     teacher = model("FPN", "resnet18")
     student = model("DeepLabV3Plus", "tu-mobilenetv3_small_050", decoder_channels=32).train(statistics)
     section = DistillSection.model_validate({"train": TrainSection(epochs=1), "method": method})
-    settings = DistillSettings(**section.model_dump(exclude={"train", "teacher_sees_jitter"}))
+    settings = distill_settings(section)
     objective = distillation(
         teacher,
         student,

@@ -14,10 +14,9 @@ from brd_edge.distill.supervised import cross_entropy
 from brd_edge.models.segmentation import ModelSpec, build_model, forward_features
 from brd_edge.recipe_training import DistillSection, TrainSection
 from brd_edge.runtime.errors import ModelError
+from brd_edge.stages.training import distill_settings
 
-SETTINGS = DistillSettings(
-    **DistillSection(train=TrainSection(epochs=1)).model_dump(exclude={"train", "teacher_sees_jitter"})
-)
+SETTINGS = distill_settings(DistillSection(train=TrainSection(epochs=1)))
 
 
 def _model(arch: str, encoder: str, *, classes: int = 3, **options: object) -> nn.Module:

@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="Triton, which comes with PyTorch's CUDA pa
 _AGAINST_NUMPY = """
 import numpy as np
 import torch
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 
 from brd_edge.distill.relation import streamed_relation
 from brd_edge.distill.relation_kernels import OPERATIONS
@@ -49,7 +49,7 @@ from triton.compiler import ASTSource
 from brd_edge.distill import relation_kernels
 
 for kernel in (relation_kernels._sum_powers, relation_kernels._subtract):
-    constants = {"lines": 16, "step": 256, "side": 32}
+    constants = {"lines": relation_kernels._LINES, "step": relation_kernels._STEP, "side": relation_kernels._SIDE}
     signature, found = {}, {}
     for place, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else "i32" if name in ("height", "width") else "*fp32"
@@ -57,7 +57,7 @@ for kernel in (relation_kernels._sum_powers, relation_kernels._subtract):
             found[(place,)] = constants[name]
     source = ASTSource(fn=kernel, signature=signature, constexprs=found)
     for capability in (75, 80, 90, 100):
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": True})
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=relation_kernels._OPTIONS)
         assert compiled.asm["cubin"][:4] == b"\\x7fELF", capability
 print("compiled")
 """

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from brd_edge.data.loader import Batch
 from brd_edge.distill.distributed import process_group, rank, world
-from brd_edge.distill.objective import DistillSettings, distillation
+from brd_edge.distill.objective import distillation
 from brd_edge.distill.overlap import label_overlap_loss
 from brd_edge.distill.supervised import cross_entropy
 from brd_edge.distill.trainer import TrainSettings, fit
@@ -23,6 +23,7 @@ from brd_edge.interrupt import Stop
 from brd_edge.models.segmentation import ModelSpec, build_model
 from brd_edge.recipe_training import DistillSection, TrainSection
 from brd_edge.runtime.errors import InterruptedRunError
+from brd_edge.stages.training import distill_settings
 
 BATCH = 4
 OVERLAP = {"overlap": (1.0, label_overlap_loss)}
@@ -64,7 +65,7 @@ def _model(encoder: str) -> nn.Module:
 def _train(directory: Path, until: int) -> None:
     student, teacher = _model("tu-mobilenetv3_small_050"), _model("resnet18")
     section = DistillSection(method="brd_kd", train=TrainSection(epochs=1))
-    settings = DistillSettings(**section.model_dump(exclude={"train", "teacher_sees_jitter"}))
+    settings = distill_settings(section)
     stop, steps = Stop(), 0
 
     def supervised(logits: Tensor, labels: Tensor) -> Tensor:
