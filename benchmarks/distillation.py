@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 SCORES = ("miou", "boundary_iou", "boundary_f", "connectivity_error")
 CONTROLS = ("none", "kd")
+TRAINING_LOG = "training.log"
 
 
 @dataclass(frozen=True)
@@ -204,11 +205,10 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int) -> None:
 
     def train(cell: Cell) -> None:
         nonlocal trained
-        if failed.is_set():
+        if failed.is_set() or _scored(recipe, cell):
             return
-        if _scored(recipe, cell):
-            return
-        _say(f"{cell.arm}, seed {cell.seed}: training")
+        steps = "" if jobs == 1 else f" (steps: {cell.directory / TRAINING_LOG})"
+        _say(f"{cell.arm}, seed {cell.seed}: training{steps}")
         try:
             _pipeline(recipe, cell.overrides, cell.directory, "distill", jobs=jobs)
         except BaseException:
@@ -237,7 +237,7 @@ def _pipeline(recipe: Path, overrides: Sequence[str], directory: Path, until: st
     command = [sys.executable, "-m", "brd_edge.pipeline", str(recipe), "--run-dir", str(directory), "--until", until]
     command += [part for override in overrides for part in ("--set", override)]
     directory.mkdir(parents=True, exist_ok=True)
-    log, quiet = directory / "training.log", jobs > 1
+    log, quiet = directory / TRAINING_LOG, jobs > 1
     with log.open("a", encoding="utf-8") as file:
         done = subprocess.run(command, stderr=file if quiet else None, env=_environment(jobs), check=False)  # noqa: S603
     if done.returncode:
