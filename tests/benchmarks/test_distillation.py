@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from benchmarks import distillation
 from benchmarks.distillation_table import format_table
 from brd_edge.distill.objective import METHODS
+from brd_edge.recipe import load_recipe
 from brd_edge.recipe_training import DistillSection
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +66,16 @@ def test_every_setting_belongs_to_the_methods_that_it_changes() -> None:
         having = {method for method in METHODS if distillation._matters(setting, method)}
         terms = {term for term in _TERMS if setting.removeprefix("lambda_") == term or setting.startswith(_TERMS[term])}
         assert having == {method for method, names in METHODS.items() if terms & set(names)}, setting
+
+
+@pytest.mark.usefixtures("in_root")
+def test_every_arm_of_the_ablation_can_be_chosen_and_is_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, file = "pipelines/camvid_cpu.yaml", "benchmarks/ablation.yaml"
+    for name, settings in yaml.safe_load(Path(file).read_text(encoding="utf-8")).items():
+        arguments = [recipe, "--arms", file, "--finished", "--directory", "nowhere", "--only", name]
+        assert distillation.main(arguments) == 2
+        assert "--only" not in capsys.readouterr().err, name
+        load_recipe(Path(recipe), overrides=settings)
 
 
 @pytest.mark.usefixtures("in_root")
