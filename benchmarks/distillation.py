@@ -317,6 +317,12 @@ def _score(recipe: Path, cell: Cell) -> dict[str, Any]:
     return scores
 
 
+def _validations(cell: Cell) -> list[dict[str, Any]]:
+    """Return `step` and `miou` (0 to 1) of every validation of a cell's training."""
+    lines = Run(cell.directory.resolve()).path("distill", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{name: row[name] for name in ("step", "miou")} for row in map(json.loads, lines) if "miou" in row]
+
+
 def _score_teacher(recipe: Path, overrides: Sequence[str], directory: Path) -> dict[str, Any]:
     """Return the teacher's scores and how long it took: one that was given has no validation of its own."""
     run = Run(directory.resolve())
@@ -356,7 +362,9 @@ def _evaluate(recipe: Recipe, run: Run, stage: str) -> SegmentationMetrics:
 def _result(
     options: argparse.Namespace, arms: Mapping[str, Sequence[str]], cells: Sequence[Cell], teacher: Mapping[str, Any]
 ) -> dict[str, Any]:
-    scores = [json.loads(cell.score_file.read_text(encoding="utf-8")) for cell in cells]
+    scores = [
+        {**json.loads(cell.score_file.read_text(encoding="utf-8")), "validations": _validations(cell)} for cell in cells
+    ]
     table = {
         arm: {
             name: {entry["seed"]: entry[name] for entry in scores if entry["arm"] == arm and entry[name] is not None}

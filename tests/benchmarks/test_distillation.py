@@ -99,6 +99,11 @@ def test_cells_share_the_teacher_and_are_not_done_twice(tmp_path: Path, capfd: p
     assert result["cells"][0] == first["cells"][0]
     assert [(cell["arm"], cell["seed"]) for cell in result["cells"]] == [("none", 0), ("kd", 0), ("none", 1), ("kd", 1)]
     assert all(cell["images"] == 3 for cell in result["cells"])
+    for cell in result["cells"]:
+        steps = [validation["step"] for validation in cell["validations"]]
+        assert steps == sorted(set(steps)) and steps[-1] == cell["steps"]
+        on_the_way = {validation["step"]: validation["miou"] for validation in cell["validations"]}
+        assert on_the_way[cell["best_step"]] == max(on_the_way.values())
     against = result["summary"]["kd"]["miou"]["against"]["none"]
     scores = {(cell["arm"], cell["seed"]): cell["miou"] for cell in result["cells"]}
     differences = [scores["kd", seed] - scores["none", seed] for seed in (0, 1)]
