@@ -59,7 +59,7 @@ def compare(*arguments: object) -> int:
 def test_a_copy_is_equivalent_everywhere(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(base, copy)
-    # a margin as wide as no load on the machine: how narrow the interval gets in a second is its affair
+    # a margin that no load on the machine exceeds: how narrow the interval gets in a second is its affair
     assert compare(base, copy, "--budget", 1, "--margin-percent", 100000, "--undecided", "fail") == 0
     output = capsys.readouterr()
     lines = output.out.splitlines()
@@ -105,7 +105,7 @@ def test_recorded_in_other_circumstances_nothing_is_judged(
 def test_a_larger_engine_is_found_slower(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     larger = write_run(tmp_path / "larger")
     add_engine(larger, channels=256)
-    # some thirty times the work against a margin of three times, so that the control's own noise decides nothing
+    # some forty times as slow, against a margin of three times, so that the control's own noise decides nothing
     assert compare(base, larger, "--budget", 1, "--margin-percent", 200, "--json") == 3
     found = json.loads(capsys.readouterr().out)
     assert found["worse"] == [f"{ENGINE} is slower"]

@@ -216,7 +216,7 @@ def test_ratios_and_percentiles_follow_from_the_recorded_times(finished: Path) -
 
 
 def test_a_run_compared_with_itself(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # a margin as wide as no load on the machine: what four rounds decide is its affair, but they were made
+    # a margin that no load on the machine exceeds: what four rounds decide is its affair, but they were made
     assert compare([str(finished), str(finished), "--budget", "0.5", "--margin-percent", "100000", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["worse"] == found["better"] == found["recipe"] == found["environment"] == []

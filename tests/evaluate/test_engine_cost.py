@@ -86,14 +86,14 @@ def build(request: pytest.FixtureRequest, tmp_path: Path) -> Build:
 def test_other_weights_cost_the_same(build: Build) -> None:
     student, plain = build("student", seed=1), build("plain", seed=2)
     frame = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
-    found = compare_engines(student, plain, [frame], threads=1, margin=0.2, budget_s=3)
+    # a margin that no load on the machine exceeds: what is judged here is that nothing else differs
+    found = compare_engines(student, plain, [frame], threads=1, margin=1000, budget_s=3)
     assert found.differences == ()
     assert found.layers is not None
     assert found.layers[0] == found.layers[1] >= 4
     assert found.latency is not None
-    # the pairs were made and stand the right way round; how near to 1 they come is the machine's affair
     assert 0.5 < found.latency.comparison.ratio.value < 2
-    assert found.held in (True, None)
+    assert found.held is True
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
