@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from brd_edge.distill.distributed import global_mean
 from brd_edge.distill.grid import IGNORE, full_precision, known_cells, on_coarser_grid, wide
+from brd_edge.distill.similarities import similarity_divergence
 
 __all__ = ["PixelMemory", "channel_wise_loss", "cross_image_loss", "memory_losses", "pair_wise_loss"]
 
@@ -70,22 +71,26 @@ def cross_image_loss(teacher: Tensor, student: Tensor, *, temperature: float = 0
     Args:
         teacher: (N, C_T, H, W); no gradient is taken.
         student: (N, C_S, H', W'); both are compared on the coarser grid.
-        temperature: t, above 0.
+        temperature: t, at least 0.02.
 
     Returns:
         A scalar, not negative; 0 when the similarities are equal.
     """
     theirs, mine = on_coarser_grid(wide(teacher.detach()), wide(student))
 
-    def similarities(features: Tensor) -> Tensor:
+    def pixels(features: Tensor) -> Tensor:
         pooled = F.avg_pool2d(features, 2, ceil_mode=True)
-        pixels = F.normalize(pooled.flatten(2), dim=1, eps=1e-6)
-        # (image n, image m, pixel of n, pixel of m)
-        return torch.einsum("nci,mcj->nmij", pixels, pixels) / temperature
+        return F.normalize(pooled.flatten(2).transpose(1, 2), dim=2, eps=1e-6)
 
-    with full_precision(mine):
-        target = similarities(theirs).log_softmax(3)
-        return (target.exp() * (target - similarities(mine).log_softmax(3))).sum(3).mean()
+    teacher_pixels, student_pixels = pixels(theirs), pixels(mine)
+    teacher_rows, student_rows = teacher_pixels.flatten(0, 1), student_pixels.flatten(0, 1)
+    images, count = student_pixels.shape[:2]
+    weights = mine.new_full((images * count,), 1 / (images**2 * count))
+    losses = [
+        similarity_divergence((teacher_rows, theirs), (student_rows, mine), weights, temperature=temperature)
+        for theirs, mine in zip(teacher_pixels, student_pixels, strict=True)
+    ]
+    return torch.stack(losses).sum()
 
 
 class PixelMemory(nn.Module):
@@ -179,7 +184,7 @@ def memory_losses(
         teacher: (N, C_T, H, W); no gradient is taken.
         student: (N, C_S, H', W'); both are compared on the coarser grid.
         labels: (N, h, w) int64 class ids, 255 unknown.
-        temperature: t, above 0.
+        temperature: t, at least 0.02.
         pixels: Remembered pixels to compare with.
         regions: Remembered regions to compare with.
 
@@ -201,10 +206,9 @@ def memory_losses(
         if not len(bank):
             losses.append(mine.sum() * 0)
             continue
-        with full_precision(mine):
-            target = (theirs.flatten(0, 1) @ bank.T / temperature).log_softmax(1)
-            found = (mine.flatten(0, 1) @ bank.T / temperature).log_softmax(1)
-            divergence = (target.exp() * (target - found)).sum(1)
-        losses.append(global_mean((divergence * known).sum(), known.sum()))
+        divergence = similarity_divergence(
+            (theirs.flatten(0, 1), bank), (mine.flatten(0, 1), bank), known, temperature=temperature
+        )
+        losses.append(global_mean(divergence, known.sum()))
     memory.remember(theirs, ids)
     return losses[0], losses[1]
