@@ -87,8 +87,8 @@ def cross_image_loss(teacher: Tensor, student: Tensor, *, temperature: float = 0
     images, count = student_pixels.shape[:2]
     weights = mine.new_full((images * count,), 1 / (images**2 * count))
     losses = [
-        similarity_divergence((teacher_rows, theirs), (student_rows, mine), weights, temperature=temperature)
-        for theirs, mine in zip(teacher_pixels, student_pixels, strict=True)
+        similarity_divergence((teacher_rows, teacher_keys), (student_rows, keys), weights, temperature=temperature)
+        for teacher_keys, keys in zip(teacher_pixels, student_pixels, strict=True)
     ]
     return torch.stack(losses).sum()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from brd_edge.distill.similarities import similarity_divergence
 
@@ -41,6 +44,26 @@ def test_gradients_of_rows_and_keys() -> None:
     assert torch.autograd.gradcheck(loss, (rows, keys))
     assert torch.autograd.gradcheck(lambda rows: loss(rows, STUDENT[1]), (rows,))
     assert torch.autograd.gradcheck(lambda keys: loss(STUDENT[0], keys), (keys,))
+
+
+class _Largest(TorchDispatchMode):
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, Tensor):
+            self.elements = max(self.elements, found.numel())
+        return found
+
+
+def test_never_holds_the_table() -> None:
+    rows, keys = _unit(64, 2, 1), _unit(32, 2, 2)
+    with _Largest() as largest:
+        loss = similarity_divergence(
+            (rows, keys), (rows.requires_grad_(), keys), torch.ones(64).double(), temperature=1, block=4
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+    assert largest.elements == 4 * 32, "a block, and nothing larger"
 
 
 def test_coldest_temperature_stays_finite_in_float32() -> None:
