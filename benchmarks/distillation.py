@@ -18,9 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -34,6 +31,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from benchmarks.distillation_table import format_table
+from benchmarks.pipeline_runs import (
+    TRAINING_LOG,
+    PipelineRunError,
+    PipelineRuns,
+    leave_signals_to_parent,
+    pipeline_runs,
+)
 from benchmarks.statistics import paired_difference, summarise
 from brd_edge.distill.objective import METHODS
 from brd_edge.environment import describe_environment
@@ -48,7 +52,6 @@ if TYPE_CHECKING:
 
 SCORES = ("miou", "boundary_iou", "boundary_f", "connectivity_error")
 CONTROLS = ("none", "kd")
-TRAINING_LOG = "training.log"
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe.name + ("" if options.hold_out is None else "-" + digest(options.hold_out)[:6])
         )
         if not options.finished:
-            _pipeline(options.recipe, shared, where / "teacher", "teacher")
+            with pipeline_runs() as runs:
+                runs.run(options.recipe, shared, where / "teacher", "teacher")
         teacher = [f"teacher.checkpoint={(where / 'teacher' / 'teacher' / 'model').resolve()}", "teacher.train=null"]
         cells = [
             Cell(arm, seed, where / f"{arm}-{seed}", (*shared, *teacher, f"seed={seed}", *settings))
@@ -97,12 +101,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         if options.finished:
             cells = _finished(options.recipe, cells)
-        _train_cells(options.recipe, cells, options.jobs)
+        with pipeline_runs() as runs:
+            _train_cells(options.recipe, cells, options.jobs, runs)
         scores = _score_teacher(options.recipe, shared, where / "teacher")
     except BrdEdgeError as error:
         print(f"benchmarks.distillation: error: {error}", file=sys.stderr)
         return error.exit_code
-    except _ChildError as error:
+    except PipelineRunError as error:
         print(f"benchmarks.distillation: {error}", file=sys.stderr)
         return error.code
     except KeyboardInterrupt:
@@ -118,16 +123,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_text_atomic(output.with_suffix(".md"), table)
     print(f"\n{table}\nwritten: {output} and {output.with_suffix('.md')}")
     return 0
-
-
-class _ChildError(Exception):
-    """A pipeline run ended otherwise than well."""
-
-    def __init__(self, code: int, what: str, log: Path) -> None:
-        self.code = code
-        see = f", see {log}" if log.exists() else ""
-        how = "was interrupted; run it again to go on" if code == 130 else f"failed with code {code}{see}"
-        super().__init__(f"{what} {how}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -199,7 +194,7 @@ def _finished(recipe: Path, cells: Sequence[Cell]) -> list[Cell]:
     return found
 
 
-def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int) -> None:
+def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int, runs: PipelineRuns) -> None:
     start, trained = time.monotonic(), 0
     lock, failed = threading.Lock(), threading.Event()
 
@@ -210,7 +205,7 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int) -> None:
         steps = "" if jobs == 1 else f" (steps: {cell.directory / TRAINING_LOG})"
         _say(f"{cell.arm}, seed {cell.seed}: training{steps}")
         try:
-            _pipeline(recipe, cell.overrides, cell.directory, "distill", jobs=jobs)
+            runs.run(recipe, cell.overrides, cell.directory, "distill", jobs=jobs)
         except BaseException:
             failed.set()
             raise
@@ -226,30 +221,10 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int) -> None:
 
     # threads that score side by side would wait for each other; workers start when the first cell is scored, and
     # leave it to this process to be interrupted
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    scorers = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignore)
+    scorers = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=leave_signals_to_parent)
     with scorers, ThreadPoolExecutor(jobs) as executor:
         for future in [executor.submit(train, cell) for cell in cells]:
             future.result()
-
-
-def _pipeline(recipe: Path, overrides: Sequence[str], directory: Path, until: str, *, jobs: int = 1) -> None:
-    command = [sys.executable, "-m", "brd_edge.pipeline", str(recipe), "--run-dir", str(directory), "--until", until]
-    command += [part for override in overrides for part in ("--set", override)]
-    directory.mkdir(parents=True, exist_ok=True)
-    log, quiet = directory / TRAINING_LOG, jobs > 1
-    with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(command, stderr=file if quiet else None, env=_environment(jobs), check=False)  # noqa: S603
-    if done.returncode:
-        raise _ChildError(done.returncode, f"{directory.name}", log if quiet else directory / "run.log")
-
-
-def _environment(jobs: int) -> dict[str, str]:
-    """Return the environment of one of `jobs` trainings, which divide the processors among themselves."""
-    if jobs == 1:
-        return dict(os.environ)
-    # threads of trainings that run side by side would wait for each other
-    return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
 
 
 def _scored(recipe: Path, cell: Cell) -> bool:

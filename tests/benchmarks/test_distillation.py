@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,19 @@ def _arguments(directory: Path, *more: str) -> list[str]:
     overrides = [part for setting in TINY for part in ("--set", setting)]
     places = ["--directory", str(directory / "runs"), "--output", str(directory / "result.json")]
     return [str(ROOT / "pipelines" / "quickstart.yaml"), *overrides, *places, *more]
+
+
+def _pipelines_of(group: int) -> list[str]:
+    """Return the command lines of the pipelines that run in a process group."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if os.getpgid(int(process.name)) == group and b"brd_edge.pipeline" in words:
+                found.append(b" ".join(words).decode())
+        except OSError:  # it has ended
+            continue
+    return found
 
 
 @pytest.fixture
@@ -145,22 +159,29 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.usefixtures("in_root")
-def test_an_interruption_is_one_line(tmp_path: Path) -> None:
-    """As in a terminal, every process of the command gets the signal; one of them waits for cells to score."""
+@pytest.mark.parametrize("number, send", [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_an_interruption_is_one_line(number: int, send: Callable[[int, int], None], tmp_path: Path) -> None:
+    """Every process of the command gets the signal, as in a terminal, or the first alone; none of them is left.
+
+    One of them waits for cells to score.
+    """
     arguments = _arguments(tmp_path, "--methods", "none,kd", "--seeds", "0")
     # whoever runs the tests in the background lets them ignore the signal, and a program inherits that
     heeding = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     )
     command = [sys.executable, "-c", heeding, sys.executable, "-m", "benchmarks.distillation", *arguments]
-    told = ""
+    told, left = "", None
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
         assert running.stderr is not None
         for line in running.stderr:
             told += line
             if "none, seed 0: mIoU" in line:
-                os.killpg(running.pid, signal.SIGINT)
+                send(running.pid, number)
+                running.wait()
+                left = _pipelines_of(running.pid)
     assert running.returncode == 130, told
+    assert left == []
     assert "Traceback" not in told, told
     assert told.endswith("benchmarks.distillation: interrupted; run it again to go on\n") or told.endswith(
         "was interrupted; run it again to go on\n"

@@ -1,0 +1,111 @@
+"""Runs of the pipeline in processes of their own, which stop when the benchmark that started them is told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+__all__ = ["TRAINING_LOG", "PipelineRunError", "PipelineRuns", "leave_signals_to_parent", "pipeline_runs"]
+
+TRAINING_LOG = "training.log"
+_INTERRUPTED = 130
+
+
+class PipelineRunError(Exception):
+    """A run of the pipeline ended otherwise than well; `code` is its exit code."""
+
+    def __init__(self, code: int, what: str, log: Path) -> None:
+        """Tell of the run `what`, and of its log if there is one."""
+        self.code = code
+        see = f", see {log}" if log.exists() else ""
+        how = "was interrupted; run it again to go on" if code == _INTERRUPTED else f"failed with code {code}{see}"
+        super().__init__(f"{what} {how}")
+
+
+class PipelineRuns:
+    """The runs that are going on."""
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def run(self, recipe: Path, overrides: Sequence[str], directory: Path, until: str, *, jobs: int = 1) -> None:
+        """Run the pipeline as far as a stage and wait for it.
+
+        Args:
+            recipe: The recipe.
+            overrides: What differs from it, as `KEY=VALUE`.
+            directory: The run directory.
+            until: The last stage.
+            jobs: How many such runs share the processors; of several, each writes its steps to `TRAINING_LOG`.
+
+        Raises:
+            PipelineRunError: It did not end with 0.
+            KeyboardInterrupt: This process was told to stop, and the run has stopped.
+        """
+        command = [sys.executable, "-m", "brd_edge.pipeline", str(recipe), "--run-dir", str(directory)]
+        command += ["--until", until, *(part for override in overrides for part in ("--set", override))]
+        directory.mkdir(parents=True, exist_ok=True)
+        log, quiet = directory / TRAINING_LOG, jobs > 1
+        with (
+            log.open("a", encoding="utf-8") as file,
+            subprocess.Popen(command, stderr=file if quiet else None, env=_environment(jobs)) as child,  # noqa: S603
+        ):
+            self._running.add(child)
+            if self._stopped:
+                child.terminate()
+            try:
+                code = child.wait()
+            except KeyboardInterrupt:
+                # it was told too, and saves what it has
+                child.wait()
+                raise
+            finally:
+                self._running.discard(child)
+        if code:
+            # one that was told to stop before it could listen has no exit code of its own
+            code = _INTERRUPTED if self._stopped else code
+            raise PipelineRunError(code, directory.name, log if quiet else directory / "run.log")
+
+    def stop(self, _number: int, _frame: FrameType | None) -> None:
+        """Take SIGTERM, which unlike Ctrl-C in a terminal reaches this process alone, and pass it on.
+
+        Raises:
+            KeyboardInterrupt: As Ctrl-C does.
+        """
+        self._stopped = True
+        for child in tuple(self._running):
+            child.terminate()
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def pipeline_runs() -> Iterator[PipelineRuns]:
+    """Take SIGTERM while the block runs, then restore the handler that was there."""
+    runs = PipelineRuns()
+    before = signal.signal(signal.SIGTERM, runs.stop)
+    try:
+        yield runs
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def leave_signals_to_parent() -> None:
+    """In a worker: ignore what its parent is told too, which then ends it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _environment(jobs: int) -> dict[str, str]:
+    """Return the environment of one of `jobs` trainings, which divide the processors among themselves."""
+    if jobs == 1:
+        return dict(os.environ)
+    # threads of trainings that run side by side would wait for each other
+    return {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
