@@ -58,7 +58,8 @@ METHODS: dict[str, tuple[str, ...]] = {
 }
 """Which terms join the cross-entropy under each method; SKD is without its adversarial term."""
 
-_PIXELS, _REGIONS, _LEAST_SLOTS = 20_000, 2_000, 16
+_PIXELS, _REGIONS = 20_000, 2_000
+"""How many pixels and regions of every class CIRKD remembers: its authors' sizes, for each class as there."""
 
 CURRICULA: dict[str, Callable[[float], float]] = {
     "constant": lambda _done: 1.0,
@@ -323,12 +324,7 @@ def _memory(teacher: nn.Module, student: nn.Module, classes: int) -> tuple[Pixel
     channels = layer_channels(teacher, "decoder"), layer_channels(student, "decoder")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        memory = PixelMemory(
-            classes,
-            *channels,
-            pixel_slots=max(_LEAST_SLOTS, _PIXELS // classes),
-            region_slots=max(_LEAST_SLOTS, _REGIONS // classes),
-        )
+        memory = PixelMemory(classes, *channels, pixel_slots=_PIXELS, region_slots=_REGIONS)
 
     def loss(theirs: Features, mine: Features, labels: Tensor) -> Tensor:
         return torch.stack(memory_losses(memory, theirs.decoder, mine.decoder, labels)).sum()

@@ -97,7 +97,8 @@ class PixelMemory(nn.Module):
     """The queues of teacher embeddings of CIRKD, and the student's projection into their space.
 
     Yang et al., CVPR 2022, arXiv 2204.06986, section 3.3. The queues are buffers, so that a resumed
-    training has the same memory; they are drawn from with torch's generator.
+    training has the same memory. What is drawn depends on how much was ever remembered alone: torch's own
+    generator is left as it was, so that the student's dropout is the same as under every other method.
 
     Attributes:
         pixels: (K, pixels a class, C_T) unit embeddings.
@@ -141,10 +142,12 @@ class PixelMemory(nn.Module):
             labels: (N, H * W) int64 class ids on the same grid, 255 unknown.
             pixels_per_image: Most pixels of one class taken from one image.
         """
+        generator = self._generator(2)
         for rows, ids in zip(embeddings, labels, strict=True):
             for name in torch.unique(ids[ids != IGNORE]).tolist():
                 members = rows[ids == name]
-                chosen = members[torch.randperm(len(members))[:pixels_per_image].to(members.device)]
+                drawn = torch.randperm(len(members), generator=generator)[:pixels_per_image]
+                chosen = members[drawn.to(members.device)]
                 self._push(0, self.pixels, name, chosen)
                 self._push(1, self.regions, name, F.normalize(members.mean(0, keepdim=True), dim=1))
 
@@ -152,9 +155,13 @@ class PixelMemory(nn.Module):
         """Return up to `most` embeddings (kind 0 pixels, 1 regions), spread evenly over the classes."""
         queue = (self.pixels, self.regions)[kind]
         filled = self.counts[kind].clamp_max(queue.shape[1]).tolist()
-        each = max(1, most // len(filled))
-        parts = [queue[name, torch.randperm(count)[:each].to(queue.device)] for name, count in enumerate(filled)]
-        return torch.cat(parts)
+        each, generator = max(1, most // len(filled)), self._generator(kind)
+        drawn = [torch.randperm(count, generator=generator)[:each].to(queue.device) for count in filled]
+        return torch.cat([queue[name, places] for name, places in enumerate(drawn)])
+
+    def _generator(self, use: int) -> torch.Generator:
+        """Return a generator for one draw from the queues as they are, of three uses."""
+        return torch.Generator().manual_seed(3 * int(self.counts.sum()) + use)
 
     def _push(self, kind: int, queue: Tensor, name: int, rows: Tensor) -> None:
         slots = queue.shape[1]

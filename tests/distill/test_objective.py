@@ -10,6 +10,7 @@ from brd_edge.distill.boundary import OPERATORS
 from brd_edge.distill.matching import layer_channels, pick_layer
 from brd_edge.distill.objective import CURRICULA, METHODS, DistillSettings, distillation
 from brd_edge.distill.overlap import boundary_overlap_loss
+from brd_edge.distill.peers import PixelMemory
 from brd_edge.distill.supervised import cross_entropy
 from brd_edge.models.segmentation import ModelSpec, build_model, forward_features
 from brd_edge.recipe_training import DistillSection, TrainSection
@@ -109,6 +110,10 @@ def test_layers_for_distillation_lie_outside_the_student(teacher: nn.Module, stu
     objective = distillation(teacher, student, replace(SETTINGS, method="cirkd"), _loss, classes=3)
 
     assert list(objective.layers) == ["memory"]
+    memory = objective.layers["memory"]
+    assert isinstance(memory, PixelMemory)
+    # the paper's authors keep as many of every class, not of all together
+    assert (memory.pixels.shape[:2], memory.regions.shape[:2]) == ((3, 20_000), (3, 2_000))
     again = distillation(teacher, student, replace(SETTINGS, method="cirkd"), _loss, classes=3)
     for first, second in zip(objective.layers.parameters(), again.layers.parameters(), strict=True):
         assert torch.equal(first, second), "every process starts from the same layers"

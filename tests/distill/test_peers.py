@@ -103,6 +103,21 @@ def test_full_queues_forget_the_oldest() -> None:
     assert memory.sample(1, 99).shape == (4, 6)
 
 
+def test_the_memory_leaves_the_dropout_of_the_student_alone() -> None:
+    """An arm that drew from torch's generator would train another student than its controls."""
+    memory, before = _memory(), torch.get_rng_state()
+    rows = torch.nn.functional.normalize(_random(1, 40, 6, seed=1), dim=2)
+    drawn = []
+    for _ in range(2):
+        memory.remember(rows, torch.ones(1, 40, dtype=torch.int64), pixels_per_image=4)
+        drawn.append(memory.sample(0, 3))
+
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(memory.sample(0, 3), drawn[1]), "a resumed training draws the same"
+    assert not torch.equal(drawn[0], drawn[1])
+    assert memory.counts[0].tolist() == [0, 8, 0]
+
+
 def test_memory_losses() -> None:
     memory = _memory().eval()
     teacher, student = _random(2, 6, 4, 4, seed=1), _random(2, 4, 4, 4, seed=2)
@@ -122,6 +137,35 @@ def test_memory_losses() -> None:
     for value, bank in zip(found, banks, strict=True):
         expected = _divergence(theirs @ bank.T / 0.2, mine @ bank.T / 0.2, 1).mean()
         assert float(value.detach()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_memory_losses_have_the_gradients_of_their_values() -> None:
+    memory = _memory().eval()
+    teacher, student = _random(2, 6, 4, 4, seed=1), _random(2, 4, 4, 4, seed=2).requires_grad_()
+    labels = torch.arange(32).reshape(2, 4, 4) // 8 % 3
+    memory_losses(memory, teacher, student, labels)
+
+    def losses(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        again = _memory().eval()
+        again.load_state_dict(memory.state_dict())
+        return memory_losses(again, teacher, values, labels)
+
+    assert torch.autograd.gradcheck(losses, (student,), atol=1e-6)
+
+
+def test_memory_losses_without_any_label_are_zero() -> None:
+    memory = _memory().eval()
+    teacher, student = _random(2, 6, 4, 4, seed=1), _random(2, 4, 4, 4, seed=2).requires_grad_()
+    memory_losses(memory, teacher, student, torch.ones(2, 4, 4, dtype=torch.int64))
+    remembered = memory.counts.clone()
+
+    found = memory_losses(memory, teacher, student, torch.full((2, 4, 4), 255))
+    torch.stack(found).sum().backward()
+
+    assert [float(value.detach()) for value in found] == [0, 0]
+    assert student.grad is not None
+    assert torch.count_nonzero(student.grad) == 0
+    assert torch.equal(memory.counts, remembered)
 
 
 @pytest.mark.parametrize("loss", [pair_wise_loss, cross_image_loss])
