@@ -183,3 +183,9 @@ class DistillSection(Section):
     """`pixels`: most cells that are related to each other; finer grids are averaged down to it."""
     train: TrainSection
     """How the student is trained."""
+
+    @model_validator(mode="after")
+    def _neighbours_have_a_distance(self) -> DistillSection:
+        if self.boundary_operator == "neighbours" and self.boundary_kernel == 0:
+            raise ValueError("boundary_operator `neighbours` needs a boundary_kernel of 3, 5, 7 or 9, got 0")
+        return self

@@ -537,12 +537,16 @@ def test_models_that_cannot_work_are_refused_before_training(
 ) -> None:
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
-    for setting, message in (
-        ("teacher.encoder=tu-vit_tiny_patch16_224", "cannot be built"),
-        ("distill.train.crop=[60, 96]", "student on train.crop"),
-        ("data.size=[60, 96]", "teacher on data.size times 2"),
+    swin = ["teacher.arch=FPN", "teacher.encoder=tu-swin_tiny_patch4_window7_224", "teacher.options={}"]
+    for settings, message in (
+        (["teacher.encoder=tu-vit_tiny_patch16_224"], "cannot be built"),
+        (["distill.train.crop=[60, 96]"], "student on train.crop"),
+        (["data.size=[60, 96]"], "teacher on data.size times 2"),
+        (swin, "teacher on data.size times 2: FPN takes no images of 128x192: Input height (128) doesn't match"),
+        (["teacher.train.accumulate=4"], "teacher: a batch_size of 4 in 4 part(s) is one image at a time"),
+        (["distill.train.batch_size=1"], "student: a batch_size of 1 in 1 part(s) is one image at a time"),
     ):
-        assert main(_arguments(run, "--from", "teacher", settings=[setting])) == 1
+        assert main(_arguments(run, "--from", "teacher", settings=settings)) == 1
         assert message in capsys.readouterr().err
 
 

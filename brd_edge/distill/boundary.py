@@ -36,18 +36,27 @@ _FAINT = 1e-2
 _NOWHERE = -1e4
 
 
-def boundary_residual(features: Tensor, kernel: int) -> Tensor:
+def boundary_residual(features: Tensor, kernel: int, known: Tensor | None = None) -> Tensor:
     """Return what an average over the neighbourhood cannot explain: `B(F) = F - AvgPool_k(F)`.
 
     Args:
         features: (N, C, H, W), floating point.
         kernel: Odd side of the averaging window, borders being padded by reflection; or 0: the whole image, of
             which all regions stand out that are not like its mean, not their edges alone.
+        known: (N, 1, H, W), 1 for the cells that the average is taken over and 0 for the others; all when not given.
 
     Returns:
-        (N, C, H, W); zero where the features are locally constant.
+        (N, C, H, W); zero where the features are locally constant. What lies in cells that are not known changes
+        nothing in those that are.
     """
-    return features - (_average(features, kernel) if kernel else features.mean((2, 3), keepdim=True))
+    if known is None:
+        return features - (_average(features, kernel) if kernel else features.mean((2, 3), keepdim=True))
+    known = known.to(features.dtype)
+    inside = features * known
+    if kernel == 0:
+        return features - inside.sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp_min(1)
+    # a window that holds a known cell has at least 1 / kernel^2 of them
+    return features - _average(inside, kernel) / _average(known, kernel).clamp_min(0.5 / kernel**2)
 
 
 def boundary_map(features: Tensor, kernel: int, known: Tensor | None = None) -> Tensor:
@@ -59,12 +68,12 @@ def boundary_map(features: Tensor, kernel: int, known: Tensor | None = None) -> 
     Args:
         features: (N, C, H, W), floating point.
         kernel: Odd side of the averaging window.
-        known: (N, 1, H, W), 1 where the mean is taken and 0 elsewhere; all cells when not given.
+        known: (N, 1, H, W), 1 for the cells that averages are taken over and 0 for the others; all when not given.
 
     Returns:
         (N, 1, H, W), not negative, mean 1 over the known cells of every image.
     """
-    energy = boundary_residual(features, kernel).square().mean(1, keepdim=True)
+    energy = boundary_residual(features, kernel, known).square().mean(1, keepdim=True)
     weight = torch.ones_like(energy) if known is None else known.to(energy.dtype)
     # an image without any known cell counts nowhere; its divisor must only not be 0
     weight = weight / weight.sum((2, 3), keepdim=True).clamp_min(1)
@@ -73,7 +82,7 @@ def boundary_map(features: Tensor, kernel: int, known: Tensor | None = None) -> 
     return magnitude / (magnitude * weight).sum((2, 3), keepdim=True).clamp_min(_TINY)
 
 
-def neighbour_map(features: Tensor, kernel: int, _known: Tensor | None = None) -> Tensor:
+def neighbour_map(features: Tensor, kernel: int, known: Tensor | None = None) -> Tensor:
     """Return how unlike each pixel is to its neighbours at distance `kernel // 2`, in eight directions.
 
     `b_d(p) = 1 - cos(F(p), F(p + d))`: unlike `boundary_map` it also says on which side the
@@ -82,19 +91,23 @@ def neighbour_map(features: Tensor, kernel: int, _known: Tensor | None = None) -
     Args:
         features: (N, C, H, W), floating point.
         kernel: Odd side of the window whose corners and side centres are the neighbours.
+        known: (N, 1, H, W), 1 for the cells to be compared with and 0 for the others; all when not given.
 
     Returns:
-        (N, 8, H, W), 0 to 2; borders are padded by reflection.
+        (N, 8, H, W), 0 to 2, and 0 towards a neighbour that is not known; borders are padded by reflection.
     """
     reach = kernel // 2
     unit = F.normalize(features, dim=1, eps=1e-6)
-    padded = _pad(unit, reach)
     height, width = features.shape[-2:]
     steps = (0, reach, 2 * reach)
     shifts = [(top, left) for top in steps for left in steps if (top, left) != (reach, reach)]
-    return torch.stack(
-        [1 - (unit * padded[..., top : top + height, left : left + width]).sum(1) for top, left in shifts], dim=1
-    )
+
+    def neighbours(values: Tensor) -> list[Tensor]:
+        padded = _pad(values, reach)
+        return [padded[..., top : top + height, left : left + width] for top, left in shifts]
+
+    found = torch.stack([1 - (unit * other).sum(1) for other in neighbours(unit)], dim=1)
+    return found if known is None else found * torch.cat(neighbours(known.to(found.dtype)), dim=1)
 
 
 OPERATORS: dict[str, Callable[[Tensor, int, Tensor], Tensor]] = {
@@ -187,8 +200,8 @@ def projected_boundary_loss(
     losses = []
     for name, project in projections.items():
         theirs, mine = on_coarser_grid(wide(teacher[int(name)].detach()), wide(project(student[int(name)])))
-        theirs, mine = boundary_residual(theirs, kernel), boundary_residual(mine, kernel)
         known, weight = cells(*mine.shape[-2:])
+        theirs, mine = boundary_residual(theirs, kernel, known), boundary_residual(mine, kernel, known)
         distance = (mine - theirs * _channel_power(theirs, known).rsqrt()).square().mean(1, keepdim=True)
         losses.append(global_mean((distance * weight).sum(), weight.sum()))
     return torch.stack(losses).mean()
@@ -220,7 +233,8 @@ def boundary_class_loss(
         A scalar; 0 when the logits are equal.
     """
     theirs, mine = on_coarser_grid(wide(teacher_logits.detach()).softmax(1), wide(student_logits).softmax(1))
-    distance = boundary_residual(theirs - mine, kernel).abs().sum(1, keepdim=True)
+    known = known_cells(labels, *mine.shape[-2:])
+    distance = boundary_residual(theirs - mine, kernel, known).abs().sum(1, keepdim=True)
     return _band_mean(distance, labels, band_weight, class_balance)
 
 
@@ -252,8 +266,9 @@ def boundary_logit_loss(
         boundaries.
     """
     theirs, mine = on_coarser_grid(wide(teacher_logits.detach()), wide(student_logits))
-    theirs, mine = boundary_residual(theirs, kernel), boundary_residual(mine, kernel)
-    power = _channel_power(theirs, known_cells(labels, *theirs.shape[-2:]))
+    known = known_cells(labels, *mine.shape[-2:])
+    theirs, mine = boundary_residual(theirs, kernel, known), boundary_residual(mine, kernel, known)
+    power = _channel_power(theirs, known)
     distance = ((mine - theirs).square() / power).mean(1, keepdim=True)
     return _band_mean(distance, labels, band_weight, class_balance)
 
@@ -280,7 +295,7 @@ def boundary_place_loss(
     """
     theirs, mine = on_coarser_grid(wide(teacher_logits.detach()), wide(student_logits))
     known = known_cells(labels, *mine.shape[-2:])
-    target, found = (_log_places(boundary_residual(part, kernel), known, temperature) for part in (theirs, mine))
+    target, found = (_log_places(boundary_residual(part, kernel, known), known, temperature) for part in (theirs, mine))
     divergence = (target.exp() * (target - found)).sum(2).mean(1)
     labelled = known.flatten(1).amax(1)
     return global_mean((divergence * labelled).sum(), labelled.sum()) * temperature**2

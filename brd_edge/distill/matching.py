@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from brd_edge.models.segmentation import FeatureInfo, Features, feature_table, required_multiple
 from brd_edge.runtime.errors import ModelError
 
-__all__ = ["Layer", "layer_channels", "matched_layers", "matched_strides", "pick_layer", "require_same_classes"]
+__all__ = ["Layer", "Pair", "layer_channels", "matched_layers", "matched_strides", "pair_up", "pick_layer"]
 
 Layer = Literal["deepest", "decoder", 2, 4, 8, 16, 32]
 """The backbone's last stage, the decoder's output, or the backbone's stage of a stride."""
@@ -28,66 +29,94 @@ def pick_layer(features: Features, layer: Layer) -> Tensor:
     return features.encoder[max(features.encoder) if layer == "deepest" else layer]
 
 
-def layer_channels(model: nn.Module, layer: Layer | int) -> int:
+@dataclass(frozen=True)
+class Pair:
+    """The layers of a teacher and a student.
+
+    Attributes:
+        teacher: The teacher's features, as `feature_table` lists them.
+        student: The student's features.
+    """
+
+    teacher: Sequence[FeatureInfo]
+    student: Sequence[FeatureInfo]
+
+
+def pair_up(teacher: nn.Module, student: nn.Module, *, size: tuple[int, int] | None = None, scale: int = 1) -> Pair:
+    """Return the layers of both models.
+
+    Args:
+        teacher: A model of `build_model` or `load_model`.
+        student: Another.
+        size: Height and width of the images that the student is trained on, which matters where a model takes no
+            other; any that the models take when not given.
+        scale: How many times as high and as wide the teacher's images are.
+
+    Raises:
+        ModelError: A model does not take its size, or the two have different classes; the latter message shows both
+            feature tables.
+    """
+    tables = [
+        feature_table(model, *(_any_size(model) if size is None else (times * size[0], times * size[1])))
+        for model, times in ((teacher, scale), (student, 1))
+    ]
+    pair = Pair(*tables)
+    counts = [table[-1].channels for table in tables]
+    if counts[0] != counts[1]:
+        raise _mismatch("method", f"the teacher has {counts[0]} classes, the student {counts[1]}", pair)
+    return pair
+
+
+def layer_channels(table: Sequence[FeatureInfo], layer: Layer | int) -> int:
     """Return the channels of a layer, given by name or stride."""
-    rows = _rows(model)
     if layer == "decoder":
-        return next(row.channels for row in rows if row.name == "decoder")
-    stages = {row.stride: row.channels for row in rows if row.name.startswith("encoder.")}
+        return next(row.channels for row in table if row.name == "decoder")
+    stages = {row.stride: row.channels for row in table if row.name.startswith("encoder.")}
     return stages[max(stages) if layer == "deepest" else int(layer)]
 
 
-def matched_strides(teacher: nn.Module, student: nn.Module, wanted: Sequence[int]) -> tuple[int, ...]:
+def matched_strides(pair: Pair, wanted: Sequence[int]) -> tuple[int, ...]:
     """Return the wanted strides that both backbones have, in the wanted order.
 
     Raises:
         ModelError: There is none; the message shows both feature tables.
     """
-    common = _strides(teacher) & _strides(student)
+    common = _common_strides(pair)
     found = tuple(stride for stride in wanted if stride in common)
     if not found:
-        raise _mismatch("boundary_strides", f"none of {list(wanted)} is a stage of both backbones", teacher, student)
+        raise _mismatch("boundary_strides", f"none of {list(wanted)} is a stage of both backbones", pair)
     return found
 
 
-def matched_layers(teacher: nn.Module, student: nn.Module, wanted: Sequence[Layer]) -> tuple[Layer, ...]:
+def matched_layers(pair: Pair, wanted: Sequence[Layer]) -> tuple[Layer, ...]:
     """Return the wanted layers after checking that both models have every one of them.
 
     Raises:
         ModelError: One has not; the message shows both feature tables.
     """
-    common = _strides(teacher) & _strides(student)
+    common = _common_strides(pair)
     lacking = [layer for layer in wanted if isinstance(layer, int) and layer not in common]
     if lacking:
-        raise _mismatch("relation_layers", f"{lacking} are not stages of both backbones", teacher, student)
+        raise _mismatch("relation_layers", f"{lacking} are not stages of both backbones", pair)
     return tuple(wanted)
 
 
-def require_same_classes(teacher: nn.Module, student: nn.Module) -> None:
-    """Refuse a teacher and a student of different classes.
-
-    Raises:
-        ModelError: Their logits differ in channels; the message shows both feature tables.
-    """
-    counts = [_rows(model)[-1].channels for model in (teacher, student)]
-    if counts[0] != counts[1]:
-        text = f"the teacher has {counts[0]} classes, the student {counts[1]}"
-        raise _mismatch("method", text, teacher, student)
-
-
-def _rows(model: nn.Module) -> list[FeatureInfo]:
+def _any_size(model: nn.Module) -> tuple[int, int]:
     side = 256 + -256 % required_multiple(model)
-    return feature_table(model, side, side)
+    return side, side
 
 
-def _strides(model: nn.Module) -> set[int]:
-    return {row.stride for row in _rows(model) if row.name.startswith("encoder.")}
+def _common_strides(pair: Pair) -> set[int]:
+    of_teacher, of_student = (
+        {row.stride for row in table if row.name.startswith("encoder.")} for table in (pair.teacher, pair.student)
+    )
+    return of_teacher & of_student
 
 
-def _mismatch(key: str, text: str, teacher: nn.Module, student: nn.Module) -> ModelError:
+def _mismatch(key: str, text: str, pair: Pair) -> ModelError:
     lines = [
         f"  {name} {row.name}: stride {row.stride}, {row.channels} channels"
-        for name, model in (("teacher", teacher), ("student", student))
-        for row in _rows(model)
+        for name, table in (("teacher", pair.teacher), ("student", pair.student))
+        for row in table
     ]
     return ModelError("\n".join([f"distill.{key}: {text}", *lines]))

@@ -22,11 +22,12 @@ from brd_edge.distill.grid import wide
 from brd_edge.distill.logits import logit_loss
 from brd_edge.distill.matching import (
     Layer,
+    Pair,
     layer_channels,
     matched_layers,
     matched_strides,
+    pair_up,
     pick_layer,
-    require_same_classes,
 )
 from brd_edge.distill.overlap import boundary_overlap_loss
 from brd_edge.distill.peers import PixelMemory, channel_wise_loss, cross_image_loss, memory_losses, pair_wise_loss
@@ -150,6 +151,7 @@ def distillation(
     static_loss: bool = False,
     teacher_scale: int = 1,
     student_view: StudentView | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Objective:
     """Return the objective of `settings.method`.
 
@@ -164,9 +166,11 @@ def distillation(
             GPU, so that a CUDA graph can hold it.
         teacher_scale: How many times as high and as wide the images are that the teacher sees.
         student_view: What the student sees of the images, where that is not what the teacher sees.
+        size: Height and width of the student's images; any that both models take when not given.
 
     Raises:
-        ModelError: The two models cannot be matched; the message shows both feature tables.
+        ModelError: The two models cannot be matched; the message shows both feature tables. Or one takes no images of
+            that size.
     """
     names = _active(settings)
     recordable = _recordable(settings, teacher, student, static_loss=static_loss)
@@ -178,13 +182,13 @@ def distillation(
             teacher_scale=teacher_scale,
             student_view=student_view,
         )
-    require_same_classes(teacher, student)
+    pair = pair_up(teacher, student, size=size, scale=teacher_scale)
     layers = nn.ModuleDict()
-    builders = _builders(settings, teacher, student)
+    builders = _builders(settings, pair)
     if "boundary" in names:
-        builders["boundary"] = _boundary(settings, teacher, student, layers)
+        builders["boundary"] = _boundary(settings, pair, layers)
     if "cirkd_memory" in names:
-        layers["memory"], builders["cirkd_memory"] = _memory(teacher, student, classes)
+        layers["memory"], builders["cirkd_memory"] = _memory(pair, classes)
     return Objective(
         supervised=loss,
         label_terms=label_terms or {},
@@ -223,7 +227,7 @@ def _active(settings: DistillSettings) -> list[str]:
     return [name for name in METHODS[settings.method] if getattr(settings, f"lambda_{name}") > 0]
 
 
-def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module) -> dict[str, Term]:
+def _builders(settings: DistillSettings, pair: Pair) -> dict[str, Term]:
     """Return every term that can have no layers of its own."""
     return {
         "kd": lambda theirs, mine, labels: logit_loss(
@@ -239,7 +243,7 @@ def _builders(settings: DistillSettings, teacher: nn.Module, student: nn.Module)
         "skd": lambda theirs, mine, _labels: pair_wise_loss(theirs.decoder, mine.decoder),
         "cirkd_batch": lambda theirs, mine, _labels: cross_image_loss(theirs.decoder, mine.decoder),
         "boundary_classes": _boundary_classes(settings),
-        "relation": _relation(settings, teacher, student),
+        "relation": _relation(settings, pair),
     }
 
 
@@ -268,10 +272,10 @@ def _boundary_classes(settings: DistillSettings) -> Term:
     return boundary_classes
 
 
-def _relation(settings: DistillSettings, teacher: nn.Module, student: nn.Module) -> Term:
+def _relation(settings: DistillSettings, pair: Pair) -> Term:
     """Return the term of the pixels' relations, to each other or to the classes."""
     used = "relation" in _active(settings)
-    layers = matched_layers(teacher, student, settings.relation_layers) if used else ()
+    layers = matched_layers(pair, settings.relation_layers) if used else ()
 
     def related(theirs: Tensor, mine: Tensor, labels: Tensor) -> Tensor:
         if settings.relation_to == "classes":
@@ -298,13 +302,13 @@ def _relation(settings: DistillSettings, teacher: nn.Module, student: nn.Module)
     return relation
 
 
-def _boundary(settings: DistillSettings, teacher: nn.Module, student: nn.Module, layers: nn.ModuleDict) -> Term:
+def _boundary(settings: DistillSettings, pair: Pair, layers: nn.ModuleDict) -> Term:
     """Return the term of the backbones' boundaries; what it needs to learn is put into `layers`."""
-    strides = matched_strides(teacher, student, settings.boundary_strides)
+    strides = matched_strides(pair, settings.boundary_strides)
     kernel, band_weight = settings.boundary_kernel, settings.band_weight
     if settings.boundary_operator == "projected":
         layers["boundary"] = projections = boundary_projections(
-            {stride: (layer_channels(teacher, stride), layer_channels(student, stride)) for stride in strides}
+            {stride: (layer_channels(pair.teacher, stride), layer_channels(pair.student, stride)) for stride in strides}
         )
         return lambda theirs, mine, labels: projected_boundary_loss(
             theirs.encoder, mine.encoder, labels, projections=projections, kernel=kernel, band_weight=band_weight
@@ -320,8 +324,8 @@ def _boundary(settings: DistillSettings, teacher: nn.Module, student: nn.Module,
     )
 
 
-def _memory(teacher: nn.Module, student: nn.Module, classes: int) -> tuple[PixelMemory, Term]:
-    channels = layer_channels(teacher, "decoder"), layer_channels(student, "decoder")
+def _memory(pair: Pair, classes: int) -> tuple[PixelMemory, Term]:
+    channels = layer_channels(pair.teacher, "decoder"), layer_channels(pair.student, "decoder")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         memory = PixelMemory(classes, *channels, pixel_slots=_PIXELS, region_slots=_REGIONS)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from brd_edge.distill.distributed import world
 from brd_edge.models.segmentation import Features
+from brd_edge.runtime.errors import ModelError
 
 __all__ = ["parallel_forward"]
 
@@ -46,8 +47,13 @@ def parallel_forward(
 
 
 def _has_unused(model: nn.Module, forward: Callable[[nn.Module, Tensor], Features]) -> bool:
-    """Return whether some parameters get no gradient: PSPNet leaves out stages, EfficientNets have a head."""
+    """Return whether some parameters may get no gradient: PSPNet leaves out stages, EfficientNets have a head."""
     shadow = copy.deepcopy(model).cpu().eval().requires_grad_(True)
     parameters = list(shadow.parameters())
-    forward(shadow, torch.zeros(1, 3, 64, 64, dtype=parameters[0].dtype)).logits.sum().backward()  # type: ignore[no-untyped-call]
+    try:
+        logits = forward(shadow, torch.zeros(1, 3, 64, 64, dtype=parameters[0].dtype)).logits
+    except (AssertionError, ModelError):
+        # it takes no images of this size; to look for unused parameters in every step is slower, never wrong
+        return True
+    logits.sum().backward()  # type: ignore[no-untyped-call]
     return any(parameter.grad is None for parameter in parameters)

@@ -24,6 +24,7 @@ __all__ = [
     "forward_features",
     "required_multiple",
     "stays_on_device",
+    "trains_on_one_image",
 ]
 
 _T = TypeVar("_T")
@@ -201,17 +202,52 @@ def stays_on_device(model: nn.Module) -> bool:
     return True
 
 
-def _dry_run(model: nn.Module, height: int, width: int, run: Callable[[nn.Module, Tensor], _T]) -> _T:
-    """Run a copy of a model in eval mode on the meta device, where shapes are computed and values are not."""
+def trains_on_one_image(model: nn.Module, height: int, width: int) -> bool:
+    """Return whether a batch of one image can be trained on.
+
+    It cannot where a feature of one pixel is normalised over the batch, as in the pooling of DeepLabV3.
+
+    Args:
+        model: A model of `build_model` or `load_model`; it is left as it was.
+        height: Rows of the image.
+        width: Columns of the image.
+
+    Raises:
+        ModelError: The model does not take this size.
+    """
+    check_size(model, height, width)
+    try:
+        _dry_run(model, height, width, forward_features, training=True)
+    except ValueError:  # batch normalisation's
+        return False
+    return True
+
+
+def _dry_run(
+    model: nn.Module,
+    height: int,
+    width: int,
+    run: Callable[[nn.Module, Tensor], _T],
+    *,
+    training: bool = False,
+) -> _T:
+    """Run a copy of a model on the meta device, where shapes are computed and values are not.
+
+    Raises:
+        ModelError: The model does not take images of this size.
+    """
     import torch
 
     shape = (1, 3, height, width)
     with torch.no_grad():
         try:
-            return run(copy.deepcopy(model).to("meta").eval(), torch.zeros(shape, device="meta"))
+            return run(copy.deepcopy(model).to("meta").train(training), torch.zeros(shape, device="meta"))
+        except AssertionError as error:
+            # transformers of windows take one size, or multiples of one that depends on their options
+            raise ModelError(f"model: {type(model).__name__} takes no images of {height}x{width}: {error}") from None
         except (RuntimeError, NotImplementedError):
             # some encoders make tensors on the CPU within their forward pass: these are really run
-            return run(copy.deepcopy(model).cpu().float().eval(), torch.zeros(shape))
+            return run(copy.deepcopy(model).cpu().float().train(training), torch.zeros(shape))
 
 
 def _info(name: str, feature: Tensor, image_height: int) -> FeatureInfo:

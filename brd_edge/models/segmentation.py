@@ -23,6 +23,7 @@ from brd_edge.models.features import (
     forward_features,
     required_multiple,
     stays_on_device,
+    trains_on_one_image,
 )
 from brd_edge.models.spec import ARCHITECTURES, Architecture, ModelSpec
 from brd_edge.models.storage import load_model, require_contract, save_model
@@ -45,4 +46,5 @@ __all__ = [
     "required_multiple",
     "save_model",
     "stays_on_device",
+    "trains_on_one_image",
 ]

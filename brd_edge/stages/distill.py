@@ -18,6 +18,7 @@ from brd_edge.stages.training import (
     train_and_save,
     training_class_weights,
     training_settings,
+    training_size,
     weight_files,
 )
 
@@ -78,6 +79,7 @@ def _work(context: Context) -> Outcome:
             # which pixels are hard is found anew in every batch
             static_loss=recipe.distill.train.loss == "ce",
             teacher_scale=recipe.teacher.scale,
+            size=training_size(recipe),
             student_view=(
                 None
                 if recipe.distill.teacher_sees_jitter

@@ -18,9 +18,9 @@ from brd_edge.stages.context import (
     teacher_contract,
     training_device,
 )
+from brd_edge.stages.model_checks import check_models, require_takes
 from brd_edge.stages.training import (
     TRAINING_CODE,
-    check_models,
     label_terms,
     load_run_dataset,
     missing_weights,
@@ -113,6 +113,7 @@ def _load(context: Context) -> Outcome:
         )
     if (spec.arch, spec.encoder) != (context.recipe.teacher.arch, context.recipe.teacher.encoder):
         context.say(f"note: {checkpoint} holds {spec.arch} / {spec.encoder}, which is used, not the recipe's model")
+    require_takes(model, (contract.height, contract.width), f"{checkpoint} on data.size")
     directory = context.run.path("teacher", "model")
     save_model(model, spec, directory, contract=contract)
     # curves of a training that this teacher does not come from

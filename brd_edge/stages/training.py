@@ -12,9 +12,9 @@ from brd_edge.data.index import load_dataset
 from brd_edge.recipe import Recipe
 from brd_edge.recipe_training import DistillSection, ModelSection, TrainSection
 from brd_edge.runtime.contract import InputContract
-from brd_edge.runtime.errors import InterruptedRunError, ModelError
+from brd_edge.runtime.errors import InterruptedRunError
 from brd_edge.runtime.files import sha256_file
-from brd_edge.stages.context import Context, input_contract, teacher_contract, training_device
+from brd_edge.stages.context import Context, input_contract, training_device
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "TRAINING_CODE",
     "augmentation_of",
-    "check_models",
     "distill_settings",
     "label_terms",
     "load_run_dataset",
@@ -39,6 +38,7 @@ __all__ = [
     "train_and_save",
     "training_class_weights",
     "training_settings",
+    "training_size",
     "weight_files",
 ]
 
@@ -90,36 +90,10 @@ def training_settings(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def check_models(recipe: Recipe, dataset: Dataset) -> None:
-    """Build both models once, untrained, so that what cannot work is refused before hours of training.
-
-    Raises:
-        ModelError: A model cannot be built, does not take the frames or crops, or both cannot be matched.
-    """
-    from brd_edge.distill.objective import distillation
-    from brd_edge.models.segmentation import build_model, check_size
-
-    models, scale, (height, width) = {}, recipe.teacher.scale, recipe.distill.train.crop or recipe.data.size
-    for name, section, train, contract in (
-        ("teacher", recipe.teacher, recipe.teacher.train, teacher_contract(recipe)),
-        ("student", recipe.student, recipe.distill.train, input_contract(recipe)),
-    ):
-        models[name] = build_model(model_spec(section, dataset), encoder_weights=None, seed=recipe.seed)
-        larger = f" times {scale}" if name == "teacher" and scale > 1 else ""
-        check_size(models[name], contract.height, contract.width, what=f"{name} on data.size{larger}")
-        if train is not None:
-            _require_equal_shares(name, train)
-        if train is not None and train.crop is not None:
-            check_size(models[name], *train.crop, what=f"{name} on train.crop")
-    if scale > 1:
-        check_size(
-            models["teacher"], scale * height, scale * width, what=f"teacher on distill.train.crop times {scale}"
-        )
-    if recipe.teacher.train is not None:
-        loss = supervised_loss(recipe.distill.train, None)
-        distillation(
-            models["teacher"], models["student"], distill_settings(recipe.distill), loss, classes=len(dataset.classes)
-        )
+def training_size(recipe: Recipe) -> tuple[int, int]:
+    """Return height and width of the images that the student is trained on."""
+    height, width = recipe.distill.train.crop or recipe.data.size
+    return height, width
 
 
 def distill_settings(section: DistillSection) -> DistillSettings:
@@ -127,17 +101,6 @@ def distill_settings(section: DistillSection) -> DistillSettings:
     from brd_edge.distill.objective import DistillSettings
 
     return DistillSettings(**section.model_dump(exclude={"train", "teacher_sees_jitter"}))
-
-
-def _require_equal_shares(name: str, train: TrainSection) -> None:
-    from brd_edge.distill.distributed import wanted_processes
-
-    parts = wanted_processes() * train.accumulate
-    if train.batch_size % parts:
-        raise ModelError(
-            f"{name}: a batch_size of {train.batch_size} cannot be divided among {wanted_processes()} processes in "
-            f"{train.accumulate} parts each; make it a multiple of {parts}"
-        )
 
 
 def weight_files(section: ModelSection) -> dict[str, str]:

@@ -12,7 +12,7 @@ from brd_edge.distill.objective import CURRICULA, METHODS, DistillSettings, dist
 from brd_edge.distill.overlap import boundary_overlap_loss
 from brd_edge.distill.peers import PixelMemory
 from brd_edge.distill.supervised import cross_entropy
-from brd_edge.models.segmentation import ModelSpec, build_model, forward_features
+from brd_edge.models.segmentation import ModelSpec, build_model, feature_table, forward_features
 from brd_edge.recipe_training import DistillSection, TrainSection
 from brd_edge.runtime.errors import ModelError
 from brd_edge.stages.training import distill_settings
@@ -156,14 +156,51 @@ def test_pairs_that_cannot_be_matched_are_refused_with_both_tables(teacher: nn.M
         distillation(_model("FPN", "resnet18", classes=4), student, SETTINGS, _loss, classes=3)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "arch", "options", "side"),
+    [
+        # takes 224 x 224 alone
+        ("tu-swin_tiny_patch4_window7_224", "FPN", {}, 224),
+        ("tu-convnext_atto", "Unet", {}, 64),
+        # dilated: two stages at stride 8
+        ("resnet18", "DeepLabV3Plus", {"encoder_output_stride": 8, "decoder_channels": 16}, 64),
+    ],
+)
+@pytest.mark.parametrize("teaches", [True, False])
+def test_any_encoder_teaches_and_learns(
+    encoder: str, arch: str, options: dict[str, object], side: int, teaches: bool
+) -> None:
+    models = _model(arch, encoder, **options), _model("FPN", "tu-mobilenetv3_small_050", decoder_pyramid_channels=16)
+    teacher, student = models if teaches else reversed(models)
+    settings = replace(SETTINGS, relation_layers=("deepest", "decoder", 8))
+    objective = distillation(teacher, student, settings, _loss, classes=3, size=(side, side))
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 3, (2, side, side), generator=torch.Generator().manual_seed(1))
+    assert objective.teacher is not None
+
+    theirs, mine = objective.teacher(images), forward_features(student.train(), images)
+    values = [term(theirs, mine, labels) for _, term in objective.terms.values()]
+    torch.stack(values).sum().backward()
+
+    assert all(torch.isfinite(value) and float(value.detach()) > 0 for value in values)
+    assert any(parameter.grad is not None for parameter in student.encoder.parameters())  # type: ignore[operator, union-attr]
+
+
+def test_a_model_of_another_size_is_refused(student: nn.Module) -> None:
+    swin = _model("FPN", "tu-swin_tiny_patch4_window7_224")
+    with pytest.raises(ModelError, match=r"^model: FPN takes no images of 448x448: Input height \(448\)"):
+        distillation(swin, student, SETTINGS, _loss, classes=3, size=(224, 224), teacher_scale=2)
+
+
 def test_layers_by_name(student: nn.Module) -> None:
     features = forward_features(student.eval(), torch.zeros(1, 3, 64, 96))
+    table = feature_table(student, 64, 96)
 
     assert pick_layer(features, "deepest") is features.encoder[16]
     assert pick_layer(features, 8) is features.encoder[8]
     assert pick_layer(features, "decoder") is features.decoder
     for layer in ("deepest", "decoder", 8):
-        assert layer_channels(student, layer) == pick_layer(features, layer).shape[1]
+        assert layer_channels(table, layer) == pick_layer(features, layer).shape[1]
 
 
 def test_curricula() -> None:
