@@ -14,7 +14,18 @@ from torch import Tensor, nn
 from brd_edge.runtime.errors import TrainingError
 from brd_edge.runtime.files import atomic_path
 
-__all__ = ["TrainState", "load_tensors", "load_weights", "restore_checkpoint", "save_checkpoint", "save_weights"]
+__all__ = [
+    "CHECKPOINT",
+    "TrainState",
+    "load_tensors",
+    "load_weights",
+    "restore_checkpoint",
+    "save_checkpoint",
+    "save_weights",
+]
+
+CHECKPOINT = "checkpoint.safetensors"
+"""The file of an unfinished training."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +122,23 @@ def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> N
 
 
 def load_weights(path: Path, model: nn.Module) -> dict[str, str]:
-    """Read `save_weights`'s file into a model and return its metadata."""
-    tensors, metadata = load_tensors(path)
+    """Read the file of `save_weights` into a model and return its metadata.
+
+    Raises:
+        TrainingError: It cannot be read.
+    """
+    # a checkpoint beside it would end in looking for it again
+    tensors, metadata = load_tensors(path, lost=f"it and {CHECKPOINT} beside it")
     model.load_state_dict(tensors)
     return metadata
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(path: Path, *, lost: str = "it") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file.
+
+    Args:
+        path: The file.
+        lost: What has to be deleted if it cannot be read.
 
     Raises:
         TrainingError: It cannot be read.
@@ -129,7 +149,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{path}: cannot be read ({error}); delete it to train from the start") from error
+        raise TrainingError(f"{path}: cannot be read ({error}); delete {lost} to train from the start") from error
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -14,10 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from brd_edge.data.loader import Batch, TrainLoader
-from brd_edge.distill.checkpoint import TrainState, load_weights, restore_checkpoint, save_checkpoint, save_weights
+from brd_edge.distill.average import update_average
+from brd_edge.distill.checkpoint import (
+    CHECKPOINT,
+    TrainState,
+    load_weights,
+    restore_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
 from brd_edge.distill.clock import StepClock, describe_step
 from brd_edge.distill.cuda_graphs import StepGraphs
 from brd_edge.distill.distributed import (
@@ -96,7 +103,7 @@ class _Training:
         self.saved = time.monotonic()
         if rank() == 0:
             save_checkpoint(
-                self.directory / "checkpoint.safetensors",
+                self.directory / CHECKPOINT,
                 state=self.state,
                 model=self.model,
                 average=self.average,
@@ -195,7 +202,7 @@ def _prepare(
             # what a killed process was writing
             leftover.unlink()
     restored = restore_checkpoint(
-        directory / "checkpoint.safetensors",
+        directory / CHECKPOINT,
         key=key,
         model=model,
         average=average,
@@ -308,11 +315,11 @@ def _step(
         jitter = None if batch.jitter is None else batch.jitter.to(device=device, non_blocking=True)
     values = stepper.gradients(images, labels, step / total, jitter)
     terms = dict(zip(stepper.names, _mean_over_processes(values), strict=True))
-    _require_finite(terms, step, batch, names)
-    _count_left_out(training, stepper.update(), step, batch, names)
+    _require_finite(training, terms, batch, names)
+    _count_left_out(training, stepper.update(), batch, names)
     if training.average is not None:
         with stepper.clock.part("update"):
-            _average(training.average, training.model, settings.ema, step)
+            update_average(training.average, training.model, settings.ema, step)
     step += 1
     training.state = replace(training.state, step=step)
     if records is None:
@@ -333,32 +340,37 @@ def _any(flag: bool) -> bool:
     return any(gather_objects(flag))
 
 
-def _require_finite(terms: dict[str, float], step: int, batch: Batch, names: Sequence[str]) -> None:
+def _require_finite(training: _Training, terms: dict[str, float], batch: Batch, names: Sequence[str]) -> None:
     bad = next((name for name, value in terms.items() if not math.isfinite(value)), None)
-    if bad is None:
-        return
-    files = ", ".join(names[index] for indices in gather_objects(batch.indices) for index in indices)
-    raise TrainingError(
-        f"loss term {bad!r} became {terms[bad]} at step {step}, on {files}; the last checkpoint is kept. "
-        "Lower the learning rate or the term's weight, or look at those files"
-    )
+    if bad is not None:
+        raise TrainingError(
+            f"loss term {bad!r} became {terms[bad]} {_where(training, batch, names)}. "
+            "Lower the learning rate or the term's weight, or look at those files"
+        )
 
 
-def _count_left_out(training: _Training, applied: bool, step: int, batch: Batch, names: Sequence[str]) -> None:
+def _count_left_out(training: _Training, applied: bool, batch: Batch, names: Sequence[str]) -> None:
     """Refuse to go on where gradients stay infinite; trying out the scale of half precision takes a few steps."""
     training.left_out = 0 if applied else training.left_out + 1
     limit = _LEFT_OUT_MAX if training.stepper.scaler.is_enabled() else 1
     if training.left_out >= limit:
-        files = ", ".join(names[index] for indices in gather_objects(batch.indices) for index in indices)
         raise TrainingError(
-            f"the gradient is not finite at step {step}, on {files}; the last checkpoint is kept. "
+            f"the gradient is not finite {_where(training, batch, names)}. "
             "Lower the learning rate, or train with precision fp32 or bf16"
         )
 
 
+def _where(training: _Training, batch: Batch, names: Sequence[str]) -> str:
+    """Return at which step and on which files something went wrong in any process, and what is left."""
+    files = ", ".join(names[index] for indices in gather_objects(batch.indices) for index in indices)
+    saved = (training.directory / CHECKPOINT).exists()
+    kept = "the last checkpoint is kept" if saved else "there is no checkpoint yet"
+    return f"at step {training.state.step}, on {files}; {kept}"
+
+
 def _set_aside(directory: Path) -> None:
     """Make room for a new training; an unfinished one of other settings is kept under another name, once."""
-    checkpoint = directory / "checkpoint.safetensors"
+    checkpoint = directory / CHECKPOINT
     if checkpoint.exists():
         other = directory / "other-settings.checkpoint.safetensors"
         checkpoint.replace(other)
@@ -366,18 +378,6 @@ def _set_aside(directory: Path) -> None:
     for name in ("best.safetensors", "step_time.json"):
         (directory / name).unlink(missing_ok=True)
     remove_records(directory)
-
-
-@torch.no_grad()
-def _average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    # a young average follows closely, or it would keep the random first weights for too long
-    decay = min(decay, (step + 1) / (step + 10))
-    pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
-    mine, theirs = zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True)
-    get_ema_multi_avg_fn(decay)(mine, theirs, step)  # type: ignore[no-untyped-call]
-    counters = [pair for pair in pairs if not pair[0].is_floating_point()]
-    if counters:
-        torch._foreach_copy_([mine for mine, _ in counters], [theirs for _, theirs in counters])
 
 
 def _validate(training: _Training, evaluate: Callable[[nn.Module], float]) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from brd_edge.data.loader import Batch
+from brd_edge.distill import step
 from brd_edge.distill.checkpoint import load_tensors
 from brd_edge.distill.objective import Objective, Supervised, Term
 from brd_edge.distill.schedule import learning_rate, make_optimizer
@@ -152,6 +153,60 @@ def test_the_best_validation_decides(tmp_path: Path) -> None:
     assert all(math.isfinite(line["loss"]["ce"]) for line in lines if "loss" in line)
 
 
+def test_the_first_epoch_is_validated_however_rarely_the_others_are(tmp_path: Path) -> None:
+    _fit(tmp_path, settings=replace(SETTINGS, epochs=5, validate_every=4))
+
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in lines if "miou" in line] == [3, 12, 15]
+
+
+def test_the_running_average_is_what_is_validated(tmp_path: Path) -> None:
+    """Against the formula in float64: `a <- d a + (1 - d) w`, d being at most `ema` and small at first."""
+    weights: list[dict[str, np.ndarray]] = []
+    validated: list[dict[str, np.ndarray]] = []
+
+    def state(model: nn.Module) -> dict[str, np.ndarray]:
+        return {name: value.double().numpy().copy() for name, value in model.state_dict().items()}
+
+    class Watching(_Loader):
+        def next_batch(self) -> Batch:
+            weights.append(state(model))
+            return super().next_batch()
+
+    def evaluate(average: nn.Module) -> float:
+        validated.append(state(average))
+        return 0.5
+
+    model = _model()
+    fit(
+        model,
+        objective=_objective(),
+        loader=Watching(),
+        settings=replace(SETTINGS, epochs=3, ema=0.15),
+        evaluate=evaluate,
+        names=[str(number) for number in range(99)],
+        directory=tmp_path,
+        key="key",
+        seed=3,
+        device=torch.device("cpu"),
+        title="test",
+        stop=Stop(),
+    )
+
+    expected = weights[0]
+    for done in range(6):
+        decay = min(0.15, (done + 1) / (done + 10))
+        after = weights[done + 1]
+        expected = {
+            name: after[name] if name.endswith("num_batches_tracked") else decay * old + (1 - decay) * after[name]
+            for name, old in expected.items()
+        }
+    assert list(validated[1]) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(validated[1][name], value, rtol=1e-5, atol=1e-7, err_msg=name)
+    assert any("running_var" in name for name in expected)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_teacher_sees_the_frames_own_colours(tmp_path: Path, accumulate: int) -> None:
     taught: list[Tensor] = []
@@ -251,6 +306,55 @@ def test_the_gradient_is_that_of_the_sum() -> None:
         torch.testing.assert_close(mine, parameter.grad)
 
 
+@pytest.mark.parametrize("limit", [0.0, 1e-3])
+def test_gradients_are_clipped_to_a_norm(limit: float) -> None:
+    from brd_edge.distill.clock import StepClock
+    from brd_edge.distill.step import Stepper
+
+    model = _model()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    stepper = Stepper(
+        forward=lambda images: _features(model, images),
+        model=model,
+        objective=_objective(),
+        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        clock=StepClock(torch.device("cpu")),
+        dtype=torch.float32,
+        accumulate=1,
+        grad_clip=limit,
+    )
+
+    stepper.gradients(torch.randn(4, 3, 8, 8), torch.randint(0, 2, (4, 8, 8)), 0.0)
+    whole = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))
+    assert stepper.update()
+
+    moved = math.sqrt(
+        sum(float((now.detach() - old).square().sum()) for now, old in zip(model.parameters(), before, strict=True))
+    )
+    assert whole > 0.01
+    assert moved == pytest.approx(limit or whole, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bf16", "expected"),
+    [
+        ("cuda", True, torch.bfloat16),
+        ("cuda", False, torch.float16),
+        ("cpu", True, torch.bfloat16),
+        ("cpu", False, torch.float32),
+    ],
+)
+def test_the_precision_of_the_device(
+    kind: str, bf16: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which formats there are is the device's; what is made of it is ours."""
+    monkeypatch.setattr(step, "fast_bf16", lambda _device: bf16)
+
+    assert step.amp_dtype("auto", torch.device(kind)) == expected
+    assert step.amp_dtype("fp16", torch.device(kind)) == torch.float16
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_trains_and_resumes(tmp_path: Path, precision: str) -> None:
     settings = replace(SETTINGS, precision=precision)
@@ -288,7 +392,7 @@ def test_step_times_and_curves_are_written(tmp_path: Path) -> None:
     model = _model()
     fit(
         model,
-        objective=_objective(),
+        objective=_objective(relation=lambda _theirs, mine, _labels: mine.logits.square().mean()),
         loader=_Loader(),
         settings=replace(SETTINGS, epochs=9),
         evaluate=lambda _model: 0.5,
@@ -303,13 +407,14 @@ def test_step_times_and_curves_are_written(tmp_path: Path) -> None:
     )
 
     seconds = json.loads((tmp_path / "step_time.json").read_text(encoding="utf-8"))["seconds"]
-    assert list(seconds) == ["data", "student", "ce", "update"]
+    assert list(seconds) == ["data", "teacher", "student", "ce", "relation", "update"]
     assert all(0 < value < 1 for value in seconds.values())
     assert "ms a step: data " in lines[0]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in board.Scalars("loss/ce")] == [10, 20, 27]
+    for name in ("ce", "relation"):
+        assert [event.step for event in board.Scalars(f"loss/{name}")] == [10, 20, 27]
     assert [event.value for event in board.Scalars("miou")] == [0.5] * 9
 
 
@@ -325,20 +430,47 @@ def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_term_that_is_not_finite_stops_and_is_named(tmp_path: Path, bad: float) -> None:
-    stop = Stop()
-    steps = 0
+    """The last checkpoint is one from before it; once the cause is mended, the training ends as if nothing had been."""
 
     def relation(_theirs: Features, mine: Features, _labels: Tensor) -> Tensor:
         nonlocal steps
         steps += 1
-        return mine.logits.square().mean() * (bad if steps == 8 else 1)
+        return mine.logits.square().mean() * (bad if steps == broken else 1)
 
+    settings = replace(SETTINGS, checkpoint_s=0.0)
+    steps, broken = 0, 8
     with pytest.raises(TrainingError) as caught:
-        _fit(tmp_path, objective=_objective(relation=relation), stop=stop)
+        _fit(tmp_path / "parts", objective=_objective(relation=relation), settings=settings)
 
     assert "'relation'" in str(caught.value)
-    assert "at step 7, on file8.png, file9.png" in str(caught.value)
-    assert (tmp_path / "best.safetensors").is_file()
+    assert "at step 7, on file8.png, file9.png; the last checkpoint is kept" in str(caught.value)
+    assert (tmp_path / "parts" / "best.safetensors").is_file()
+    tensors, metadata = load_tensors(tmp_path / "parts" / "checkpoint.safetensors")
+    assert json.loads(metadata["state"])["step"] == 7
+    assert all(torch.isfinite(values.float()).all() for values in tensors.values())
+
+    broken = 0
+    _fit(tmp_path / "parts", objective=_objective(relation=relation), settings=settings)
+    _fit(tmp_path / "whole", objective=_objective(relation=relation), settings=settings)
+    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_that_there_is_no_checkpoint_is_said(tmp_path: Path) -> None:
+    def bad(_theirs: Features, mine: Features, _labels: Tensor) -> Tensor:
+        return mine.logits.mean() * math.nan
+
+    with pytest.raises(TrainingError, match=r"'bad' became nan at step 0, on .*; there is no checkpoint yet\."):
+        _fit(tmp_path, objective=_objective(bad=bad))
+
+
+def test_lost_best_weights_are_named_with_what_looks_for_them(tmp_path: Path) -> None:
+    _fit(tmp_path)
+    (tmp_path / "best.safetensors").unlink()
+
+    with pytest.raises(TrainingError, match=r"best\.safetensors: .* delete it and checkpoint\.safetensors beside it"):
+        _fit(tmp_path)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    _fit(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
