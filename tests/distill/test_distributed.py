@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[2]
 WORKER = str(Path(__file__).parent / "training_worker.py")
+TERMS_WORKER = str(Path(__file__).parent / "terms_worker.py")
 
 
 def _run(processes: int, *arguments: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
@@ -34,7 +35,9 @@ def _run(processes: int, *arguments: str, seconds: float = 300) -> subprocess.Co
 
 def _losses(directory: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
+    assert sum("loss" in line for line in lines) == len(losses), "one process alone writes"
+    return losses
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,23 @@ def test_any_number_of_processes_trains_like_one(trainings: dict[str, Path], pro
             np.testing.assert_allclose(second[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_every_term_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    """Values and gradients, averaged over the processes as DistributedDataParallel does."""
+    for processes in (1, 2):
+        _run(processes, TERMS_WORKER, str(tmp_path / f"{processes}.json"))
+    alone, together = (json.loads((tmp_path / f"{count}.json").read_text(encoding="utf-8")) for count in (1, 2))
+
+    assert list(together) == list(alone)
+    for variant, terms in alone.items():
+        assert list(together[variant]) == list(terms)
+        for term, values in terms.items():
+            scale = max(map(abs, values[1:]))
+            assert scale > 0, (variant, term)
+            np.testing.assert_allclose(
+                together[variant][term], values, rtol=1e-6, atol=1e-8 * scale, err_msg=f"{variant}: {term}"
+            )
+
+
 def test_the_pipeline_under_torchrun(tmp_path: Path) -> None:
     """The command itself, with two processes and with one: the first alone writes, and both end."""
     settings = (
@@ -88,6 +108,7 @@ def test_the_pipeline_under_torchrun(tmp_path: Path) -> None:
         command = ["pipelines/quickstart.yaml", "--run-dir", str(directory), "--until", "distill", *overrides]
         done = _run(processes, "-m", "brd_edge.pipeline", *command)
         assert done.stderr.count("[3/8] distill: train") == 1, done.stderr
+        assert len(list((directory / "distill" / "tensorboard").iterdir())) == 1
     for stage in ("teacher", "distill"):
         alone, together = (_losses(tmp_path / str(processes) / stage) for processes in (1, 2))
         assert list(together) == list(alone) == [10]
