@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from brd_edge.distill.distributed import global_mean
 from brd_edge.distill.grid import known_cells, to_grid, wide
@@ -153,6 +154,7 @@ class _StreamedRelation(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, None, None, None]:
         return None, ctx.gradient * gradients[0], None, None, None
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = ["similarity_divergence"]
 
@@ -77,6 +78,7 @@ class _Divergence(torch.autograd.Function):
         return total.to(rows.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outer: Any) -> tuple[Tensor | None, ...]:
         found = (None if gradient is None else gradient * outer[0] for gradient in ctx.gradients)
         return (*found, None, None, None, None, None)

@@ -1,0 +1,137 @@
+"""The tables of README.md and docs/evidence.md, made from the committed results of `benchmarks.distillation`.
+
+    python -m benchmarks.evidence
+
+Nothing is trained: `benchmarks/evidence.yaml` says which row comes from which file of `benchmarks/results`. A test
+compares what is printed with the pages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.statistics import paired_difference, summarise
+
+__all__ = ["gain_rows", "glance_rows", "method_rows"]
+
+RESULTS = Path(__file__).parent / "results"
+ROWS = Path(__file__).with_suffix(".yaml")
+_SCORES = ("miou", "boundary_iou", "connectivity_error")
+_COUNTS = {1: "one seed", 2: "two seeds"}
+_FULL = 3
+"""Seeds that a row has without saying so."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    description = (__doc__ or "").split("\n")[0]
+    argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=description).parse_args(arguments)
+    rows = yaml.safe_load(ROWS.read_text(encoding="utf-8"))
+    for title, lines in (
+        ("README.md, methods", method_rows(rows["methods"])),
+        ("README.md, gains", gain_rows(rows["gains"])),
+        ("docs/evidence.md, at a glance", glance_rows(rows["glance"])),
+    ):
+        print("\n".join([f"{title}:", *lines, ""]))
+    return 0
+
+
+def method_rows(results: Sequence[str]) -> list[str]:
+    """Return a row a method: mean ± deviation of mIoU, Boundary IoU and connectivity error of every result."""
+    tables = [_scores(name) for name in results]
+    lines = []
+    for arm in tables[0]:
+        cells = [_mean(table[arm][score]) for table in tables for score in _SCORES]
+        lines.append(_row([f"**{arm}**" if arm == "brd" else arm, *cells]))
+    return lines
+
+
+def gain_rows(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return a row a setting: what it gains in mIoU on either split."""
+    lines = []
+    for row in rows:
+        cells = []
+        for split in ("val", "held_out"):
+            if split not in row:
+                cells.append("not trained")
+                continue
+            table = _scores(row[split])
+            found = paired_difference(table[row["arm"]]["miou"], table["none"]["miou"])
+            assert found is not None, row
+            count = len(found["seeds"])
+            cells.append(_interval(found) + ("" if count == _FULL else f" ({_COUNTS[count]})"))
+        lines.append(_row([row["student"], row["settings"], *cells]))
+    return lines
+
+
+def glance_rows(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return a row a setting and split: gains in mIoU and Boundary IoU, regions less broken, mIoU over the peers."""
+    lines = []
+    for row in rows:
+        table = _scores(row["result"])
+        peers = table if "peers" not in row else _scores(row["peers"])
+        mine, plain = table[row["arm"]], table["none"]
+        gains = {score: paired_difference(mine[score], plain[score]) for score in _SCORES}
+        errors, miou, boundaries = (gains[score] for score in ("connectivity_error", "miou", "boundary_iou"))
+        assert miou is not None, row
+        assert boundaries is not None, row
+        assert errors is not None, row
+        base = sum(plain["connectivity_error"][seed] for seed in errors["seeds"]) / len(errors["seeds"])
+        count = len(miou["seeds"])
+        split = "held out" if row["result"].endswith("-0001TP") else "validation"
+        cells = [
+            row["student"],
+            row["schedule"],
+            row["settings"],
+            split + ("" if count == _FULL else f", {_COUNTS[count]}"),
+            _interval(miou),
+            _interval(boundaries),
+            f"{_signed(100 * errors['mean'] / base, 0)} %",
+        ]
+        lines.append(_row([*cells, *(_over(mine["miou"], peers, peer) for peer in ("kd", "cwd"))]))
+    return lines
+
+
+def _over(values: Mapping[int, float], table: Mapping[str, Mapping[str, Mapping[int, float]]], peer: str) -> str:
+    found = paired_difference(values, table[peer]["miou"]) if peer in table else None
+    return "n. t." if found is None else _signed(100 * found["mean"], 1)
+
+
+def _scores(name: str) -> dict[str, dict[str, dict[int, float]]]:
+    """Return the scores of a result by arm, score and seed."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for cell in json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["cells"]:
+        arm = found.setdefault(cell["arm"], {score: {} for score in _SCORES})
+        for score in _SCORES:
+            arm[score][cell["seed"]] = cell[score]
+    return found
+
+
+def _mean(values: Mapping[int, float]) -> str:
+    found = summarise(list(values.values()))
+    return f"{100 * found['mean']:.1f} ± {100 * found['deviation']:.1f}"
+
+
+def _interval(difference: Mapping[str, Any]) -> str:
+    mean, low, high = (_signed(100 * difference[name], 1) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def _signed(value: float, digits: int) -> str:
+    rounded = round(value, digits)
+    return f"{value:+.{digits}f}" if rounded or digits else "0"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

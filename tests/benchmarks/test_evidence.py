@@ -1,0 +1,42 @@
+"""The pages against the results that they are made from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PLACES = {
+    "README.md, methods": ("README.md", "| | mIoU | Boundary IoU | connectivity error | held out: mIoU |"),
+    "README.md, gains": ("README.md", "| student, schedule and hardware | BRD's settings |"),
+    "docs/evidence.md, at a glance": ("docs/evidence.md", "| student | schedule, hardware | settings of `brd` |"),
+}
+
+
+def _table(page: str, header: str) -> list[str]:
+    """Return the rows of the table under a header."""
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    (start,) = (number for number, line in enumerate(lines) if line.startswith(header))
+    rows = lines[start + 2 :]
+    end = next(number for number, line in enumerate(rows) if not line.startswith("|"))
+    return rows[:end]
+
+
+@pytest.fixture(scope="module")
+def printed() -> dict[str, list[str]]:
+    command = [sys.executable, "-m", "benchmarks.evidence"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    tables = {}
+    for part in text.strip().split("\n\n"):
+        title, *rows = part.splitlines()
+        tables[title.removesuffix(":")] = rows
+    return tables
+
+
+@pytest.mark.parametrize("title", PLACES)
+def test_the_pages_hold_what_the_results_give(printed: dict[str, list[str]], title: str) -> None:
+    assert list(printed) == list(PLACES)
+    assert _table(*PLACES[title]) == printed[title]
