@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,7 +37,6 @@ from benchmarks.pipeline_runs import (
     TRAINING_LOG,
     PipelineRunError,
     PipelineRuns,
-    leave_signals_to_parent,
     pipeline_runs,
 )
 from benchmarks.statistics import paired_difference, summarise
@@ -209,7 +210,12 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int, runs: PipelineR
         except BaseException:
             failed.set()
             raise
-        scores = scorers.submit(_score, recipe, cell).result()
+        try:
+            scores = scorers.submit(_score, recipe, cell).result()
+        except BrokenProcessPool:
+            if runs.stopped:  # the signal ended the worker, too
+                raise KeyboardInterrupt from None
+            raise
         with lock:
             trained += 1
             left = sum(not other.score_file.exists() for other in cells)
@@ -221,7 +227,8 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int, runs: PipelineR
 
     # threads that score side by side would wait for each other; workers start when the first cell is scored, and
     # leave it to this process to be interrupted
-    scorers = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=leave_signals_to_parent)
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    scorers = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignore)
     with scorers, ThreadPoolExecutor(jobs) as executor:
         for future in [executor.submit(train, cell) for cell in cells]:
             future.result()

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
-__all__ = ["TRAINING_LOG", "PipelineRunError", "PipelineRuns", "leave_signals_to_parent", "pipeline_runs"]
+__all__ = ["TRAINING_LOG", "PipelineRunError", "PipelineRuns", "pipeline_runs"]
 
 TRAINING_LOG = "training.log"
 _INTERRUPTED = 130
@@ -29,12 +30,17 @@ class PipelineRunError(Exception):
 
 
 class PipelineRuns:
-    """The runs that are going on."""
+    """The runs that are going on.
+
+    Attributes:
+        stopped: Whether this process was told to end.
+    """
 
     def __init__(self) -> None:
         """Start without any."""
+        self.stopped = False
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._stopped = False
+        self._starting = 0
 
     def run(self, recipe: Path, overrides: Sequence[str], directory: Path, until: str, *, jobs: int = 1) -> None:
         """Run the pipeline as far as a stage and wait for it.
@@ -48,59 +54,59 @@ class PipelineRuns:
 
         Raises:
             PipelineRunError: It did not end with 0.
-            KeyboardInterrupt: This process was told to stop, and the run has stopped.
         """
         command = [sys.executable, "-m", "brd_edge.pipeline", str(recipe), "--run-dir", str(directory)]
         command += ["--until", until, *(part for override in overrides for part in ("--set", override))]
         directory.mkdir(parents=True, exist_ok=True)
         log, quiet = directory / TRAINING_LOG, jobs > 1
-        with (
-            log.open("a", encoding="utf-8") as file,
-            subprocess.Popen(command, stderr=file if quiet else None, env=_environment(jobs)) as child,  # noqa: S603
-        ):
-            self._running.add(child)
-            if self._stopped:
-                child.terminate()
-            try:
+        with log.open("a", encoding="utf-8") as file:
+            child = self._start(command, file if quiet else None, _environment(jobs))
+            with child:
                 code = child.wait()
-            except KeyboardInterrupt:
-                # it was told too, and saves what it has
-                child.wait()
-                raise
-            finally:
                 self._running.discard(child)
         if code:
             # one that was told to stop before it could listen has no exit code of its own
-            code = _INTERRUPTED if self._stopped else code
+            code = _INTERRUPTED if self.stopped else code
             raise PipelineRunError(code, directory.name, log if quiet else directory / "run.log")
 
-    def stop(self, _number: int, _frame: FrameType | None) -> None:
-        """Take SIGTERM, which unlike Ctrl-C in a terminal reaches this process alone, and pass it on.
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Take a signal and pass it on: the runs save what they have and end, and `run` tells of it.
 
         Raises:
-            KeyboardInterrupt: As Ctrl-C does.
+            KeyboardInterrupt: There is no run to wait for.
         """
-        self._stopped = True
+        self.stopped = True
         for child in tuple(self._running):
+            child.send_signal(number)
+        if not self._running and not self._starting:
+            raise KeyboardInterrupt
+
+    def _start(
+        self, command: Sequence[str], log: IO[str] | None, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        self._starting += 1
+        try:
+            # in a group of its own: what a terminal sends to this process's group is passed on once, and not twice,
+            # which would end a run at once
+            child = subprocess.Popen(command, stderr=log, env=environment, process_group=0)  # noqa: S603
+            self._running.add(child)
+        finally:
+            self._starting -= 1
+        if self.stopped:
             child.terminate()
-        raise KeyboardInterrupt
+        return child
 
 
 @contextmanager
 def pipeline_runs() -> Iterator[PipelineRuns]:
-    """Take SIGTERM while the block runs, then restore the handler that was there."""
+    """Take SIGINT and SIGTERM while the block runs, then restore the handlers that were there."""
     runs = PipelineRuns()
-    before = signal.signal(signal.SIGTERM, runs.stop)
+    before = {number: signal.signal(number, runs.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield runs
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def leave_signals_to_parent() -> None:
-    """In a worker: ignore what its parent is told too, which then ends it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _environment(jobs: int) -> dict[str, str]:

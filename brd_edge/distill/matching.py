@@ -49,7 +49,7 @@ def pair_up(teacher: nn.Module, student: nn.Module, *, size: tuple[int, int] | N
         teacher: A model of `build_model` or `load_model`.
         student: Another.
         size: Height and width of the images that the student is trained on, which matters where a model takes no
-            other; any that the models take when not given.
+            other; 256 x 256 when not given, or what is divisible as it must be.
         scale: How many times as high and as wide the teacher's images are.
 
     Raises:

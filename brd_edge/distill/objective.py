@@ -166,7 +166,7 @@ def distillation(
             GPU, so that a CUDA graph can hold it.
         teacher_scale: How many times as high and as wide the images are that the teacher sees.
         student_view: What the student sees of the images, where that is not what the teacher sees.
-        size: Height and width of the student's images; any that both models take when not given.
+        size: Height and width of the student's images; about 256 x 256 when not given.
 
     Raises:
         ModelError: The two models cannot be matched; the message shows both feature tables. Or one takes no images of

@@ -238,16 +238,20 @@ def _dry_run(
     """
     import torch
 
-    shape = (1, 3, height, width)
-    with torch.no_grad():
+    def attempt(device: str) -> _T:
+        shadow = copy.deepcopy(model).to(device).float().train(training)
         try:
-            return run(copy.deepcopy(model).to("meta").train(training), torch.zeros(shape, device="meta"))
+            return run(shadow, torch.zeros(1, 3, height, width, device=device))
         except AssertionError as error:
             # transformers of windows take one size, or multiples of one that depends on their options
             raise ModelError(f"model: {type(model).__name__} takes no images of {height}x{width}: {error}") from None
+
+    with torch.no_grad():
+        try:
+            return attempt("meta")
         except (RuntimeError, NotImplementedError):
             # some encoders make tensors on the CPU within their forward pass: these are really run
-            return run(copy.deepcopy(model).cpu().float().train(training), torch.zeros(shape))
+            return attempt("cpu")
 
 
 def _info(name: str, feature: Tensor, image_height: int) -> FeatureInfo:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from brd_edge.data.dataset import Dataset
 from brd_edge.recipe import Recipe
 from brd_edge.recipe_training import TrainSection
+from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import ModelError
 from brd_edge.stages.context import input_contract, teacher_contract
 from brd_edge.stages.training import distill_settings, model_spec, supervised_loss, training_size
@@ -15,7 +16,7 @@ from brd_edge.stages.training import distill_settings, model_spec, supervised_lo
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["check_models", "require_takes"]
+__all__ = ["check_models", "check_teaching", "check_training", "require_takes"]
 
 
 def check_models(recipe: Recipe, dataset: Dataset) -> None:
@@ -27,35 +28,51 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
     from brd_edge.distill.objective import distillation
     from brd_edge.models.segmentation import build_model
 
-    models = {}
-    for name, section, train, contract in (
-        ("teacher", recipe.teacher, recipe.teacher.train, teacher_contract(recipe)),
-        ("student", recipe.student, recipe.distill.train, input_contract(recipe)),
-    ):
-        if name == "teacher" and train is None:
-            continue
-        models[name] = build_model(model_spec(section, dataset), encoder_weights=None, seed=recipe.seed)
-        larger = f" times {recipe.teacher.scale}" if name == "teacher" and recipe.teacher.scale > 1 else ""
-        require_takes(models[name], (contract.height, contract.width), f"{name} on data.size{larger}")
-        if train is not None:
-            _require_equal_shares(name, train)
-            require_takes(models[name], train.crop, f"{name} on train.crop")
-            _require_parts(name, models[name], train, train.crop or (contract.height, contract.width))
-    if recipe.teacher.train is None:
+    teacher = None
+    if recipe.teacher.train is not None:
+        teacher = build_model(model_spec(recipe.teacher, dataset), encoder_weights=None, seed=recipe.seed)
+        check_training("teacher", teacher, recipe.teacher.train, teacher_contract(recipe), scale=recipe.teacher.scale)
+    student = build_model(model_spec(recipe.student, dataset), encoder_weights=None, seed=recipe.seed)
+    check_training("student", student, recipe.distill.train, input_contract(recipe))
+    if teacher is None:
         return
-    seen = training_size(recipe)
-    if recipe.teacher.scale > 1:
-        larger = f"distill.train.crop times {recipe.teacher.scale}"
-        require_takes(models["teacher"], tuple(recipe.teacher.scale * side for side in seen), f"teacher on {larger}")
+    check_teaching(teacher, recipe)
     distillation(
-        models["teacher"],
-        models["student"],
+        teacher,
+        student,
         distill_settings(recipe.distill),
         supervised_loss(recipe.distill.train, None),
         classes=len(dataset.classes),
         teacher_scale=recipe.teacher.scale,
-        size=seen,
+        size=training_size(recipe),
     )
+
+
+def check_training(
+    name: str, model: nn.Module, train: TrainSection, contract: InputContract, *, scale: int = 1
+) -> None:
+    """Refuse a model that cannot be trained as its section says, or validated on its frames.
+
+    Raises:
+        ModelError: It does not take the frames or crops, or a step cannot be divided as asked.
+    """
+    larger = f" times {scale}" if scale > 1 else ""
+    require_takes(model, (contract.height, contract.width), f"{name} on data.size{larger}")
+    _require_equal_shares(name, train)
+    require_takes(model, train.crop, f"{name} on train.crop")
+    _require_parts(name, model, train, train.crop or (contract.height, contract.width))
+
+
+def check_teaching(teacher: nn.Module, recipe: Recipe) -> None:
+    """Refuse a teacher that does not take what the student is trained on.
+
+    Raises:
+        ModelError: It does not.
+    """
+    crop, scale = recipe.distill.train.crop, recipe.teacher.scale
+    if crop is not None and recipe.distill.method != "none":
+        larger = f" times {scale}" if scale > 1 else ""
+        require_takes(teacher, [scale * side for side in crop], f"teacher on distill.train.crop{larger}")
 
 
 def require_takes(model: nn.Module, size: Sequence[int] | None, what: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,19 +54,6 @@ def _arguments(directory: Path, *more: str) -> list[str]:
     overrides = [part for setting in TINY for part in ("--set", setting)]
     places = ["--directory", str(directory / "runs"), "--output", str(directory / "result.json")]
     return [str(ROOT / "pipelines" / "quickstart.yaml"), *overrides, *places, *more]
-
-
-def _pipelines_of(group: int) -> list[str]:
-    """Return the command lines of the pipelines that run in a process group."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            if os.getpgid(int(process.name)) == group and b"brd_edge.pipeline" in words:
-                found.append(b" ".join(words).decode())
-        except OSError:  # it has ended
-            continue
-    return found
 
 
 @pytest.fixture
@@ -159,30 +148,63 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.usefixtures("in_root")
-@pytest.mark.parametrize("number, send", [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
-def test_an_interruption_is_one_line(number: int, send: Callable[[int, int], None], tmp_path: Path) -> None:
-    """Every process of the command gets the signal, as in a terminal, or the first alone; none of them is left.
+@pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+def test_an_interruption_saves_the_training_and_is_one_line(
+    number: int, send: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    """A terminal's Ctrl-C reaches every process of the group, SIGTERM the first alone.
 
-    One of them waits for cells to score.
+    Another process waits for cells to score.
     """
-    arguments = _arguments(tmp_path, "--methods", "none,kd", "--seeds", "0")
+    arms = tmp_path / "arms.yaml"
+    arms.write_text("{short: [distill.method=none], long: [distill.method=kd, distill.train.epochs=9999]}")
+    arguments = _arguments(tmp_path, "--arms", str(arms), "--seeds", "0", "--set", "distill.train.checkpoint_s=1")
     # whoever runs the tests in the background lets them ignore the signal, and a program inherits that
     heeding = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     )
     command = [sys.executable, "-c", heeding, sys.executable, "-m", "benchmarks.distillation", *arguments]
-    told, left = "", None
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
-        assert running.stderr is not None
-        for line in running.stderr:
-            told += line
-            if "none, seed 0: mIoU" in line:
-                send(running.pid, number)
-                running.wait()
-                left = _pipelines_of(running.pid)
-    assert running.returncode == 130, told
+    training = tmp_path / "runs" / "long-0"
+    with (
+        (tmp_path / "stderr").open("w") as stderr,
+        subprocess.Popen(command, stderr=stderr, start_new_session=True) as running,
+    ):
+        try:
+            _wait_for((training / "distill" / "checkpoint.safetensors").exists, running)
+            pipelines = _pipelines_in(training)
+            send(running.pid, number)
+            code = running.wait(timeout=120)
+            left = _pipelines_in(training)
+        finally:
+            for process in _pipelines_in(training):
+                os.kill(process, signal.SIGKILL)
+    told = (tmp_path / "stderr").read_text(encoding="utf-8")
+    assert code == 130, told
+    assert len(pipelines) == 1
     assert left == []
     assert "Traceback" not in told, told
-    assert told.endswith("benchmarks.distillation: interrupted; run it again to go on\n") or told.endswith(
-        "was interrupted; run it again to go on\n"
-    ), told
+    assert re.search(r"stopped (at step \d+ of 19998|while validating); run it again to go on", told), told
+    assert told.endswith("benchmarks.distillation: long-0 was interrupted; run it again to go on\n"), told
+    assert (tmp_path / "runs" / "short-0" / "scores.json").exists()
+    assert not (training / "scores.json").exists()
+
+
+def _wait_for(there: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 240
+    while not there():
+        assert time.monotonic() < deadline, "it did not come so far"
+        assert process.poll() is None, "it has ended"
+        time.sleep(0.05)
+
+
+def _pipelines_in(directory: Path) -> list[int]:
+    """Return the processes of pipelines with this run directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if b"brd_edge.pipeline" in words and str(directory).encode() in words:
+            found.append(int(process.name))
+    return found
