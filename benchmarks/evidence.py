@@ -65,8 +65,8 @@ def gain_rows(rows: Sequence[Mapping[str, str]]) -> list[str]:
             table = _scores(row[split])
             found = paired_difference(table[row["arm"]]["miou"], table["none"]["miou"])
             assert found is not None, row
-            count = len(found["seeds"])
-            cells.append(_interval(found) + ("" if count == _FULL else f" ({_COUNTS[count]})"))
+            seeds = _seeds(found)
+            cells.append(_interval(found) + (f" ({seeds})" if seeds else ""))
         lines.append(_row([row["student"], row["settings"], *cells]))
     return lines
 
@@ -84,13 +84,13 @@ def glance_rows(rows: Sequence[Mapping[str, str]]) -> list[str]:
         assert boundaries is not None, row
         assert errors is not None, row
         base = sum(plain["connectivity_error"][seed] for seed in errors["seeds"]) / len(errors["seeds"])
-        count = len(miou["seeds"])
+        seeds = _seeds(miou)
         split = "held out" if row["result"].endswith("-0001TP") else "validation"
         cells = [
             row["student"],
             row["schedule"],
             row["settings"],
-            split + ("" if count == _FULL else f", {_COUNTS[count]}"),
+            split + (f", {seeds}" if seeds else ""),
             _interval(miou),
             _interval(boundaries),
             f"{_signed(100 * errors['mean'] / base, 0)} %",
@@ -116,12 +116,20 @@ def _scores(name: str) -> dict[str, dict[str, dict[int, float]]]:
 
 def _mean(values: Mapping[int, float]) -> str:
     found = summarise(list(values.values()))
-    return f"{100 * found['mean']:.1f} ± {100 * found['deviation']:.1f}"
+    return f"{100 * found['mean']:.1f}" + ("" if found["deviation"] is None else f" ± {100 * found['deviation']:.1f}")
+
+
+def _seeds(difference: Mapping[str, Any]) -> str:
+    """Return how many seeds a difference is of, unless it is the usual number."""
+    count = len(difference["seeds"])
+    return "" if count == _FULL else _COUNTS.get(count, f"{count} seeds")
 
 
 def _interval(difference: Mapping[str, Any]) -> str:
-    mean, low, high = (_signed(100 * difference[name], 1) for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    mean = _signed(100 * difference["mean"], 1)
+    if difference["low"] is None:
+        return mean
+    return f"{mean} [{_signed(100 * difference['low'], 1)}, {_signed(100 * difference['high'], 1)}]"
 
 
 def _signed(value: float, digits: int) -> str:

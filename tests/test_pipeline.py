@@ -551,14 +551,10 @@ def test_models_that_cannot_work_are_refused_before_training(
     # where the teacher is done, too
     shutil.rmtree(run)
     subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
-    for settings, message in (
-        (["distill.train.batch_size=1"], "student: a batch_size of 1 in 1 part(s) is one image at a time"),
-        (["distill.train.accumulate=3"], "student: a batch_size of 4 cannot be divided among 1 processes in 3 parts"),
-    ):
-        assert main(_arguments(run, settings=settings)) == 1
-        error = capsys.readouterr().err
-        assert message in error
-        assert "[2/8] teacher: unchanged" in error
+    assert main(_arguments(run, settings=["distill.train.batch_size=1"])) == 1
+    error = capsys.readouterr().err
+    assert "student: a batch_size of 1 in 1 part(s) is one image at a time" in error
+    assert "[2/8] teacher: unchanged" in error
 
 
 @pytest.mark.parametrize("more", [(), ("--plan",)])
