@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["format_table"]
+__all__ = ["format_difference", "format_mean", "format_table"]
 
 _COLUMNS = {
     "miou": "mIoU",
@@ -68,28 +68,29 @@ def _missing(rows: Mapping[str, Any], seeds: int) -> str:
 
 
 def _means(rows: Mapping[str, Any]) -> list[str]:
-    found = []
-    for name in _COLUMNS:
-        mean, deviation = rows[name]["mean"], rows[name]["deviation"]
-        if mean is None:
-            found.append("-")
-            continue
-        found.append(f"{100 * mean:.1f}" + (f" ± {100 * deviation:.1f}" if deviation is not None else ""))
-    return found
+    return ["-" if rows[name]["mean"] is None else format_mean(rows[name]) for name in _COLUMNS]
+
+
+def format_mean(summary: Mapping[str, Any]) -> str:
+    """Write a result of `benchmarks.statistics.summarise` in points."""
+    mean, deviation = summary["mean"], summary["deviation"]
+    return f"{100 * mean:.1f}" + (f" ± {100 * deviation:.1f}" if deviation is not None else "")
 
 
 def _differences(rows: Mapping[str, Any], control: str) -> list[str]:
     found = []
     for name in _COLUMNS:
         difference = rows[name]["against"].get(control)
-        if difference is None:
-            found.append("-")
-            continue
-        text = f"{100 * difference['mean']:+.1f}"
-        if difference["low"] is not None:
-            text += f" [{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
-        found.append(text)
+        found.append("-" if difference is None else format_difference(difference))
     return found
+
+
+def format_difference(difference: Mapping[str, Any]) -> str:
+    """Write a result of `benchmarks.statistics.paired_difference` in points, with its interval if it has one."""
+    text = f"{100 * difference['mean']:+.1f}"
+    if difference["low"] is not None:
+        text += f" [{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
+    return text
 
 
 def _markdown(headers: list[str], rows: list[list[str]]) -> list[str]:

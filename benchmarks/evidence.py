@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.distillation_table import format_difference, format_mean
 from benchmarks.statistics import paired_difference, summarise
 
 __all__ = ["gain_rows", "glance_rows", "method_rows"]
@@ -48,7 +49,7 @@ def method_rows(results: Sequence[str]) -> list[str]:
     tables = [_scores(name) for name in results]
     lines = []
     for arm in tables[0]:
-        cells = [_mean(table[arm][score]) for table in tables for score in _SCORES]
+        cells = [format_mean(summarise(list(table[arm][score].values()))) for table in tables for score in _SCORES]
         lines.append(_row([f"**{arm}**" if arm == "brd" else arm, *cells]))
     return lines
 
@@ -66,7 +67,7 @@ def gain_rows(rows: Sequence[Mapping[str, str]]) -> list[str]:
             found = paired_difference(table[row["arm"]]["miou"], table["none"]["miou"])
             assert found is not None, row
             seeds = _seeds(found)
-            cells.append(_interval(found) + (f" ({seeds})" if seeds else ""))
+            cells.append(format_difference(found) + (f" ({seeds})" if seeds else ""))
         lines.append(_row([row["student"], row["settings"], *cells]))
     return lines
 
@@ -84,16 +85,16 @@ def glance_rows(rows: Sequence[Mapping[str, str]]) -> list[str]:
         assert boundaries is not None, row
         assert errors is not None, row
         base = sum(plain["connectivity_error"][seed] for seed in errors["seeds"]) / len(errors["seeds"])
-        seeds = _seeds(miou)
+        change, seeds = round(100 * errors["mean"] / base), _seeds(miou)
         split = "held out" if row["result"].endswith("-0001TP") else "validation"
         cells = [
             row["student"],
             row["schedule"],
             row["settings"],
             split + (f", {seeds}" if seeds else ""),
-            _interval(miou),
-            _interval(boundaries),
-            f"{_signed(100 * errors['mean'] / base, 0)} %",
+            format_difference(miou),
+            format_difference(boundaries),
+            f"{change:+d} %" if change else "0 %",
         ]
         lines.append(_row([*cells, *(_over(mine["miou"], peers, peer) for peer in ("kd", "cwd"))]))
     return lines
@@ -101,7 +102,7 @@ def glance_rows(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _over(values: Mapping[int, float], table: Mapping[str, Mapping[str, Mapping[int, float]]], peer: str) -> str:
     found = paired_difference(values, table[peer]["miou"]) if peer in table else None
-    return "n. t." if found is None else _signed(100 * found["mean"], 1)
+    return "n. t." if found is None else f"{100 * found['mean']:+.1f}"
 
 
 def _scores(name: str) -> dict[str, dict[str, dict[int, float]]]:
@@ -114,27 +115,10 @@ def _scores(name: str) -> dict[str, dict[str, dict[int, float]]]:
     return found
 
 
-def _mean(values: Mapping[int, float]) -> str:
-    found = summarise(list(values.values()))
-    return f"{100 * found['mean']:.1f}" + ("" if found["deviation"] is None else f" ± {100 * found['deviation']:.1f}")
-
-
 def _seeds(difference: Mapping[str, Any]) -> str:
     """Return how many seeds a difference is of, unless it is the usual number."""
     count = len(difference["seeds"])
     return "" if count == _FULL else _COUNTS.get(count, f"{count} seeds")
-
-
-def _interval(difference: Mapping[str, Any]) -> str:
-    mean = _signed(100 * difference["mean"], 1)
-    if difference["low"] is None:
-        return mean
-    return f"{mean} [{_signed(100 * difference['low'], 1)}, {_signed(100 * difference['high'], 1)}]"
-
-
-def _signed(value: float, digits: int) -> str:
-    rounded = round(value, digits)
-    return f"{value:+.{digits}f}" if rounded or digits else "0"
 
 
 def _row(cells: Sequence[str]) -> str:

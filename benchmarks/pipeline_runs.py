@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO
+
+from brd_edge.interrupt import handle_signals
 
 __all__ = ["TRAINING_LOG", "PipelineRunError", "PipelineRuns", "pipeline_runs"]
 
@@ -40,7 +41,6 @@ class PipelineRuns:
         """Start without any."""
         self.stopped = False
         self._running: set[subprocess.Popen[bytes]] = set()
-        self._starting = 0
 
     def run(self, recipe: Path, overrides: Sequence[str], directory: Path, until: str, *, jobs: int = 1) -> None:
         """Run the pipeline as far as a stage and wait for it.
@@ -59,54 +59,45 @@ class PipelineRuns:
         command += ["--until", until, *(part for override in overrides for part in ("--set", override))]
         directory.mkdir(parents=True, exist_ok=True)
         log, quiet = directory / TRAINING_LOG, jobs > 1
-        with log.open("a", encoding="utf-8") as file:
-            child = self._start(command, file if quiet else None, _environment(jobs))
-            with child:
-                code = child.wait()
-                self._running.discard(child)
+        with (
+            log.open("a", encoding="utf-8") as file,
+            # in a group of its own: a run ends at once when it is told twice, by a terminal and by `stop`
+            subprocess.Popen(  # noqa: S603
+                command, stderr=file if quiet else None, env=_environment(jobs), process_group=0
+            ) as child,
+        ):
+            self._running.add(child)
+            if self.stopped:
+                child.terminate()
+            code = child.wait()
+            self._running.discard(child)
         if code:
             # one that was told to stop before it could listen has no exit code of its own
             code = _INTERRUPTED if self.stopped else code
             raise PipelineRunError(code, directory.name, log if quiet else directory / "run.log")
 
-    def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Take a signal and pass it on: the runs save what they have and end, and `run` tells of it.
-
-        Raises:
-            KeyboardInterrupt: There is no run to wait for.
-        """
+    def stop(self, _number: int, _frame: FrameType | None) -> None:
+        """Take a signal: the runs are told to save what they have and to end, and later ones end at once."""
         self.stopped = True
         for child in tuple(self._running):
-            child.send_signal(number)
-        if not self._running and not self._starting:
-            raise KeyboardInterrupt
-
-    def _start(
-        self, command: Sequence[str], log: IO[str] | None, environment: Mapping[str, str]
-    ) -> subprocess.Popen[bytes]:
-        self._starting += 1
-        try:
-            # in a group of its own: what a terminal sends to this process's group is passed on once, and not twice,
-            # which would end a run at once
-            child = subprocess.Popen(command, stderr=log, env=environment, process_group=0)  # noqa: S603
-            self._running.add(child)
-        finally:
-            self._starting -= 1
-        if self.stopped:
             child.terminate()
-        return child
 
 
 @contextmanager
 def pipeline_runs() -> Iterator[PipelineRuns]:
-    """Take SIGINT and SIGTERM while the block runs, then restore the handlers that were there."""
+    """Take what ends a process (Ctrl-C, SIGTERM, a closed terminal) while the block runs.
+
+    Raises:
+        KeyboardInterrupt: At the end of the block, if there was such a signal and no run told of it.
+    """
     runs = PipelineRuns()
-    before = {number: signal.signal(number, runs.handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
+    with handle_signals(runs.stop, *numbers):
         yield runs
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    if runs.stopped:
+        raise KeyboardInterrupt
 
 
 def _environment(jobs: int) -> dict[str, str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from brd_edge.runtime.errors import InterruptedRunError
 
-__all__ = ["Stop", "listen_for_stop"]
+__all__ = ["Stop", "handle_signals", "listen_for_stop"]
 
 
 class Stop:
@@ -44,9 +44,16 @@ class Stop:
 def listen_for_stop() -> Iterator[Stop]:
     """Take SIGINT and SIGTERM while the block runs, then restore the handlers that were there."""
     stop = Stop()
-    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handle_signals(stop.handle, signal.SIGINT, signal.SIGTERM):
         yield stop
+
+
+@contextmanager
+def handle_signals(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Give signals to a handler while the block runs, then restore the handlers that were there."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -57,8 +57,12 @@ def pair_up(teacher: nn.Module, student: nn.Module, *, size: tuple[int, int] | N
             feature tables.
     """
     tables = [
-        feature_table(model, *(_any_size(model) if size is None else (times * size[0], times * size[1])))
-        for model, times in ((teacher, scale), (student, 1))
+        feature_table(
+            model,
+            *(_any_size(model) if size is None else (times * size[0], times * size[1])),
+            what=f"{name} on the size of the student's training" + (f" times {times}" if times > 1 else ""),
+        )
+        for name, model, times in (("teacher", teacher, scale), ("student", student, 1))
     ]
     pair = Pair(*tables)
     counts = [table[-1].channels for table in tables]

@@ -99,13 +99,14 @@ def forward_features(model: nn.Module, images: Tensor) -> Features:
     return Features(logits=logits, encoder=encoder, decoder=decoder, coarse_logits=coarse)
 
 
-def feature_table(model: nn.Module, height: int, width: int) -> list[FeatureInfo]:
+def feature_table(model: nn.Module, height: int, width: int, what: str = "model") -> list[FeatureInfo]:
     """List the sizes of a model's features for an image of the given size, without computing them.
 
     Args:
         model: A model of `build_model` or `load_model`; it is left as it was.
         height: Rows of the image.
         width: Columns of the image.
+        what: Which model it is, or where the size comes from, for messages.
 
     Returns:
         The encoder's features by rising stride, then the decoder's output, then the logits.
@@ -113,14 +114,14 @@ def feature_table(model: nn.Module, height: int, width: int) -> list[FeatureInfo
     Raises:
         ModelError: The model does not take this size, or its logits are not of the image's size.
     """
-    check_size(model, height, width)
-    features = _dry_run(model, height, width, forward_features)
+    check_size(model, height, width, what)
+    features = _dry_run(model, height, width, forward_features, what=what)
     named = [(f"encoder.{stride}", feature) for stride, feature in sorted(features.encoder.items())]
     named += [("decoder", features.decoder), ("logits", features.logits)]
     table = [_info(name, feature, height) for name, feature in named]
     if (table[-1].height, table[-1].width) != (height, width):
         raise ModelError(
-            f"model: the logits are {table[-1].height}x{table[-1].width} for an image of {height}x{width}; "
+            f"{what}: the logits are {table[-1].height}x{table[-1].width} for an image of {height}x{width}; "
             "leave the options 'upsampling' and 'encoder_depth' at their defaults, or match them"
         )
     return table
@@ -230,6 +231,7 @@ def _dry_run(
     run: Callable[[nn.Module, Tensor], _T],
     *,
     training: bool = False,
+    what: str = "model",
 ) -> _T:
     """Run a copy of a model on the meta device, where shapes are computed and values are not.
 
@@ -244,7 +246,7 @@ def _dry_run(
             return run(shadow, torch.zeros(1, 3, height, width, device=device))
         except AssertionError as error:
             # transformers of windows take one size, or multiples of one that depends on their options
-            raise ModelError(f"model: {type(model).__name__} takes no images of {height}x{width}: {error}") from None
+            raise ModelError(f"{what}: {type(model).__name__} takes no images of {height}x{width}: {error}") from None
 
     with torch.no_grad():
         try:

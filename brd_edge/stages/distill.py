@@ -7,7 +7,7 @@ from typing import Any
 
 from brd_edge.recipe import Recipe
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract, missing_gpu, training_device
-from brd_edge.stages.model_checks import check_teaching, check_training
+from brd_edge.stages.model_checks import check_training
 from brd_edge.stages.training import (
     TRAINING_CODE,
     distill_settings,
@@ -60,9 +60,8 @@ def _work(context: Context) -> Outcome:
     student = build_model(spec, encoder_weights=recipe.student.encoder_weights, seed=recipe.seed)
     teacher, _ = load_model(context.run.path("teacher", "model"))
     contract = input_contract(recipe)
-    # the teacher's stage, which checks both, is not done again where only this section changed
+    # the teacher's stage, which checks it, too, is not done again where only this section changed
     check_training("student", student, recipe.distill.train, contract)
-    check_teaching(teacher, recipe)
     teacher.to(device=device)
     weights = training_class_weights(dataset, recipe.distill.train.class_weights, device)
     loss = supervised_loss(recipe.distill.train, weights)

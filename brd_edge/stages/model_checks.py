@@ -16,7 +16,7 @@ from brd_edge.stages.training import distill_settings, model_spec, supervised_lo
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["check_models", "check_teaching", "check_training", "require_takes"]
+__all__ = ["check_models", "check_training", "require_takes"]
 
 
 def check_models(recipe: Recipe, dataset: Dataset) -> None:
@@ -36,7 +36,6 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
     check_training("student", student, recipe.distill.train, input_contract(recipe))
     if teacher is None:
         return
-    check_teaching(teacher, recipe)
     distillation(
         teacher,
         student,
@@ -63,30 +62,13 @@ def check_training(
     _require_parts(name, model, train, train.crop or (contract.height, contract.width))
 
 
-def check_teaching(teacher: nn.Module, recipe: Recipe) -> None:
-    """Refuse a teacher that does not take what the student is trained on.
-
-    Raises:
-        ModelError: It does not.
-    """
-    crop, scale = recipe.distill.train.crop, recipe.teacher.scale
-    if crop is not None and recipe.distill.method != "none":
-        larger = f" times {scale}" if scale > 1 else ""
-        require_takes(teacher, [scale * side for side in crop], f"teacher on distill.train.crop{larger}")
-
-
 def require_takes(model: nn.Module, size: Sequence[int] | None, what: str) -> None:
     """Refuse a model that takes no images of a size, if one is given."""
-    from brd_edge.models.segmentation import check_size, feature_table
+    from brd_edge.models.segmentation import feature_table
 
-    if size is None:
-        return
-    height, width = size
-    check_size(model, height, width, what=what)
-    try:
-        feature_table(model, height, width)
-    except ModelError as error:
-        raise ModelError(f"{what}: {str(error).removeprefix('model: ')}") from None
+    if size is not None:
+        height, width = size
+        feature_table(model, height, width, what)
 
 
 def _require_parts(name: str, model: nn.Module, train: TrainSection, size: Sequence[int]) -> None:

@@ -107,8 +107,10 @@ def _fit(
     evaluate: Callable[[nn.Module], float] = lambda _model: 0.5,
     stop: Stop | None = None,
     key: str = "key",
+    model: nn.Module | None = None,
+    say: Callable[[str], None] = lambda _text: None,
 ) -> tuple[nn.Module, FitResult]:
-    model = _model()
+    model = _model() if model is None else model
     result = fit(
         model,
         objective=objective or _objective(),
@@ -122,6 +124,7 @@ def _fit(
         device=torch.device("cpu"),
         title="test",
         stop=stop or Stop(),
+        say=say,
     )
     return model, result
 
@@ -178,20 +181,7 @@ def test_the_running_average_is_what_is_validated(tmp_path: Path) -> None:
         return 0.5
 
     model = _model()
-    fit(
-        model,
-        objective=_objective(),
-        loader=Watching(),
-        settings=replace(SETTINGS, epochs=3, ema=0.15),
-        evaluate=evaluate,
-        names=[str(number) for number in range(99)],
-        directory=tmp_path,
-        key="key",
-        seed=3,
-        device=torch.device("cpu"),
-        title="test",
-        stop=Stop(),
-    )
+    _fit(tmp_path, model=model, loader=Watching(), settings=replace(SETTINGS, epochs=3, ema=0.15), evaluate=evaluate)
 
     expected = weights[0]
     for done in range(6):
@@ -389,22 +379,8 @@ def test_gradients_that_stay_infinite_stop_the_training(tmp_path: Path) -> None:
 
 def test_step_times_and_curves_are_written(tmp_path: Path) -> None:
     lines: list[str] = []
-    model = _model()
-    fit(
-        model,
-        objective=_objective(relation=lambda _theirs, mine, _labels: mine.logits.square().mean()),
-        loader=_Loader(),
-        settings=replace(SETTINGS, epochs=9),
-        evaluate=lambda _model: 0.5,
-        names=[str(number) for number in range(99)],
-        directory=tmp_path,
-        key="key",
-        seed=3,
-        device=torch.device("cpu"),
-        title="test",
-        stop=Stop(),
-        say=lines.append,
-    )
+    objective = _objective(relation=lambda _theirs, mine, _labels: mine.logits.square().mean())
+    _fit(tmp_path, objective=objective, settings=replace(SETTINGS, epochs=9), say=lines.append)
 
     seconds = json.loads((tmp_path / "step_time.json").read_text(encoding="utf-8"))["seconds"]
     assert list(seconds) == ["data", "teacher", "student", "ce", "relation", "update"]
