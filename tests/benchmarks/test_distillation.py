@@ -148,11 +148,13 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.usefixtures("in_root")
-@pytest.mark.parametrize(("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)])
+@pytest.mark.parametrize(
+    ("number", "send"), [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill), (signal.SIGHUP, os.kill)]
+)
 def test_an_interruption_saves_the_training_and_is_one_line(
     number: int, send: Callable[[int, int], None], tmp_path: Path
 ) -> None:
-    """A terminal's Ctrl-C reaches every process of the group, SIGTERM the first alone.
+    """A terminal's Ctrl-C reaches every process of the group, the others the first alone.
 
     Another process waits for cells to score.
     """
@@ -161,7 +163,8 @@ def test_an_interruption_saves_the_training_and_is_one_line(
     arguments = _arguments(tmp_path, "--arms", str(arms), "--seeds", "0", "--set", "distill.train.checkpoint_s=1")
     # whoever runs the tests in the background lets them ignore the signal, and a program inherits that
     heeding = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+        "import os, signal, sys; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)]; "
+        "os.execv(sys.argv[1], sys.argv[1:])"
     )
     command = [sys.executable, "-c", heeding, sys.executable, "-m", "benchmarks.distillation", *arguments]
     training = tmp_path / "runs" / "long-0"
