@@ -20,7 +20,7 @@ __all__ = ["SESSION_ALLOWANCE", "LatencyChange", "recorded_change", "timed_chang
 SESSION_ALLOWANCE = 0.1
 """By what share two sessions may differ that timed the same engine on the same machine.
 
-Of the 190 pairs among 20 sessions of one engine in `benchmarks/results/verdicts.json`, 95 % differ by less than 9.7 %.
+Of the 190 pairs among 20 sessions of one engine in `benchmarks/results/verdicts.json`, nine in ten differ by less.
 """
 
 
