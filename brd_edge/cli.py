@@ -131,6 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f'brd-edge: error: {error.name} is not installed; pip install "brd-edge[all]"', file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"brd-edge: error: {error.filename or 'the system says'}: {error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

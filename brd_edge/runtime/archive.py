@@ -109,10 +109,17 @@ def opened_bundle(path: Path, trusted: Mapping[str, Ed25519PublicKey]) -> Iterat
 
 def _read(path: Path, trusted: Mapping[str, Ed25519PublicKey], out: Path | None) -> Manifest:
     try:
-        with path.open("rb") as raw:
-            return _read_members(_Inflated(raw, str(path)), path, trusted, out)
+        raw = path.open("rb")
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror or error})") from error
+    try:
+        with raw:
+            return _read_members(_Inflated(raw, str(path)), path, trusted, out)
+    except OSError as error:
+        where = path if out is None else f"{out.parent} (unpacking {path})"
+        raise BundleError(
+            f"{where}: cannot be {'read' if out is None else 'written'} ({error.strerror or error})"
+        ) from error
     except zlib.error as error:
         raise BundleError(f"{path}: damaged ({error}); get the bundle again") from error
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from brd_edge.runtime.engine import read_engine
-from brd_edge.runtime.errors import BundleError
+from brd_edge.runtime.errors import BundleError, ContractError, EngineError
 from brd_edge.runtime.files import sha256_file
 from brd_edge.runtime.frames import read_image
 from brd_edge.runtime.manifest import MANIFEST_BYTES_MAX, MANIFEST_NAME, PLAN_GRAPH_NAME, Manifest, parse_manifest
@@ -154,7 +154,10 @@ def _verify_sidecar(bundle: Bundle, name: str) -> None:
     entry = bundle.manifest.engines[name]
     if entry.build:
         return
-    info = read_engine(bundle.engine_directory(name))
+    try:
+        info = read_engine(bundle.engine_directory(name))
+    except (EngineError, ContractError) as error:
+        raise BundleError(f"{bundle.directory}: engine {name} cannot be used here: {error}") from error
     mine = (entry.runtime, entry.precision, entry.target, bundle.manifest.contract.hash)
     theirs = (info.runtime, info.precision, info.target, info.contract.hash)
     if mine != theirs:

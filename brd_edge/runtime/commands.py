@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,19 +74,19 @@ def bench(options: Namespace) -> int:
 
 def build(options: Namespace) -> int:
     """Build the engines that must be built on this machine."""
-    require_bundle(options.bundle)
-    bundle = open_bundle(options.bundle, keys_for(options.bundle, options.key))
-    plans = [name for name, engine in bundle.manifest.engines.items() if engine.build]
-    device, built = describe_device(bundle.directory), 0
-    for name in plans:
-        reason = misfit(bundle.manifest.engines[name], device)
-        if reason is not None:
-            _say(f"{name}: skipped, {reason}")
-            continue
-        with heartbeat(f"{name}: building", _say):
-            build_planned(bundle, name, built_directory(bundle, name))
-        built += 1
-        print(built_directory(bundle, name))
+    with _opened(options) as bundle:
+        plans = [name for name, engine in bundle.manifest.engines.items() if engine.build]
+        device, built = describe_device(bundle.directory), 0
+        for name in plans:
+            reason = misfit(bundle.manifest.engines[name], device)
+            if reason is not None:
+                _say(f"{name}: skipped, {reason}")
+                continue
+            # beside the bundles, named by what they are built from: an archive's stay when it is closed
+            with heartbeat(f"{name}: building", _say):
+                build_planned(bundle, name, built_directory(bundle, name))
+            built += 1
+            print(built_directory(bundle, name))
     if not plans:
         _say("nothing has to be built here: all engines are in the bundle")
     elif not built:
@@ -94,7 +96,10 @@ def build(options: Namespace) -> int:
 
 def infer_source(options: Namespace) -> int:
     """Segment an image, a folder, a video or a camera."""
-    with Segmenter.open(options.bundle, keys=options.key, engine=options.engine, threads=options.threads) as segmenter:
+    with (
+        _ended_by_services(),
+        Segmenter.open(options.bundle, keys=options.key, engine=options.engine, threads=options.threads) as segmenter,
+    ):
         _say(f"engine: {segmenter.engine}")
         result = infer(
             segmenter, options.source, options.output, rate_hz=options.rate, frames_max=options.frames, say=_say
@@ -115,18 +120,19 @@ def unpack(options: Namespace) -> int:
 def probe(options: Namespace) -> int:
     """Print what this device is and what serves on it, as one line of JSON."""
     root = options.root.expanduser()
-    values, serving = describe_device(root), None
+    values, serving, trusted = describe_device(root), None, {}
     try:
         serving = current_release(root)
+        trusted = trusted_keys(root / "trusted")
         if serving is not None:
-            open_bundle(serving.bundle_directory, trusted_keys(root / "trusted"), engines=serving.engines)
+            open_bundle(serving.bundle_directory, trusted, engines=serving.engines)
     except BundleError as error:
         values["problem"] = str(error)
     except DeliveryError as error:
         values["problem"], serving = str(error), None
     values["current"] = None if serving is None else serving.name
     values["manifest_sha256"] = None if serving is None else serving.manifest_sha256
-    values["trusted"] = sorted(trusted_keys(root / "trusted"))
+    values["trusted"] = sorted(trusted)
     values["releases"] = [
         {
             "name": release.name,
@@ -237,6 +243,19 @@ def _opened(options: Namespace) -> Iterator[Bundle]:
         return
     with opened_bundle(path, trusted) as bundle:
         yield bundle
+
+
+@contextmanager
+def _ended_by_services() -> Iterator[None]:
+    """Let SIGTERM, which a service manager sends, end the block as Ctrl-C does: with its files closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say(text: str) -> None:

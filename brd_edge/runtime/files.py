@@ -32,13 +32,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it and rename it to `path`.
 
     For writers that want a file name of their own. On an exception the temporary file is removed
-    and `path` stays as it was.
+    and `path` stays as it was. What is no file but a place to write to, such as `/dev/null` or a
+    pipe, is itself what is yielded: it must not be replaced by a file.
 
     Example:
         >>> with atomic_path(Path("model.onnx")) as temporary:
         ...     onnx.save(model, temporary)
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_char_device() or path.is_fifo():
+        yield path
+        return
     # not the whole name: with what is added it could be too long for the file system
     handle, name = tempfile.mkstemp(prefix=f".{path.stem[:16]}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ def infer(
 ) -> dict[str, Any]:
     """Segment a source and write what was found.
 
-    Images give `NAME.class_map.png` (class ids, with the palette) and `NAME.overlay.png`; a video or
-    camera gives `class_map/NNNNNN.png`, `overlay.mp4` and `infer.json`.
+    Images give `NAME.class_map.png` (class ids, with the palette) and `NAME.overlay.png`, where NAME is without its
+    ending (`a` of `a.jpg`) unless a folder has both `a.jpg` and `a.png`; a video or camera gives
+    `class_map/NNNNNN.png`, `overlay.mp4` and `infer.json`, also when it is interrupted.
 
     Args:
         segmenter: The model.
@@ -51,7 +53,7 @@ def infer(
         say: Is told how far it is.
 
     Returns:
-        `frames`, and for videos `dropped`, `rate_hz` (achieved) and `wanted_hz`.
+        `frames`, and for videos `dropped`, `rate_hz` (achieved), `wanted_hz`, `engine` and `interrupted`.
 
     Raises:
         DataError: The source cannot be read.
@@ -64,12 +66,14 @@ def infer(
     if rate_hz is not None or frames_max is not None:
         raise DataError(f"{source}: --rate and --frames are for videos and cameras, not for images")
     base = Path(source) if Path(source).is_dir() else Path(source).parent
+    stems = Counter(path.with_suffix("") for path in files)
     for number, path in enumerate(files, 1):
         image = read_image(path)
         class_map = segmenter.infer(image)
         target = out / path.relative_to(base)
-        write_image(target.with_name(f"{path.stem}{CLASS_MAP_ENDING}"), class_map, segmenter.palette)
-        write_image(target.with_name(f"{path.stem}{OVERLAY_ENDING}"), overlay(image, class_map, segmenter.palette))
+        name = path.stem if stems[path.with_suffix("")] == 1 else path.name
+        write_image(target.with_name(f"{name}{CLASS_MAP_ENDING}"), class_map, segmenter.palette)
+        write_image(target.with_name(f"{name}{OVERLAY_ENDING}"), overlay(image, class_map, segmenter.palette))
         if number % _SAY_EVERY == 0 or number == len(files):
             say(f"{number} of {len(files)} images")
     return {"frames": len(files)}
@@ -84,10 +88,11 @@ def _video(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     (out / "class_map").mkdir(parents=True, exist_ok=True)
-    for old in (out / "class_map").glob("[0-9]*.png"):
-        old.unlink()  # of an earlier video
+    for old in (*(out / "class_map").glob("[0-9]*.png"), out / "overlay.mp4", out / "infer.json"):
+        old.unlink(missing_ok=True)  # of an earlier video
     pace = Pace(rate_hz)
     writer = VideoWriter(out / "overlay.mp4", rate_hz or video.rate_hz or _RATE_UNKNOWN_HZ)
+    interrupted = True
     try:
         while frames_max is None or pace.done < frames_max:
             # a camera drops by itself what nobody takes; of a file, what is late is passed over
@@ -104,14 +109,16 @@ def _video(
             if pace.done % _SAY_EVERY == 0:
                 whole = f" of {video.count}" if video.count else ""
                 say(f"{pace.done}{whole} frames, {pace.achieved_hz:.1f} a second, {pace.dropped} dropped")
+        interrupted = False
     finally:
         writer.close()
-    result = {
-        "frames": pace.done,
-        "dropped": pace.dropped,
-        "rate_hz": round(pace.achieved_hz, 2),
-        "wanted_hz": rate_hz,
-        "engine": segmenter.engine,
-    }
-    write_json_atomic(out / "infer.json", result)
+        result = {
+            "frames": pace.done,
+            "dropped": pace.dropped,
+            "rate_hz": round(pace.achieved_hz, 2),
+            "wanted_hz": rate_hz,
+            "engine": segmenter.engine,
+            "interrupted": interrupted,
+        }
+        write_json_atomic(out / "infer.json", result)
     return result

@@ -86,7 +86,11 @@ def _rapl(system: Path) -> tuple[Path | None, float]:
 
 
 def _ina_rails(system: Path) -> list[tuple[Path, Path]]:
-    """Return (millivolt, milliampere) files of the module's input rail, or of all rails where none is named so."""
+    """Return (millivolt, milliampere) files of the rails that together are the whole module.
+
+    On Orin NX and Nano that is its input, `VDD_IN`, of which the other rails are parts. AGX Orin has no such rail: its
+    memory's, `VDDQ_VDD2_1V8AO`, is fed by `VIN_SYS_5V0`, and the others stand beside each other.
+    """
     found: list[tuple[str, tuple[Path, Path]]] = []
     for chip in sorted(system.glob("hwmon/hwmon*")):
         if _text(chip / "name") != "ina3221":
@@ -95,8 +99,8 @@ def _ina_rails(system: Path) -> list[tuple[Path, Path]]:
             rail = (chip / f"in{number}_input", chip / f"curr{number}_input")
             if all(_number(path) is not None for path in rail):
                 found.append((_text(chip / f"in{number}_label"), rail))
-    whole = [rail for label, rail in found if label in ("VDD_IN", "VIN_SYS_5V0")]
-    return whole or [rail for _, rail in found]
+    whole = [rail for label, rail in found if label == "VDD_IN"]
+    return whole or [rail for label, rail in found if label != "VDDQ_VDD2_1V8AO"]
 
 
 def _watts(millivolts: Path, milliamperes: Path) -> float:

@@ -158,7 +158,7 @@ def _deliver(root: Path, request: Request, requests: IO[str], send: Send) -> Non
         _commit(requests)
         bundle = open_bundle(serving.bundle_directory, admitted.trusted, engines=serving.engines)
         found = _canary(bundle, serving.directory, admitted, send)
-        serving = replace(serving, checks=found.checks)
+        serving = replace(serving, engine=found.engine, checks=found.checks)
         serving.write()
     if admitted.first and request.public_key is not None:
         # the account that ships may write here anyway: the first key is taken on its word

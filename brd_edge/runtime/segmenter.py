@@ -127,7 +127,7 @@ class Segmenter:
                 directory = release.engine_directory(name)
             else:
                 bundle = stack.enter_context(opened_bundle(path, trusted))
-                name = engine or _fastest_fitting(bundle)
+                name = engine or _fastest_fitting(bundle, path)
                 _require_engine(bundle, name)
                 directory = built_directory(bundle, name)
             runner = stack.enter_context(open_engine(directory, contract=bundle.manifest.contract, threads=threads))
@@ -172,17 +172,17 @@ def _require_engine(bundle: Bundle, name: str) -> None:
         raise BundleError(f"{bundle.directory}: has no engine {name!r}: there are {', '.join(bundle.engines)}")
 
 
-def _fastest_fitting(bundle: Bundle) -> str:
+def _fastest_fitting(bundle: Bundle, path: Path) -> str:
     device = describe_device(bundle.directory)
     reasons = {name: misfit(bundle.manifest.engines[name], device) for name in bundle.engines}
     fitting = [name for name, reason in reasons.items() if reason is None]
     if not fitting:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
-        raise EngineError(f"{bundle.directory}: no engine fits this machine\n{lines}")
+        raise EngineError(f"{path}: no engine fits this machine\n{lines}")
     ready = [name for name in fitting if built_directory(bundle, name).is_dir()]
     if not ready:
         raise EngineError(
-            f"{fitting[0]} has to be built on this machine first: python -m brd_edge.runtime build {bundle.directory}"
+            f"{fitting[0]} has to be built on this machine first: python -m brd_edge.runtime build {path}"
         )
     # what was measured elsewhere orders the engines of one kind of device well enough; what was not comes last
     return min(ready, key=lambda name: _measured_ms(bundle.manifest.engines[name]))

@@ -171,10 +171,13 @@ def parse_public_key(content: bytes, what: str) -> tuple[str, Ed25519PublicKey]:
 def trusted_keys(directory: Path) -> dict[str, Ed25519PublicKey]:
     """Read all `*.pub` of a directory; none where it does not exist.
 
+    Hidden files are what an interrupted writer left, and no keys.
+
     Raises:
         BundleError: One of the files is no public key.
     """
-    return dict(read_public_key(path) for path in sorted(directory.glob("*.pub")))
+    paths = sorted(path for path in directory.glob("*.pub") if not path.name.startswith("."))
+    return dict(read_public_key(path) for path in paths)
 
 
 def trust_key(directory: Path, content: str) -> str:

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"brd-edge: error: {error.filename or 'the system says'}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("brd-edge: interrupted; devices serve what they served before, --status shows it", file=sys.stderr)
+        print("brd-edge: interrupted; --status shows what devices serve", file=sys.stderr)
         return InterruptedRunError.exit_code
 
 
@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.status or options.rollback:
         results = asyncio.run(_look(fleet, rollback=options.rollback))
         print(format_deliveries(results))
-        return 1 if any(result.status == "failed" for result in results) else 0
+        return _exit_code(results, failing=("failed",))
     if options.keep < 1:
         raise RecipeError(f"--keep: expected at least 1, got {options.keep}")
     if options.bundle is None:
@@ -74,7 +74,14 @@ def _run(options: argparse.Namespace) -> int:
     print(format_deliveries(results))
     if not options.dry_run:
         _keep(options, outcome)
-    return 0 if all(result.status in ("serving", "would serve") for result in results) else 1
+    return _exit_code(results, failing=("failed", "not tried"))
+
+
+def _exit_code(results: Sequence[Delivered], *, failing: Sequence[str]) -> int:
+    statuses = {result.status for result in results}
+    if "interrupted" in statuses:
+        return InterruptedRunError.exit_code
+    return 1 if statuses & set(failing) else 0
 
 
 def _keep(options: argparse.Namespace, outcome: dict[str, Any]) -> None:

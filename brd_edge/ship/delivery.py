@@ -60,7 +60,7 @@ class Delivered:
 
     Attributes:
         device: The device's address.
-        status: `"serving"`, `"would serve"` (dry run), `"failed"` or `"not tried"`.
+        status: `"serving"`, `"would serve"` (dry run), `"failed"`, `"interrupted"` or `"not tried"`.
         message: Why it failed, or what would be done.
         release: Name of the release on the device.
         engine: The engine that serves.
@@ -99,6 +99,9 @@ async def deliver(device: Device, bundle: Bundle, options: Options, say: Say) ->
             result = await _deliver(connection, device, bundle, options, say)
     except DeliveryError as error:
         result = Delivered(device.address, "failed", str(error))
+    except asyncssh.SFTPError as error:
+        message = f"the device refused what was uploaded ({error.reason}); is its disk full, or not to be written to?"
+        result = Delivered(device.address, "failed", message)
     except (asyncssh.Error, OSError) as error:
         lost = said(error, device).removeprefix("cannot be reached")
         message = f"the connection was lost{lost}; --status shows what serves, ship again to go on"
@@ -120,11 +123,7 @@ async def probe_device(connection: asyncssh.SSHClientConnection, device: Device)
             f"({text[-1] if text else f'exit code {result.exit_status}'}); install the bundle's wheel into it:  "
             'pip install "brd_edge-….whl[openvino]" or [onnxruntime], and name its Python with --python'
         )
-    try:
-        values = json.loads(str(result.stdout))
-        return dict(values)
-    except ValueError as error:
-        raise DeliveryError(f"the probe was not understood ({error}); is it another version?") from None
+    return _answer(str(result.stdout))
 
 
 async def ask_device(device: Device) -> dict[str, Any]:
@@ -156,9 +155,31 @@ async def roll_back(device: Device, say: Say) -> Delivered:
     if result.exit_status != 0:
         text = str(result.stderr or "").strip().removeprefix("brd-edge: error: ")
         return Delivered(device.address, "failed", text or f"exit code {result.exit_status}")
-    values = json.loads(str(result.stdout))
-    say(f"{device.address}: {values['release']} serves again")
-    return Delivered(device.address, "serving", "rolled back", release=values["release"], engine=values["engine"])
+    try:
+        values = _answer(str(result.stdout))
+        release, engine = str(values["release"]), str(values["engine"])
+    except (DeliveryError, KeyError) as error:
+        return Delivered(device.address, "failed", f"it may be rolled back, see --status: {error}")
+    say(f"{device.address}: {release} serves again")
+    return Delivered(device.address, "serving", "rolled back", release=release, engine=engine)
+
+
+def _answer(output: str) -> dict[str, Any]:
+    """Return the last line of a device's output, an object in JSON; a login may have printed something before it."""
+    lines = output.strip().splitlines()
+    values = _parsed(lines[-1]) if lines else None
+    if values is None:
+        raise DeliveryError(f"its answer was not understood ({output.strip()[-80:]!r}); is it another version?")
+    return values
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """Return an object in JSON; None for what a login or a library printed, a number among it."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def choose_engines(bundle: Bundle, profile: Mapping[str, Any], wanted: Sequence[str] | None) -> dict[str, str | None]:
@@ -194,22 +215,27 @@ async def _deliver(
         try:
             process.stdin.write(_request(device, bundle, options, chosen))
             need = await _event(process, device, say, "need")
-            uploaded_bytes = await _upload(connection, device, bundle, need, say)
+            uploaded_bytes = await _upload(connection, device, _asked_for(bundle, chosen, need), say)
             process.stdin.write(COMMIT + "\n")
             done = await _event(process, device, say, "done")
+        except asyncio.CancelledError:
+            # it is not to switch after all, where it has not yet
+            process.terminate()
+            process.close()
+            raise
         finally:
             # the device's process ends by itself; hanging up on it would leave it to find that out
             with suppress(OSError, TimeoutError):
                 process.stdin.write_eof()
                 await asyncio.wait_for(process.wait(), _ENDING_S)
-    say(f"{device.address}: {done['release']} serves with {done['engine']}")
+    say(f"{device.address}: {done.get('release')} serves with {done.get('engine')}")
     return replace(
         result,
         status="serving",
-        release=done["release"],
-        engine=done["engine"],
-        checks=done["checks"],
-        profile={**profile, **done["device"]},
+        release=done.get("release"),
+        engine=done.get("engine"),
+        checks=done.get("checks") or {},
+        profile={**profile, **(done.get("device") or {})},
         uploaded_bytes=uploaded_bytes,
     )
 
@@ -233,14 +259,11 @@ def _request(device: Device, bundle: Bundle, options: Options, chosen: Sequence[
 async def _event(process: asyncssh.SSHClientProcess[str], device: Device, say: Say, wanted: str) -> dict[str, Any]:
     """Read events until the one that is waited for; pass on what the device says meanwhile."""
     while line := await process.stdout.readline():
-        try:
-            event: dict[str, Any] = json.loads(line)
-        except ValueError:
-            continue  # a library printed something
+        event = _parsed(line) or {}
         if event.get("event") == "say":
-            say(f"{device.address}: {event['text']}")
+            say(f"{device.address}: {event.get('text')}")
         elif event.get("event") == "error":
-            raise DeliveryError(str(event["message"]))
+            raise DeliveryError(str(event.get("message")))
         elif event.get("event") == wanted:
             return event
     text = (await process.stderr.read()).strip().splitlines()
@@ -248,22 +271,62 @@ async def _event(process: asyncssh.SSHClientProcess[str], device: Device, say: S
     raise DeliveryError(f"the device's process ended{reason}; --status shows what serves")
 
 
+@dataclass(frozen=True)
+class _Upload:
+    """A file that a device lacks.
+
+    Attributes:
+        local: Where it is here.
+        remote: Where it goes.
+        size_bytes: The whole file.
+        have: Bytes of it that are there from an earlier try.
+    """
+
+    local: Path
+    remote: str
+    size_bytes: int
+    have: int
+
+
+def _asked_for(bundle: Bundle, chosen: Sequence[str], need: Mapping[str, Any]) -> list[_Upload]:
+    """Return the files that a device asks for, by checksum; it gets none but the bundle's.
+
+    Raises:
+        DeliveryError: It asks for something else.
+    """
+    manifest = bundle.manifest
+    engines = (path for name in chosen for path in manifest.engine_files(name))
+    paths = {manifest.files[path].sha256: path for path in (*manifest.common_files(), *engines)}
+    uploads = []
+    try:
+        for sha256, wanted in need["files"].items():
+            if sha256 not in paths:
+                raise DeliveryError(
+                    f"the device asks for {sha256!r}, which is no file of this delivery: do not trust it"
+                )
+            size_bytes, have = manifest.files[paths[sha256]].size_bytes, wanted["have"]
+            if type(have) is not int or not 0 <= have <= size_bytes:
+                raise DeliveryError(f"the device has {have!r} bytes of {paths[sha256]}, which are {size_bytes:,}")
+            uploads.append(_Upload(bundle.directory / paths[sha256], f"{need['incoming']}/{sha256}", size_bytes, have))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DeliveryError(f"what the device needs was not understood ({error!r}); is it another version?") from None
+    return uploads
+
+
 async def _upload(
-    connection: asyncssh.SSHClientConnection, device: Device, bundle: Bundle, need: Mapping[str, Any], say: Say
+    connection: asyncssh.SSHClientConnection, device: Device, uploads: Sequence[_Upload], say: Say
 ) -> int:
     """Send the files that the device lacks, going on where an earlier upload stopped."""
-    files = need["files"]
-    whole_bytes = sum(file["size_bytes"] for file in files.values())
-    sent = sum(file["have"] for file in files.values())
+    whole_bytes = sum(upload.size_bytes for upload in uploads)
+    sent = sum(upload.have for upload in uploads)
     uploaded_bytes, shown = 0, time.monotonic()
     if sent:
         say(f"{device.address}: {sent / 1e6:.1f} MB are there from an earlier try")
     async with connection.start_sftp_client() as sftp:
-        for sha256, file in files.items():
-            name = f"{need['incoming']}/{sha256}"
-            with (bundle.directory / file["path"]).open("rb") as local:
-                local.seek(file["have"])
-                async with sftp.open(name, "ab") as remote:
+        for upload in uploads:
+            with upload.local.open("rb") as local:
+                local.seek(upload.have)
+                async with sftp.open(upload.remote, "ab") as remote:
                     while chunk := local.read(_CHUNK):
                         await remote.write(chunk)
                         uploaded_bytes += len(chunk)

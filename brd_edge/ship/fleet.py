@@ -161,7 +161,8 @@ async def serve_in_waves(
         say: Is told about the waves.
 
     Returns:
-        A result for every device, in the fleet's order; `"not tried"` where the waves ended before.
+        A result for every device, in the fleet's order; `"not tried"` where the waves ended before, and `"interrupted"`
+        where it was being served when this was cancelled: then, too, it returns, for the others to be told.
     """
     limit = asyncio.Semaphore(fleet.parallel)
 
@@ -170,6 +171,7 @@ async def serve_in_waves(
             return await deliver(device)
 
     results: list[Delivered] = []
+    why = "an earlier wave failed"
     sizes = wave_sizes(fleet.waves, len(fleet.devices))
     for number, size in enumerate(sizes, 1):
         failed = sum(result.status == "failed" for result in results)
@@ -179,6 +181,22 @@ async def serve_in_waves(
         wave = fleet.devices[len(results) : len(results) + size]
         if len(sizes) > 1:
             say(f"wave {number} of {len(sizes)}: {len(wave)} devices")
-        results += await asyncio.gather(*(one(device) for device in wave))
+        served = [asyncio.ensure_future(one(device)) for device in wave]
+        try:
+            results += await asyncio.gather(*served)
+        except asyncio.CancelledError:
+            results += [_so_far(device, found) for device, found in zip(wave, await _ended(served), strict=True)]
+            why = "the delivery was interrupted"
+            break
     rest = fleet.devices[len(results) :]
-    return [*results, *(Delivered(device.address, "not tried", "an earlier wave failed") for device in rest)]
+    return [*results, *(Delivered(device.address, "not tried", why) for device in rest)]
+
+
+async def _ended(served: Sequence[asyncio.Future[Delivered]]) -> list[Delivered | BaseException]:
+    return await asyncio.gather(*served, return_exceptions=True)
+
+
+def _so_far(device: Device, found: Delivered | BaseException) -> Delivered:
+    if isinstance(found, Delivered):
+        return found
+    return Delivered(device.address, "interrupted", "it may serve the new release already: --status shows it")

@@ -52,13 +52,18 @@ def make_keys(path: Path) -> tuple[Path, str]:
             raise BundleError(f"{taken}: exists already, and a lost key cannot be made again; choose another name")
     key = Ed25519PrivateKey.generate()
     content = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    made = False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # the mode is given when the file is made, so that it is never readable for others
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            made = True
             file.write(content)
         write_bytes_atomic(public_path, public_pem(key).encode())
     except OSError as error:
+        if made:
+            # half a pair is of no use, and would be taken for a key that must not be lost
+            path.unlink(missing_ok=True)
         raise BundleError(f"{path}: cannot be written ({error.strerror})") from error
     return public_path, key_id(key.public_key().public_bytes_raw())
 

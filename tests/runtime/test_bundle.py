@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from brd_edge.runtime import engine
 from brd_edge.runtime.archive import opened_bundle, unpack_archive, verify_archive, write_archive
 from brd_edge.runtime.bundle import open_bundle
 from brd_edge.runtime.errors import BundleError
@@ -108,6 +109,14 @@ def test_only_some_engines_may_be_here_if_that_is_said(copy: Path, trusted) -> N
 def test_a_manifest_that_lies_about_an_engine_is_refused(make_bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="its sidecar"):
         make_bundle(tmp_path / "bundle", targets={"onnxruntime": "arm64-cpu"})
+
+
+def test_an_engine_of_another_version_is_refused_with_the_bundle(
+    bundle, trusted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SCHEMA_VERSION", engine.SCHEMA_VERSION + 1)
+    with pytest.raises(BundleError, match=r"engine onnxruntime-fp32 cannot be used here: .*schema_version: expected"):
+        open_bundle(bundle.directory, trusted)
 
 
 def test_signing_looks_at_the_files_first(bundle, copy: Path, tmp_path: Path) -> None:

@@ -42,3 +42,21 @@ def test_jetson_rails_are_sampled(tmp_path: Path) -> None:
     # the module's input is 5 V x 2 A = 10 W; the processor's rail is part of it
     assert found.joules == pytest.approx(2.0, rel=0.3)
     assert "1 rails" in found.source
+
+
+def test_rails_that_are_parts_of_others_count_once(tmp_path: Path) -> None:
+    """AGX Orin: no rail is the whole, and the memory's is fed by the 5 V one."""
+    rails = {
+        "hwmon1": (("VDD_GPU_SOC", 15_000, 2000), ("VDD_CPU_CV", 5000, 1000), ("VIN_SYS_5V0", 5000, 1000)),
+        "hwmon2": (("NC", 0, 0), ("VDDQ_VDD2_1V8AO", 5000, 400), ("NC", 0, 0)),
+    }
+    for chip, found in rails.items():
+        _write(tmp_path / "hwmon" / chip / "name", "ina3221")
+        for number, (label, millivolts, milliamperes) in enumerate(found, 1):
+            _write(tmp_path / "hwmon" / chip / f"in{number}_label", label)
+            _write(tmp_path / "hwmon" / chip / f"in{number}_input", str(millivolts))
+            _write(tmp_path / "hwmon" / chip / f"curr{number}_input", str(milliamperes))
+    energy = measure_energy(lambda: time.sleep(0.2), system=tmp_path)
+    assert energy is not None
+    # 30 W + 5 W + 5 W
+    assert energy.joules == pytest.approx(8.0, rel=0.3)

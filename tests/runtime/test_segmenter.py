@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from PIL import Image
 
 from brd_edge.runtime.__main__ import main
 from brd_edge.runtime.errors import BundleError, DataError, EngineError
-from brd_edge.runtime.frames import fit_frame, overlay, resize_class_map
+from brd_edge.runtime.frames import fit_frame, overlay, read_image, resize_class_map
 from brd_edge.runtime.inference import infer
 from brd_edge.runtime.segmenter import Segmenter
 from brd_edge.runtime.sources import Pace
+from brd_edge.ship.bundle import pack_bundle
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime-fp32", "openvino-fp32"])
@@ -81,6 +83,14 @@ def test_an_engine_that_must_be_built_first(
     built = Path(capsys.readouterr().out.strip())
     assert (built / "model.xml").is_file()
     with Segmenter.open(made.directory, keys=[made.public]) as segmenter:
+        assert np.array_equal(segmenter.infer(made.frame), made.class_map)
+    # of an archive just so
+    archive = pack_bundle(made.directory)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    with pytest.raises(EngineError, match=f"runtime build {archive}$"):
+        Segmenter.open(archive, keys=[made.public])
+    assert main(["build", str(archive), "--key", str(made.public)]) == 0
+    with Segmenter.open(archive, keys=[made.public]) as segmenter:
         assert np.array_equal(segmenter.infer(made.frame), made.class_map)
     # a bundle that brings a built engine of its own is not believed
     smuggled = made.directory / "built"
@@ -149,6 +159,16 @@ def test_a_folder_of_images(bundle, tmp_path: Path) -> None:
     assert np.array_equal(shown, overlay(bundle.frame, bundle.class_map, segmenter.palette))
 
 
+def test_images_of_one_name_keep_their_endings(bundle, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, frame in (("a.png", bundle.frame), ("a.jpg", bundle.frame[:20]), ("b.png", bundle.frame)):
+        Image.fromarray(frame).save(tmp_path / "in" / name)
+    with Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter:
+        assert infer(segmenter, str(tmp_path / "in"), tmp_path / "out") == {"frames": 3}
+    found = {path.name: read_image(path).shape[:2] for path in (tmp_path / "out").glob("*.class_map.png")}
+    assert found == {"a.png.class_map.png": (24, 40), "a.jpg.class_map.png": (20, 40), "b.class_map.png": (24, 40)}
+
+
 def _empty(tmp_path: Path) -> Path:
     (tmp_path / "empty").mkdir()
     return tmp_path / "empty"
@@ -180,6 +200,28 @@ def test_every_frame_of_a_video(bundle, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "infer.json").read_text()) == result
     shown = cv2.VideoCapture(str(tmp_path / "out" / "overlay.mp4"))
     assert shown.get(cv2.CAP_PROP_FRAME_COUNT) == len(made)
+
+
+def test_a_video_that_a_service_manager_stops(bundle, tmp_path: Path) -> None:
+    _film(tmp_path / "film.avi", 200, 30)
+    import cv2
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "infer.json").write_text('{"frames": 400}')  # of an earlier run
+    command = [sys.executable, "-m", "brd_edge.runtime", "infer", str(bundle.directory), str(tmp_path / "film.avi")]
+    process = subprocess.Popen([*command, "-o", str(out), "--key", str(bundle.public), "--rate", "10"])
+    while len(list(out.glob("class_map/*.png"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 130
+    result = json.loads((out / "infer.json").read_text())
+    assert result["interrupted"]
+    assert 3 <= result["frames"] < 200
+    frames = cv2.VideoCapture(str(out / "overlay.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)
+    # it may have ended between counting a frame and writing it
+    assert result["frames"] - 1 <= frames <= result["frames"]
 
 
 def test_what_is_no_image_and_no_video(bundle, tmp_path: Path) -> None:

@@ -77,3 +77,6 @@ def test_trusting_a_key(bundle, tmp_path: Path) -> None:
     assert set(trusted_keys(tmp_path / "trusted")) == {name}
     with pytest.raises(BundleError):
         trust_key(tmp_path / "trusted", "no key")
+    # what a writer left that was killed
+    (tmp_path / "trusted" / f".{name}-x1.pub").touch()
+    assert set(trusted_keys(tmp_path / "trusted")) == {name}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -98,3 +99,39 @@ def test_a_bundle_that_nobody_signed(make_bundle, tmp_path: Path, capsys: pytest
     assert "not signed" in capsys.readouterr().err
     assert main([*ship, "--key", str(made.public)]) == 1
     assert not (tmp_path / "device").exists()
+
+
+def test_an_interrupted_delivery_is_reported(make_bundle, tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "run" / "bundle")
+    (tmp_path / "run" / "benchmark.json").write_text("{}")
+    (tmp_path / "fleet.yaml").write_text(
+        f"devices: ['loopback:{tmp_path}/a', 'loopback:{tmp_path}/b']\nwaves: [1, 100%]\n"
+    )
+    command = [sys.executable, "-m", "brd_edge.ship", str(made.directory), "--key", str(made.private)]
+    process = subprocess.Popen([*command, "--fleet", str(tmp_path / "fleet.yaml")], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if f"{tmp_path}/b" in line and "timing" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == 130
+    assert "Traceback" not in rest
+    outcome = json.loads((tmp_path / "run" / "ship.json").read_text())
+    assert [device["status"] for device in outcome["devices"]] == ["serving", "interrupted"]
+    assert (tmp_path / "a" / "current").exists()
+    assert not (tmp_path / "b" / "current").exists()
+
+
+@pytest.mark.parametrize("command", ["keys", "sign"])
+def test_a_full_disk_is_told(make_bundle, tmp_path: Path, command: str) -> None:
+    made = make_bundle(tmp_path / "bundle", sign=False)
+    arguments = {"keys": [str(tmp_path / "new")], "sign": [str(made.directory), "--key", str(made.private)]}[command]
+    # no file may grow beyond 0 bytes
+    limited = ["sh", "-c", 'ulimit -f 0; exec "$0" -m brd_edge.cli "$@"', sys.executable, command, *arguments]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("brd-edge: error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "new.key").exists()

@@ -181,6 +181,25 @@ def test_the_connection_is_cut_while_the_device_works(field: Field, moment: str)
     asyncio.run(one())
 
 
+@pytest.mark.parametrize("moment", ["building", "timing"])
+def test_a_delivery_that_is_given_up_does_not_switch(field: Field, moment: str) -> None:
+    async def one() -> None:
+        root = field.root()
+
+        def give_up(line: str) -> None:
+            if moment in line:
+                task.cancel()
+
+        task = asyncio.ensure_future(field.ship(field.server.device(root), field.new, give_up))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await _lock_is_free(field, root)
+        assert field.serving(root) == "old"
+        await field.recovers(root)
+
+    asyncio.run(one())
+
+
 def test_bad_releases_do_not_serve(field: Field, make_bundle, tmp_path: Path) -> None:
     cases = {
         "golden frame 00": make_bundle(tmp_path / "wrong", name="wrong", signed_at=2_000, wrong=True),

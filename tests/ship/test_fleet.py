@@ -117,3 +117,28 @@ def test_addresses(address: str, user: str | None, host: str, port: int | None) 
 def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(RecipeError):
         parse_device(address)
+
+
+def test_an_interrupted_fleet_tells_what_came_of_every_device() -> None:
+    started: list[str] = []
+
+    async def deliver(device) -> Delivered:
+        started.append(device.host)
+        if device.host == "camera-0":
+            return Delivered(device.address, "serving")
+        if len(started) == 3:
+            task.cancel()
+        await asyncio.sleep(20)
+        return Delivered(device.address, "serving")
+
+    async def work() -> list[Delivered]:
+        nonlocal task
+        task = asyncio.ensure_future(serve_in_waves(fleet, deliver, lambda _line: None))
+        return await task
+
+    task: asyncio.Future[list[Delivered]] = None  # type: ignore[assignment]
+    fleet = _fleet(5, waves=(1, 3, "100%"), parallel=2)
+    results = asyncio.run(work())
+    assert [result.status for result in results] == ["serving", "interrupted", "interrupted", "not tried", "not tried"]
+    assert [result.device for result in results] == [device.address for device in fleet.devices]
+    assert results[-1].message == "the delivery was interrupted"
