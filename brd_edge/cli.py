@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from brd_edge.runtime.errors import BrdEdgeError
+from brd_edge.runtime.errors import BrdEdgeError, InterruptedRunError
 
 __all__ = ["main"]
 
@@ -123,17 +123,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = COMMANDS.get(given[0])
     try:
         return command(given[1:]) if command is not None else _recipe(given)
-    except BrdEdgeError as error:
-        print(f"brd-edge: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("brd_edge"):
-            raise
-        print(f'brd-edge: error: {error.name} is not installed; pip install "brd-edge[all]"', file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"brd-edge: error: {error.filename or 'the system says'}: {error.strerror or error}", file=sys.stderr)
-        return 1
+    except (Exception, InterruptedRunError, KeyboardInterrupt) as error:
+        return _tell(error)
+
+
+def _tell(error: BaseException) -> int:
+    """Tell what went wrong, without a traceback where it is known, and return the exit code."""
+    if isinstance(error, KeyboardInterrupt | InterruptedRunError):
+        code, text = InterruptedRunError.exit_code, "interrupted"
+    elif isinstance(error, BrdEdgeError):
+        code, text = error.exit_code, f"error: {error}"
+    elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("brd_edge"):
+        code, text = 1, f'error: {error.name} is not installed; pip install "brd-edge[all]"'
+    elif isinstance(error, OSError):
+        code, text = 1, f"error: {error.filename or 'the system says'}: {error.strerror or error}"
+    else:
+        raise error
+    print(f"brd-edge: {text}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

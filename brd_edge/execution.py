@@ -161,6 +161,7 @@ def _command(options: argparse.Namespace, given: Sequence[str]) -> str:
 
 def _run(run: Run, recipe: Recipe, stages: Sequence[str], stop: Stop, options: argparse.Namespace, command: str) -> int:
     _require_same_recipe(run, recipe)
+    _require_another_run(run, recipe)
     missing = missing_for(recipe, stages)
     if missing:
         raise RunError("\n".join(missing))
@@ -187,6 +188,16 @@ def _require_same_recipe(run: Run, recipe: Recipe) -> None:
         raise RunError(
             f"{run.directory}: holds a run of the recipe {before!r}, this is {recipe.name!r}; "
             "choose another --run-dir, or delete that one"
+        )
+
+
+def _require_another_run(run: Run, recipe: Recipe) -> None:
+    """Refuse to compare a run with itself, whose results it is about to replace."""
+    compared = recipe.benchmark.compare_run
+    if compared is not None and Path(compared).expanduser().resolve() == run.directory:
+        raise RecipeError(
+            f"benchmark.compare_run: {compared} is the run directory itself; give that of another run, "
+            "or this one another --run-dir"
         )
 
 
@@ -225,11 +236,21 @@ def _run_stages(
             # what an interrupted training left is not wanted
             run.path(name, "checkpoint.safetensors").unlink(missing_ok=True)
         _describe_run(run, recipe)
-        _withdraw(run, name)
+        if name != "prepare":
+            _withdraw(run, name)
         context = Context(recipe, run, inputs, stop, _say, command, wanted.fingerprint)
         with tracking.stage(name):
             artifacts[name] = _run_stage(stage, context, wanted)
+        if name == "prepare" and not _measured_with(run, artifacts[name]):
+            # only now: data that cannot be used, or that turn out to be the same, make no result untrue
+            _withdraw(run, name)
     return artifacts
+
+
+def _measured_with(run: Run, prepared: Artifact) -> bool:
+    """Return whether the results in a run directory are of this data."""
+    benchmark = run.artifact("benchmark")
+    return benchmark is not None and benchmark.inputs.get("stage prepare") == prepared.content
 
 
 def _run_stage(stage: Stage, context: Context, wanted: Artifact) -> Artifact:
@@ -247,14 +268,17 @@ def _run_stage(stage: Stage, context: Context, wanted: Artifact) -> Artifact:
 
 def _withdraw(run: Run, name: str) -> None:
     """Remove published results that a stage which runs again may make untrue."""
-    order = list(STAGES)
+    order, removed = list(STAGES), []
     for stage, results in _PUBLISHED.items():
         if order.index(stage) < order.index(name):
             continue
         run.forget(stage)
         for result in results:
             path = run.path(result)
+            removed += [result] if path.exists() else []
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if removed:
+        _say(f"      removed, as it is made anew: {', '.join(removed)}")
 
 
 def _kept(run: Run, recipe: Recipe, stages: Sequence[str]) -> dict[str, Artifact]:

@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from brd_edge.evaluate.attribution.losses import Attribution, Step
 from brd_edge.evaluate.formats import one_line, percent
 from brd_edge.interrupt import listen_for_stop
 from brd_edge.recipe import Recipe, load_recipe
-from brd_edge.run import Artifact, Run, open_run
+from brd_edge.run import Artifact, Run, digest, open_run
 from brd_edge.runtime.errors import InterruptedRunError, RecipeError, RunError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
 from brd_edge.runtime.statistics import Interval
 from brd_edge.runtime.targets import TARGETS
 from brd_edge.stages.attribution import attribute_run
+from brd_edge.stages.context import input_contract
 from brd_edge.stages.reporting import sample_indices
 
 __all__ = ["explain_losses"]
@@ -86,6 +87,7 @@ def _count(text: str) -> int:
 def _measure(run: Run, wanted: Sequence[str] | None, images: int | None) -> Attribution:
     recipe = _load_recipe(run)
     artifacts = {stage: _require(run, stage) for stage in _NEEDED}
+    _require_one_run(run, recipe, artifacts)
     _check_graph(run, artifacts["export"])
     engines = _choose_engines(run, artifacts["build"], wanted)
     dataset: Dataset = load_dataset(run.path("data"))
@@ -113,6 +115,24 @@ def _require(run: Run, stage: str) -> Artifact:
     if found is None:
         raise RunError(f"{run.directory}: the stage {stage} has not been done; {_again(run, '--until build')}")
     return found
+
+
+def _require_one_run(run: Run, recipe: Recipe, artifacts: Mapping[str, Artifact]) -> None:
+    """Refuse a run directory whose stages were made from different data or for different frames."""
+    for name, artifact in artifacts.items():
+        for need, earlier in artifacts.items():
+            made_from = artifact.inputs.get(f"stage {need}")
+            if made_from is not None and made_from != earlier.content:
+                raise RunError(
+                    f"{run.directory}: the stage {need} was done again after {name}, with another outcome; "
+                    f"{_again(run, '--until build')}"
+                )
+    wanted = input_contract(recipe).to_json()
+    if digest(artifacts["export"].settings.get("contract")) != digest(wanted):
+        raise RunError(
+            f"{run.directory}: its recipe.yaml describes other frames (data.size, mean or std) than the student was "
+            f"exported for; {_again(run, '--until build')}"
+        )
 
 
 def _check_graph(run: Run, export: Artifact) -> None:

@@ -16,8 +16,10 @@ from brd_edge.data.index import load_checksums, load_dataset
 from brd_edge.data.overview import Overview, SplitOverview, describe_dataset
 from brd_edge.execution import execute
 from brd_edge.recipe import Recipe, load_recipe
-from brd_edge.runtime.errors import DataError
+from brd_edge.run import Run, digest
+from brd_edge.runtime.errors import DataError, RunError
 from brd_edge.runtime.files import atomic_path
+from brd_edge.stages import STAGES
 from brd_edge.stages.context import input_contract, teacher_contract
 
 __all__ = ["look_at_data"]
@@ -39,8 +41,11 @@ def look_at_data(arguments: Sequence[str]) -> int:
         BrdEdgeError: The recipe or what was prepared cannot be read.
     """
     options = _parser().parse_args(arguments)
+    if options.output is not None and options.output.suffix.lower() != ".png":
+        raise DataError(f"{options.output}: expected a name that ends in .png")
     recipe = load_recipe(options.recipe, overrides=options.set)
     directory = options.run_dir or Path("runs") / recipe.name
+    _require_same_data(directory, recipe)
     overrides = [word for override in options.set for word in ("--set", override)]
     # a look is no run that anybody would compare with others
     overrides += ["--set", "tracking=none"]
@@ -57,6 +62,23 @@ def look_at_data(arguments: Sequence[str]) -> int:
     _draw(recipe, dataset, path, options.images)
     print(f"\ncontact sheet: {path}")
     return 0
+
+
+def _require_same_data(directory: Path, recipe: Recipe) -> None:
+    """Refuse to look at other data in the directory of a run, whose models would no longer be of its data."""
+    run, stage = Run(directory.resolve()), STAGES["prepare"]
+    before = run.artifact("prepare")
+    if before is None or run.artifact("teacher") is None:
+        return
+    now = stage.settings(recipe)
+    changed = sorted(
+        key for key in now.keys() | before.settings if digest(now.get(key)) != digest(before.settings.get(key))
+    )
+    if changed:
+        raise RunError(
+            f"{directory}: holds other data ({', '.join(changed)} differs); look at these with a --run-dir "
+            "of their own, or run the recipe"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,8 +136,6 @@ def _format_split(split: SplitOverview) -> str:
 
 
 def _draw(recipe: Recipe, dataset: Dataset, path: Path, images: int) -> None:
-    if path.suffix.lower() != ".png":
-        raise DataError(f"{path}: expected a name that ends in .png")
     title = f"{recipe.name}: train images as the student is trained on them"
     sheet = draw_contact_sheet(
         _augmented(recipe, dataset, images), title=title, classes=dataset.classes, palette=dataset.palette

@@ -22,9 +22,11 @@ from typing import Any
 from brd_edge.runtime.errors import RunError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
 
-__all__ = ["Artifact", "Run", "changed_inputs", "code_digest", "digest", "open_run", "tree_files"]
+__all__ = ["Artifact", "Run", "changed_inputs", "code_digest", "digest", "is_run_directory", "open_run", "tree_files"]
 
 log = logging.getLogger("brd_edge")
+
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,12 @@ def open_run(directory: Path) -> Iterator[Run]:
     """Open a run directory, made when it is not there, and keep other processes out of it.
 
     Raises:
-        RunError: Another process works in it, or it cannot be written.
+        RunError: Another process works in it, it cannot be written, or it holds something else.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / ".lock").open("w")
+        _require_run_directory(directory)
+        lock = (directory / _LOCK).open("w")
     except OSError as error:
         raise RunError(f"{directory}: cannot be used as a run directory: {error.strerror}") from None
     with lock:
@@ -122,6 +125,22 @@ def open_run(directory: Path) -> Iterator[Run]:
         except OSError:
             raise RunError(f"{directory}: another process works in this run directory; wait or stop it") from None
         yield Run(directory.resolve())
+
+
+def is_run_directory(directory: Path) -> bool:
+    """Return whether a directory was made or used by a run."""
+    return (directory / _LOCK).is_file() or (directory / "stages").is_dir()
+
+
+def _require_run_directory(directory: Path) -> None:
+    """Refuse a directory of something else, in which a run would replace what has the names of its results."""
+    others = sorted(path.name for path in directory.iterdir() if path.suffix != ".log")
+    if others and not is_run_directory(directory):
+        listed = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+        raise RunError(
+            f"{directory.resolve()}: is no run directory, and holds something else ({listed}); a run would replace "
+            "what has the names of its own results: choose a new --run-dir"
+        )
 
 
 def digest(content: Any) -> str:

@@ -54,7 +54,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = Run(directory)
     for stage, result in (("prepare", {}), ("distill", {}), ("export", {}), ("build", {"engines": entries})):
         left = tree_files(directory / "export") if stage == "export" else []
-        run.keep(Artifact(stage, "", {}, {}, "", result=result), left)
+        settings = {"contract": graph["contract"].to_json()} if stage == "export" else {}
+        run.keep(Artifact(stage, "", settings, {}, "", result=result), left)
     return directory
 
 
@@ -144,6 +145,23 @@ def test_an_engine_that_does_not_run_is_exit_code_1(run: Path, capsys: pytest.Ca
     assert f"{ENGINE}: not measured: " in out
     assert "model.onnx: missing" in out
     assert json.loads((run / "attribution.json").read_text(encoding="utf-8"))["steps"][3]["agreement"] > 0.999
+
+
+def test_a_run_of_two_halves_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made, prepared = (Run(run).artifact(stage) for stage in ("distill", "prepare"))
+    assert made is not None
+    assert prepared is not None
+    Run(run).keep(replace(made, inputs={"stage prepare": prepared.content}), [])
+    assert main(["explain", str(run), "--engine", ENGINE]) == 0
+    Run(run).keep(replace(prepared, result={"train": 9}), [])
+    assert main(["explain", str(run)]) == 1
+    assert "the stage prepare was done again after distill, with another outcome" in capsys.readouterr().err
+    Run(run).keep(prepared, [])
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    recipe["data"]["mean"] = [0.1, 0.1, 0.9]
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert main(["explain", str(run)]) == 1
+    assert "recipe.yaml describes other frames (data.size, mean or std) than the student was" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_far_enough_or_damaged(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from brd_edge.cli import main
+from brd_edge.run import Artifact, Run
 
 RECIPE = Path(__file__).parents[1] / "pipelines/quickstart.yaml"
 
@@ -72,6 +73,65 @@ def test_bad_files_are_listed_or_left_out(root: Path, capsys: pytest.CaptureFixt
     assert sheet.is_file()
 
 
+def test_a_look_at_other_data_spares_a_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert look(root) == 0
+    run = Run(root.parent / "run")
+    prepared = run.artifact("prepare")
+    assert prepared is not None
+    run.keep(Artifact("teacher", "", {}, {}, ""), [])
+    run.keep(Artifact("benchmark", "", {}, {"stage prepare": prepared.content}, ""), [])
+    for name in ("benchmark.json", "report.html"):
+        run.path(name).write_text("{}")
+    run.path("bundle").mkdir()
+    before = sorted(path.name for path in run.directory.iterdir())
+
+    def kept() -> bool:
+        return sorted(path.name for path in run.directory.iterdir()) == before
+
+    assert look(root, "--set", "data.hold_out=0*") == 1
+    assert "holds other data (hold_out differs); look at these with a --run-dir" in capsys.readouterr().err
+    assert kept()
+    # what a file manager leaves is no change at all, and the same files at another time are the same data
+    (root / ".DS_Store").touch()
+    assert look(root) == 0
+    assert "prepare: unchanged" in capsys.readouterr().err
+    (root / "images/train/0.png").touch()
+    assert look(root) == 0
+    assert "(changed: data set)" in capsys.readouterr().err
+    assert kept()
+    # a file that cannot be used makes no earlier result untrue
+    content = (root / "images/train/0.png").read_bytes()
+    (root / "images/train/0.png").write_bytes(b"")
+    assert look(root) == 1
+    assert kept()
+    (root / "images/train/0.png").write_bytes(content)
+    assert look(root) == 0
+    assert kept()
+    # other images do
+    (root / "images/train/4.png").unlink()
+    (root / "labels/train/4.png").unlink()
+    capsys.readouterr()
+    assert look(root) == 0
+    assert "removed, as it is made anew: benchmark.json, report.html, bundle" in capsys.readouterr().err
+    assert not run.path("bundle").exists()
+
+
+def test_runs_below_the_data_are_no_data(root: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(root)
+    settings = ["--set", "data.layout=folder", "--set", "data.root=.", "--set", "data.size=[32, 64]"]
+    for expected in ("prepare: check folder", "prepare: unchanged"):
+        assert main([str(RECIPE), *settings, "--until", "prepare"]) == 0
+        assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_labels_is_refused(root: Path, split: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (root / "labels" / split).iterdir():
+        Image.fromarray(np.full((40, 60), 255, np.uint8)).save(path)
+    assert look(root) == 1
+    assert f"labels of the split {split} is of a known class" in capsys.readouterr().err
+
+
 def test_wrong_arguments(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         look(root, "--images", "0")
@@ -79,3 +139,4 @@ def test_wrong_arguments(root: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "expected 1 to 60, got '0'" in capsys.readouterr().err
     assert look(root, "-o", "sheet.jpg") == 1
     assert "sheet.jpg: expected a name that ends in .png" in capsys.readouterr().err
+    assert not (root.parent / "run").exists()

@@ -24,8 +24,10 @@ from brd_edge.data.index import load_dataset
 from brd_edge.evaluate.benchmark.file import read_benchmark
 from brd_edge.evaluate.benchmark.images import read_image_counts
 from brd_edge.pipeline import main
+from brd_edge.recipe import load_recipe
 from brd_edge.runtime.archive import verify_archive
 from brd_edge.runtime.segmenter import keys_for
+from brd_edge.ship.keys import make_keys
 from brd_edge.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -347,6 +349,12 @@ def test_the_last_stages_sign_and_ship(
     assert verify_archive(run / "bundle.tar.gz", keys_for(run, [signing_key.with_suffix(".pub")])).name == "quickstart"
     assert main(_arguments(run, settings=settings)) in (0, 3)
     assert capsys.readouterr().err.count(": unchanged") == len(STAGES)
+    # another key in the same file: signed and delivered again
+    signing = tmp_path / "team.key"
+    make_keys(signing)
+    assert main(_arguments(run, "--plan", settings=[*device, f"bundle.key={signing}"])) == 0
+    plan = capsys.readouterr().out
+    assert re.search(r"^bundle +run .*signing key", plan, re.MULTILINE | re.DOTALL)
 
 
 def test_a_broken_gate_is_exit_code_3_and_is_not_bundled(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -357,6 +365,34 @@ def test_a_broken_gate_is_exit_code_3_and_is_not_bundled(finished: Path, capsys:
     assert "size_bytes_max" in output.err
     manifest = json.loads((finished / "bundle" / "manifest.json").read_text(encoding="utf-8"))
     assert not any(entry["runtime"] in ("onnxruntime", "openvino") for entry in manifest["engines"])
+
+
+def test_a_run_is_not_compared_with_itself_while_it_is_made(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "benchmark.json").read_bytes()
+    settings = [f"benchmark.compare_run={finished}"]
+    assert main(_arguments(finished, "--from", "benchmark", settings=settings)) == 2
+    assert "benchmark.compare_run" in capsys.readouterr().err
+    assert (finished / "benchmark.json").read_bytes() == before
+
+
+def test_a_compared_run_of_another_format_is_told(finished: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(Path(QUICKSTART), overrides=[f"benchmark.compare_run={tmp_path}"])
+    benchmark = json.loads((finished / "benchmark.json").read_text(encoding="utf-8"))
+    for content in ("[]", "{}", json.dumps({**benchmark, "schema_version": 1})):
+        (tmp_path / "benchmark.json").write_text(content, encoding="utf-8")
+        (problem,) = STAGES["benchmark"].missing(recipe)
+        assert problem.startswith(f"benchmark.compare_run: {tmp_path / 'benchmark.json'}: ")
+        STAGES["benchmark"].files(recipe)
+
+
+def test_what_is_chosen_by_time_depends_on_the_threads() -> None:
+    def key(*more: str) -> str:
+        recipe = load_recipe(Path(QUICKSTART), overrides=more)
+        return str(STAGES["build"].settings(recipe)) + str(STAGES["build"].files(recipe))
+
+    threads, dense = "benchmark.threads=1", "engines=[{runtime: onnxruntime, output: dense}]"
+    assert key() != key(threads)
+    assert key(dense) == key(dense, threads)
 
 
 def test_until_and_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -537,6 +573,8 @@ def test_models_that_cannot_work_are_refused_before_training(
 ) -> None:
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"of nothing")
     swin = ["teacher.arch=FPN", "teacher.encoder=tu-swin_tiny_patch4_window7_224", "teacher.options={}"]
     for settings, message in (
         (["teacher.encoder=tu-vit_tiny_patch16_224"], "cannot be built"),
@@ -545,6 +583,9 @@ def test_models_that_cannot_work_are_refused_before_training(
         (swin, "teacher on data.size times 2: FPN takes no images of 128x192: Input height (128) doesn't match"),
         (["teacher.train.accumulate=4"], "teacher: a batch_size of 4 in 4 part(s) is one image at a time"),
         (["distill.train.batch_size=1"], "student: a batch_size of 1 in 1 part(s) is one image at a time"),
+        (["teacher.train.batch_size=9"], "teacher: a batch_size of 9 is more than the 8 train images"),
+        (["distill.train.batch_size=9"], "student: a batch_size of 9 is more than the 8 train images"),
+        ([f"student.encoder_weights={weights}"], "weights.safetensors"),
     ):
         assert main(_arguments(run, "--from", "teacher", settings=settings)) == 1
         assert message in capsys.readouterr().err

@@ -64,6 +64,24 @@ def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
         pass
 
 
+def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "report.html").write_text("mine")
+
+    with (
+        pytest.raises(RunError, match=r"is no run directory, and holds something else \(bundle, report\.html\)"),
+        open_run(tmp_path),
+    ):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "report.html"]
+    # what is empty but for a log becomes one, and stays one
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "training.log").touch()
+    for name in ("first", "second"):
+        with open_run(tmp_path / "run") as run:
+            run.path(name).touch()
+
+
 def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json_atomic(path, {"old": 1})

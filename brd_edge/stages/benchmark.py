@@ -18,7 +18,7 @@ from brd_edge.data.dataset import Dataset, read_frame
 from brd_edge.environment import describe_environment
 from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor, model_predictor, to_label_size
 from brd_edge.evaluate.benchmark import images, timings
-from brd_edge.evaluate.benchmark.file import SCHEMA_VERSION, check_benchmark
+from brd_edge.evaluate.benchmark.file import SCHEMA_VERSION, check_benchmark, read_benchmark
 from brd_edge.evaluate.benchmark.images import write_image_counts
 from brd_edge.evaluate.benchmark.timings import write_timings
 from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
@@ -106,6 +106,11 @@ def _missing(recipe: Recipe) -> list[str]:
     compared = _compared_run(recipe)
     if compared is not None and not (compared / "benchmark.json").is_file():
         return [f"benchmark.compare_run: {compared} has no benchmark.json; run that recipe first"]
+    if compared is not None:
+        try:
+            read_benchmark(compared / "benchmark.json")
+        except RunError as error:
+            return [f"benchmark.compare_run: {error}"]
     if compared is not None and _compared_engine(compared) is None:
         return [f"benchmark.compare_run: {compared} has no measured onnxruntime fp32 engine; add one to its recipe"]
     return []
@@ -336,12 +341,12 @@ def _compared_run(recipe: Recipe) -> Path | None:
 def _compared_engine(directory: Path) -> Path | None:
     """Return the measured ONNX Runtime engine of an earlier run; one that its benchmark does not know is not used."""
     try:
-        before = json.loads((directory / "benchmark.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        before = read_benchmark(directory / "benchmark.json")
+    except RunError:
         return None
-    for entry in before["engines"]:
-        if (entry["runtime"], entry["precision"], entry["status"]) == ("onnxruntime", "fp32", "measured"):
-            return directory / "engines" / str(entry["name"])
+    for entry in before.engines:
+        if (entry.runtime, entry.precision, entry.status) == ("onnxruntime", "fp32", "measured"):
+            return directory / "engines" / entry.name
     return None
 
 

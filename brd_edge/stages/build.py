@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from brd_edge.deploy.lowering import is_quantised
-from brd_edge.environment import package_version
+from brd_edge.environment import describe_environment, package_version
 from brd_edge.evaluate.planned import status_text
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import EngineSection, Recipe
 from brd_edge.recipe_gates import limits_of
-from brd_edge.run import tree_files
+from brd_edge.run import digest, tree_files
 from brd_edge.runtime.errors import BrdEdgeError, RuntimeMissingError
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.lowering import Bench, Lowered, lowered_graphs
-from brd_edge.stages.outputs import build_output
+from brd_edge.stages.outputs import build_output, chosen_by_time
 from brd_edge.stages.training import load_run_dataset
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         accuracy = ("miou_drop_max", "boundary_iou_drop_max", "uncertain")
         settings["int8"] = recipe.int8.model_dump(mode="json")
         settings["gates"] = [{name: found[name] for name in accuracy} for found in limits]
+    if any(chosen_by_time(engine) for engine in recipe.engines):
+        settings["threads"] = recipe.benchmark.threads
     return settings
 
 
@@ -65,6 +67,8 @@ def _files(recipe: Recipe) -> dict[str, str]:
     found = {f"runtime {name}": runtime_version(name) or "not installed" for name in packages}
     if any(engine.runtime == "openvino" and is_quantised(engine.precision) for engine in recipe.engines):
         found["package nncf"] = package_version("nncf") or "not installed"
+    if any(chosen_by_time(engine) for engine in recipe.engines):
+        found["processor"] = digest([describe_environment()[key] for key in ("cpu", "cores")])
     return found
 
 
@@ -205,6 +209,8 @@ STAGE = Stage(
     name="build",
     needs=("prepare", "export"),
     code=(
+        "data/dataset.py",
+        "data/evaluation.py",
         "deploy",
         "evaluate/accuracy.py",
         "evaluate/gates.py",
@@ -214,6 +220,7 @@ STAGE = Stage(
         "stages/build.py",
         "stages/lowering.py",
         "stages/outputs.py",
+        "stages/reporting.py",
     ),
     settings=_settings,
     work=_work,

@@ -13,7 +13,7 @@ from brd_edge.evaluate.planned import graph_gates, is_planned
 from brd_edge.recipe import Recipe
 from brd_edge.run import Run
 from brd_edge.runtime.errors import BundleError
-from brd_edge.runtime.signature import SIGNATURE_NAME
+from brd_edge.runtime.signature import SIGNATURE_NAME, key_id
 from brd_edge.runtime.targets import TARGETS
 from brd_edge.runtime.versions import version_range
 from brd_edge.ship.bundle import GoldenFrame, PlannedEngine, pack_bundle, write_bundle
@@ -22,7 +22,7 @@ from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.reporting import sample_indices
 from brd_edge.stages.training import load_run_dataset
 
-__all__ = ["STAGE", "left_out", "planned_engine"]
+__all__ = ["STAGE", "left_out", "planned_engine", "signing_key"]
 
 # of the pixels of a golden frame; what is quantised agrees as well as it did when it was made, but for this much
 _AGREEMENT_MIN = {"fp32": 0.999, "fp16": 0.99, "bf16": 0.95}
@@ -32,6 +32,17 @@ _WORSE_MAX = 0.05
 def _settings(recipe: Recipe) -> dict[str, Any]:
     gates = recipe.gates.model_dump(mode="json")
     return {"bundle": recipe.bundle.model_dump(mode="json"), "name": recipe.name, "gates": gates}
+
+
+def signing_key(recipe: Recipe) -> dict[str, str]:
+    """Return which key signs: what another one signed is not current."""
+    if recipe.bundle.key is None:
+        return {}
+    try:
+        key = read_private_key(Path(recipe.bundle.key).expanduser())
+    except BundleError:
+        return {"signing key": "missing"}
+    return {"signing key": key_id(key.public_key().public_bytes_raw())}
 
 
 def _plan(recipe: Recipe) -> str:
@@ -190,6 +201,7 @@ STAGE = Stage(
     settings=_settings,
     work=_work,
     plan=_plan,
+    files=signing_key,
     missing=_missing,
     check=lambda run: None if run.path("bundle.tar.gz").is_file() else "bundle.tar.gz is missing",
 )

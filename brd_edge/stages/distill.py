@@ -11,6 +11,7 @@ from brd_edge.stages.model_checks import check_training
 from brd_edge.stages.training import (
     TRAINING_CODE,
     distill_settings,
+    encoder_weights,
     label_terms,
     load_run_dataset,
     missing_weights,
@@ -57,7 +58,7 @@ def _work(context: Context) -> Outcome:
     device = training_device(recipe)
     dataset = load_run_dataset(context)
     spec = model_spec(recipe.student, dataset)
-    student = build_model(spec, encoder_weights=recipe.student.encoder_weights, seed=recipe.seed)
+    student = build_model(spec, encoder_weights=encoder_weights(recipe.student), seed=recipe.seed)
     teacher, _ = load_model(context.run.path("teacher", "model"))
     contract = input_contract(recipe)
     # the teacher's stage, which checks it, too, is not done again where only this section changed

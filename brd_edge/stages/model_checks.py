@@ -11,7 +11,13 @@ from brd_edge.recipe_training import TrainSection
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import ModelError
 from brd_edge.stages.context import input_contract, teacher_contract
-from brd_edge.stages.training import distill_settings, model_spec, supervised_loss, training_size
+from brd_edge.stages.training import (
+    distill_settings,
+    encoder_weights,
+    model_spec,
+    supervised_loss,
+    training_size,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +29,8 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
     """Build the models that are trained once, so that what cannot work is refused before hours of training.
 
     Raises:
-        ModelError: A model cannot be built, does not take the frames or crops, or both cannot be matched.
+        ModelError: A model cannot be built, does not take the frames or crops, its first weights do not fit or cannot
+            be had, a batch is larger than the train split, or both models cannot be matched.
     """
     from brd_edge.distill.objective import distillation
     from brd_edge.models.segmentation import build_model
@@ -32,8 +39,12 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
     if recipe.teacher.train is not None:
         teacher = build_model(model_spec(recipe.teacher, dataset), encoder_weights=None, seed=recipe.seed)
         check_training("teacher", teacher, recipe.teacher.train, teacher_contract(recipe), scale=recipe.teacher.scale)
-    student = build_model(model_spec(recipe.student, dataset), encoder_weights=None, seed=recipe.seed)
+        _require_enough("teacher", recipe.teacher.train, dataset)
+    # the student's weights, too, which else would be read when the teacher is done; the teacher's are next
+    weights = encoder_weights(recipe.student)
+    student = build_model(model_spec(recipe.student, dataset), encoder_weights=weights, seed=recipe.seed)
     check_training("student", student, recipe.distill.train, input_contract(recipe))
+    _require_enough("student", recipe.distill.train, dataset)
     if teacher is None:
         return
     distillation(
@@ -60,6 +71,14 @@ def check_training(
     _require_equal_shares(name, train)
     require_takes(model, train.crop, f"{name} on train.crop")
     _require_parts(name, model, train, train.crop or (contract.height, contract.width))
+
+
+def _require_enough(name: str, train: TrainSection, dataset: Dataset) -> None:
+    if train.batch_size > len(dataset.train):
+        raise ModelError(
+            f"{name}: a batch_size of {train.batch_size} is more than the {len(dataset.train)} train images; "
+            f"make it {len(dataset.train)} or less"
+        )
 
 
 def require_takes(model: nn.Module, size: Sequence[int] | None, what: str) -> None:

@@ -71,8 +71,7 @@ def build_output(context: Context, engine: EngineSection, graph: Path, directory
         EngineError: `sparse` is asked for, and the graph does not end in bilinear upsampling and ArgMax.
         RuntimeMissingError: The runtime is not installed.
     """
-    here = platform.machine() in TARGETS[engine.target].machines and TARGETS[engine.target].device == "CPU"
-    if engine.output == "dense" or engine.runtime == "tensorrt" or (engine.output == "auto" and not here):
+    if engine.runtime == "tensorrt" or (engine.output != "sparse" and not chosen_by_time(engine)):
         return Built(build(graph, directory, None), graph)
     from brd_edge.deploy.logits import cut_at_logits
 
@@ -94,6 +93,12 @@ def build_output(context: Context, engine: EngineSection, graph: Path, directory
     if ratio.high >= 1:
         return Built(dense, graph, ratio)
     return Built(build(cut, directory, logits), cut, ratio)
+
+
+def chosen_by_time(engine: EngineSection) -> bool:
+    """Return whether an engine's output is the one that is faster on this machine."""
+    here = platform.machine() in TARGETS[engine.target].machines and TARGETS[engine.target].device == "CPU"
+    return engine.output == "auto" and engine.runtime != "tensorrt" and here
 
 
 def _ratio(context: Context, dense: Path, sparse: Path) -> Interval:

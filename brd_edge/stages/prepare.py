@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from brd_edge.data.findings import SKIPPED_NAME, load_skipped
 from brd_edge.data.index import load_checksums, load_dataset
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
-from brd_edge.run import Run, digest, tree_files
+from brd_edge.run import Run, digest, is_run_directory
 from brd_edge.runtime.errors import DataError
 from brd_edge.stages.context import Context, Outcome, Stage
 
@@ -49,8 +50,17 @@ def _files(recipe: Recipe) -> dict[str, str]:
     if recipe.data.layout == "scenes" or root is None or not root.is_dir():
         return {}
     # sizes and times instead of checksums: an unchanged data set of many gigabytes must be known in seconds
-    stats = {str(path.relative_to(root)): _stat(path) for path in tree_files(root)}
+    stats = {str(path.relative_to(root)): _stat(path) for path in _data_files(root)}
     return {"data set": digest(stats)}
+
+
+def _data_files(root: Path) -> Iterator[Path]:
+    """Yield what may belong to a data set: no hidden files, and no runs below it, which change by themselves."""
+    for place, directories, names in os.walk(root):
+        directories[:] = sorted(
+            name for name in directories if not name.startswith(".") and not is_run_directory(Path(place, name))
+        )
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _stat(path: Path) -> list[int]:
@@ -84,6 +94,7 @@ def _work(context: Context) -> Outcome:
         raise DataError(problems[0])
     out = context.run.path("data")
     dataset = _draw(recipe, out) if recipe.data.layout == "scenes" else _convert(recipe, out)
+    _require_labels(dataset)
     skipped = load_skipped(out)
     checksums = load_checksums(out)
     shared = len(set(checksums["train"].values()) & set(checksums["val"].values()))
@@ -101,6 +112,16 @@ def _work(context: Context) -> Outcome:
         summary=f"{len(dataset.train)} train and {len(dataset.val)} validation images, "
         f"{len(dataset.classes)} classes{left_out}",
     )
+
+
+def _require_labels(dataset: Dataset) -> None:
+    """Refuse a split without a labelled pixel before hours of training: nothing could be learnt, or chosen, from it."""
+    for name, samples in (("train", dataset.train), ("val", dataset.val)):
+        if not any(sample.classes for sample in samples):
+            raise DataError(
+                f"{dataset.name}: no pixel of the {len(samples)} labels of the split {name} is of a known class; "
+                "expected class ids below the number of classes, or the colours of classes"
+            )
 
 
 def _check(run: Run) -> str | None:

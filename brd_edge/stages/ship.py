@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from brd_edge.recipe import Recipe
 from brd_edge.runtime.errors import DeliveryError, RecipeError, RunError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
+from brd_edge.stages.bundle import signing_key
 from brd_edge.stages.context import Context, Outcome, Stage
 
 if TYPE_CHECKING:
@@ -30,8 +31,12 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
+    if not _named(recipe):
+        return {}
     fleet = _fleet_path(recipe)
-    return {"fleet": sha256_file(fleet) if fleet.is_file() else "missing"} if fleet is not None else {}
+    listed = {"fleet": sha256_file(fleet) if fleet.is_file() else "missing"} if fleet is not None else {}
+    # signing the same bundle with another key changes no file of it that the record knows
+    return listed | signing_key(recipe)
 
 
 def _plan(recipe: Recipe) -> str:

@@ -21,6 +21,7 @@ from brd_edge.stages.context import (
 from brd_edge.stages.model_checks import check_models, require_takes
 from brd_edge.stages.training import (
     TRAINING_CODE,
+    encoder_weights,
     label_terms,
     load_run_dataset,
     missing_weights,
@@ -81,7 +82,7 @@ def _train(context: Context) -> Outcome:
     assert section is not None
     dataset = load_run_dataset(context)
     spec = model_spec(recipe.teacher, dataset)
-    model = build_model(spec, encoder_weights=recipe.teacher.encoder_weights, seed=recipe.seed)
+    model = build_model(spec, encoder_weights=encoder_weights(recipe.teacher), seed=recipe.seed)
     weights = training_class_weights(dataset, section.class_weights, training_device(recipe))
     files, result = train_and_save(
         context,

@@ -29,6 +29,7 @@ __all__ = [
     "TRAINING_CODE",
     "augmentation_of",
     "distill_settings",
+    "encoder_weights",
     "label_terms",
     "load_run_dataset",
     "missing_weights",
@@ -109,6 +110,12 @@ def weight_files(section: ModelSection) -> dict[str, str]:
         return {}
     path = Path(str(section.encoder_weights)).expanduser()
     return {"encoder weights": sha256_file(path)} if path.is_file() else {}
+
+
+def encoder_weights(section: ModelSection) -> str | None:
+    """Return what a model's encoder starts from, with `~` resolved in the name of a file."""
+    given = section.encoder_weights
+    return given if given in (None, "imagenet") else str(Path(str(given)).expanduser())
 
 
 def missing_weights(name: str, section: ModelSection) -> list[str]:
