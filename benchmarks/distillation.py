@@ -25,13 +25,13 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from benchmarks.distillation_cells import SCORES, Cell, is_scored, score, score_teacher, validations
 from benchmarks.distillation_table import format_table
 from benchmarks.pipeline_runs import (
     TRAINING_LOG,
@@ -42,39 +42,12 @@ from benchmarks.pipeline_runs import (
 from benchmarks.statistics import paired_difference, summarise
 from brd_edge.distill.objective import METHODS
 from brd_edge.environment import describe_environment
-from brd_edge.recipe import Recipe, load_recipe
-from brd_edge.run import Run, code_digest, digest
+from brd_edge.recipe import load_recipe
+from brd_edge.run import digest
 from brd_edge.runtime.errors import BrdEdgeError, RecipeError
-from brd_edge.runtime.files import sha256_file, write_json_atomic, write_text_atomic
-from brd_edge.stages import STAGES
+from brd_edge.runtime.files import write_json_atomic, write_text_atomic
 
-if TYPE_CHECKING:
-    from brd_edge.runtime.metrics import SegmentationMetrics
-
-SCORES = ("miou", "boundary_iou", "boundary_f", "connectivity_error")
 CONTROLS = ("none", "kd")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training: an arm and a seed.
-
-    Attributes:
-        arm: Name of the method or of the set of settings.
-        seed: Seed of the student's first weights and of the order and variation of the data.
-        directory: Its run directory.
-        overrides: What differs from the recipe.
-    """
-
-    arm: str
-    seed: int
-    directory: Path
-    overrides: tuple[str, ...]
-
-    @property
-    def score_file(self) -> Path:
-        """Where the finished cell's scores lie."""
-        return self.directory / "scores.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cells = _finished(options.recipe, cells)
         with pipeline_runs() as runs:
             _train_cells(options.recipe, cells, options.jobs, runs)
-        scores = _score_teacher(options.recipe, shared, where / "teacher")
+        scores = score_teacher(options.recipe, shared, where / "teacher")
     except BrdEdgeError as error:
         print(f"benchmarks.distillation: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -189,9 +162,11 @@ def _finished(recipe: Path, cells: Sequence[Cell]) -> list[Cell]:
     Raises:
         RecipeError: There is none.
     """
-    found = [cell for cell in cells if _scored(recipe, cell)]
+    found = [cell for cell in cells if is_scored(recipe, cell)]
     if not found:
-        raise RecipeError(f"--finished: none of the {len(cells)} cells is done with these settings; leave it out first")
+        raise RecipeError(
+            f"--finished: none of the {len(cells)} cells is done with these settings and files; leave it out first"
+        )
     return found
 
 
@@ -201,7 +176,7 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int, runs: PipelineR
 
     def train(cell: Cell) -> None:
         nonlocal trained
-        if failed.is_set() or _scored(recipe, cell):
+        if failed.is_set() or is_scored(recipe, cell):
             return
         steps = "" if jobs == 1 else f" (steps: {cell.directory / TRAINING_LOG})"
         _say(f"{cell.arm}, seed {cell.seed}: training{steps}")
@@ -211,7 +186,7 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int, runs: PipelineR
             failed.set()
             raise
         try:
-            scores = scorers.submit(_score, recipe, cell).result()
+            scores = scorers.submit(score, recipe, cell).result()
         except BrokenProcessPool:
             if runs.stopped:  # the signal ended the worker, too
                 raise KeyboardInterrupt from None
@@ -234,118 +209,11 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int, runs: PipelineR
             future.result()
 
 
-def _scored(recipe: Path, cell: Cell) -> bool:
-    """Return whether a cell is done with these very settings."""
-    try:
-        found = json.loads(cell.score_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(found["settings"] == _settings(recipe, cell))
-
-
-def _settings(recipe: Path, cell: Cell) -> str:
-    """Return a digest of everything that decides a cell: its settings, the teacher if it has one, code."""
-    resolved = load_recipe(recipe, overrides=cell.overrides)
-    parts = {"data", "student", "seed", "device"}
-    settings = resolved.model_dump(mode="json", include=parts)
-    distill = resolved.distill.model_dump(mode="json", exclude={"train": {"checkpoint_s"}})
-    # of all arms: what the student sees is made from what the teacher sees
-    settings["teacher_scale"] = resolved.teacher.scale
-    settings["distill"] = {key: value for key, value in distill.items() if _matters(key, distill["method"])}
-    assert resolved.teacher.checkpoint is not None, "cells share a trained teacher"
-    teacher = (
-        sha256_file(Path(resolved.teacher.checkpoint) / "model.safetensors") if METHODS[distill["method"]] else None
-    )
-    return digest([settings, teacher, code_digest(STAGES["distill"].code)])
-
-
-def _matters(key: str, method: str) -> bool:
-    """Return whether a setting of `distill` changes anything under a method: other terms' settings do not."""
-    terms = METHODS[method]
-    if key in {"method", "train", "cuda_graphs", "teacher_sees_jitter"}:
-        return True
-    if key in {"curriculum", "compile_teacher"}:
-        return bool(terms)
-    if key == "band_weight":
-        return "boundary" in terms or "boundary_classes" in terms
-    # the longest term that the key begins with is its own: boundary_class_kernels belongs to boundary_classes
-    owners = {"kd_": "kd", "cwd_": "cwd", "boundary_class_": "boundary_classes", "boundary_": "boundary"}
-    owners |= {"relation_": "relation", **{f"lambda_{term}": term for names in METHODS.values() for term in names}}
-    prefix = max((prefix for prefix in owners if key.startswith(prefix)), key=len)
-    return owners[prefix] in terms
-
-
-def _score(recipe: Path, cell: Cell) -> dict[str, Any]:
-    """Evaluate a trained student on the whole validation split and keep its scores."""
-    resolved, run = load_recipe(recipe, overrides=cell.overrides), Run(cell.directory.resolve())
-    artifact = run.artifact("distill")
-    assert artifact is not None, "the pipeline has just made it"
-    metrics = _evaluate(resolved, run, "distill")
-    timing = run.path("distill", "step_time.json")
-    scores = {
-        "arm": cell.arm,
-        "seed": cell.seed,
-        "settings": _settings(recipe, cell),
-        **metrics.to_json(),
-        "images": metrics.images,
-        "best_step": artifact.result["step"],
-        "steps": artifact.result["steps"],
-        "duration_s": artifact.duration_s,
-        "step_seconds": json.loads(timing.read_text(encoding="utf-8"))["seconds"] if timing.exists() else None,
-        "code": artifact.code,
-        "environment": describe_environment(),
-    }
-    write_json_atomic(cell.score_file, scores)
-    return scores
-
-
-def _validations(cell: Cell) -> list[dict[str, Any]]:
-    """Return `step` and `miou` (0 to 1) of every validation of a cell's training."""
-    lines = Run(cell.directory.resolve()).path("distill", "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{name: row[name] for name in ("step", "miou")} for row in map(json.loads, lines) if "miou" in row]
-
-
-def _score_teacher(recipe: Path, overrides: Sequence[str], directory: Path) -> dict[str, Any]:
-    """Return the teacher's scores and how long it took: one that was given has no validation of its own."""
-    run = Run(directory.resolve())
-    artifact = run.artifact("teacher")
-    assert artifact is not None, "cells share a trained teacher"
-    weights = sha256_file(run.path("teacher", "model", "model.safetensors"))
-    kept = directory / "scores.json"
-    try:
-        found = json.loads(kept.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = {}
-    if found.get("weights") != weights:
-        metrics = _evaluate(load_recipe(recipe, overrides=overrides), run, "teacher")
-        found = {"weights": weights, **{name: getattr(metrics, name)() for name in SCORES}}
-        write_json_atomic(kept, found)
-    return {**found, "duration_s": artifact.duration_s}
-
-
-def _evaluate(recipe: Recipe, run: Run, stage: str) -> SegmentationMetrics:
-    from brd_edge.data.index import load_dataset
-    from brd_edge.evaluate.accuracy import evaluate_predictor, model_predictor
-    from brd_edge.models.segmentation import load_model
-    from brd_edge.runtime.metrics import SegmentationMetrics
-    from brd_edge.stages.context import input_contract, teacher_contract, training_device
-
-    dataset, device = load_dataset(run.path("data")), training_device(recipe)
-    contract = teacher_contract(recipe) if stage == "teacher" else input_contract(recipe)
-    model, _ = load_model(run.path(stage, "model"))
-    return evaluate_predictor(
-        model_predictor(model.eval().to(device), contract, device),
-        dataset.val,
-        contract=contract,
-        metrics=SegmentationMetrics(len(dataset.classes)),
-    )
-
-
 def _result(
     options: argparse.Namespace, arms: Mapping[str, Sequence[str]], cells: Sequence[Cell], teacher: Mapping[str, Any]
 ) -> dict[str, Any]:
     scores = [
-        {**json.loads(cell.score_file.read_text(encoding="utf-8")), "validations": _validations(cell)} for cell in cells
+        {**json.loads(cell.score_file.read_text(encoding="utf-8")), "validations": validations(cell)} for cell in cells
     ]
     table = {
         arm: {

@@ -167,8 +167,15 @@ def code_digest(names: tuple[str, ...]) -> str:
 
 
 def tree_files(directory: Path) -> list[Path]:
-    """Return all files under a directory, sorted."""
-    return sorted(Path(root) / name for root, _, names in os.walk(directory) for name in names)
+    """Return all files under a directory, sorted, but hidden ones and those in hidden directories.
+
+    These are what file managers, version control and killed processes leave; no stage reads one.
+    """
+    found: list[Path] = []
+    for root, directories, names in os.walk(directory):
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        found += [Path(root) / name for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
 def changed_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

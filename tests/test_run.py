@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from brd_edge.run import Artifact, Run, changed_inputs, code_digest, digest, open_run
+from brd_edge.run import Artifact, Run, changed_inputs, code_digest, digest, open_run, tree_files
 from brd_edge.runtime.errors import RunError
 from brd_edge.runtime.files import atomic_path, write_bytes_atomic, write_json_atomic
 
@@ -110,3 +110,10 @@ def test_digests() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 1, "b": 3})
     assert code_digest(("run.py",)) != code_digest(("run.py", "runtime"))
     assert changed_inputs({"a": "1", "b": "2"}, {"a": "1", "b": "3", "c": "4"}) == ["b", "c"]
+
+
+def test_a_tree_has_no_hidden_files(tmp_path: Path) -> None:
+    for name in ("val/b.png", "a.png", ".DS_Store", "val/.b-x.png", ".git/config", ".git/objects/c"):
+        write_bytes_atomic(tmp_path / name, b"")
+
+    assert tree_files(tmp_path) == [tmp_path / "a.png", tmp_path / "val" / "b.png"]

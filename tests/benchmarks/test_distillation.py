@@ -12,14 +12,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
+from safetensors.torch import save_file
 
-from benchmarks import distillation
+from benchmarks import distillation, distillation_cells
 from benchmarks.distillation_table import format_table
+from brd_edge.data.scenes import CLASSES, draw_scene
 from brd_edge.distill.objective import METHODS
+from brd_edge.models.segmentation import ModelSpec, build_model
 from brd_edge.recipe import load_recipe
 from brd_edge.recipe_training import DistillSection
+from brd_edge.runtime.files import write_json_atomic
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -64,9 +70,9 @@ def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_setting_belongs_to_the_methods_that_it_changes() -> None:
     # the student of `none` is recorded, too, and sees other colours
     everyones = {"cuda_graphs", "teacher_sees_jitter"}
-    assert all(distillation._matters(setting, method) for setting in everyones for method in METHODS)
+    assert all(distillation_cells.decides(setting, method) for setting in everyones for method in METHODS)
     for setting in set(DistillSection.model_fields) - {"method", "train", *everyones}:
-        having = {method for method in METHODS if distillation._matters(setting, method)}
+        having = {method for method in METHODS if distillation_cells.decides(setting, method)}
         terms = {term for term in _TERMS if setting.removeprefix("lambda_") == term or setting.startswith(_TERMS[term])}
         assert having == {method for method, names in METHODS.items() if terms & set(names)}, setting
 
@@ -123,6 +129,68 @@ def test_cells_share_the_teacher_and_are_not_done_twice(tmp_path: Path, capfd: p
         for cell in ("teacher", "none-0", "kd-1")
     }
     assert len(checkpoints) == 1, "every cell has the same teacher"
+
+
+@pytest.mark.usefixtures("in_root")
+def test_cells_are_done_again_where_their_files_changed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The paths of the data set and of the student's first weights stay the same."""
+    root, weights = tmp_path / "scenes", tmp_path / "weights.safetensors"
+    _save_scenes(root)
+    _save_encoder_weights(weights, seed=1)
+    data = json.dumps({"layout": "folder", "root": str(root), "size": [64, 96], "loader": "torch"})
+    settings = [f"data={data}", f"student.encoder_weights={weights}"]
+    arguments = _arguments(tmp_path, "--methods", "none", "--seeds", "0", *(f"--set={each}" for each in settings))
+    finished = [*arguments, "--finished"]
+    assert distillation.main(arguments) == 0
+    cell, teacher = (tmp_path / "runs" / name / "scores.json" for name in ("none-0", "teacher"))
+    assert set(json.loads(cell.read_text(encoding="utf-8"))["files"]) == {"data set", "encoder weights"}
+    (root / "images" / ".DS_Store").write_bytes(b"what a file manager leaves")
+    capfd.readouterr()
+    assert distillation.main(arguments) == 0
+    assert "training" not in capfd.readouterr().err, "no stage reads a hidden file"
+    before = json.loads(cell.read_text(encoding="utf-8"))
+    write_json_atomic(cell, {name: value for name, value in before.items() if name != "files"})
+    assert distillation.main(finished) == 0, "scores that do not tell their files are those of the run beside them"
+
+    _save_encoder_weights(weights, seed=2)
+    assert distillation.main(finished) == 2
+    assert "none of the 1 cells is done with these settings and files" in capfd.readouterr().err
+    _save_encoder_weights(weights, seed=1)
+    assert distillation.main(finished) == 0
+    label = root / "labels" / "val" / "0.png"
+    Image.fromarray(np.zeros((64, 96), np.uint8)).save(label)
+    assert distillation.main(finished) == 2
+    scored = json.loads(teacher.read_text(encoding="utf-8"))
+    capfd.readouterr()
+
+    assert distillation.main(arguments) == 0
+
+    assert "none, seed 0: training" in capfd.readouterr().err
+    again = json.loads(teacher.read_text(encoding="utf-8"))
+    assert again["data_set"] != scored["data_set"]
+    assert again["miou"] != scored["miou"]
+    smaller = [*TINY, *settings, "data.size=[32, 48]"]
+    recipe = ROOT / "pipelines" / "quickstart.yaml"
+    found = distillation_cells.score_teacher(recipe, smaller, tmp_path / "runs" / "teacher")
+    assert (found["weights"], found["contract"] != again["contract"]) == (again["weights"], True)
+    assert found["boundary_iou"] != again["boundary_iou"], "the same weights on frames of another size"
+
+
+def _save_scenes(root: Path) -> None:
+    (root / "images").mkdir(parents=True)
+    (root / "classes.yaml").write_text(yaml.safe_dump({"names": list(CLASSES)}), encoding="utf-8")
+    for seed in range(11):
+        split, (pixels, labels) = "val" if seed < 3 else "train", draw_scene(seed, 64, 96)
+        for kind, content in (("images", pixels), ("labels", labels)):
+            path = root / kind / split / f"{seed}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(path)
+
+
+def _save_encoder_weights(path: Path, seed: int) -> None:
+    spec = ModelSpec("FPN", "tu-mobilenetv3_small_050", classes=4)
+    encoder = build_model(spec, encoder_weights=None, seed=seed).get_submodule("encoder.model")
+    save_file(encoder.state_dict(), path)
 
 
 @pytest.mark.usefixtures("in_root")
