@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import argument_types
+from benchmarks.output import output_file, publish
 from brd_edge.environment import describe_environment, package_version
 from brd_edge.progress import progress_bar
 from brd_edge.runtime.class_map import ClassMapper, dense_class_map
@@ -278,10 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "cases": measured,
     }
     print(format_result(result))
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
-    return 0
+    return publish(result, options.output)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -298,7 +295,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--frames", type=argument_types.count, default=8, help="of the run's validation split, spread over it"
     )
-    parser.add_argument("--output", type=Path, help="also write the JSON here")
+    parser.add_argument("--output", type=output_file, help="also write the JSON here")
     return parser
 
 

@@ -33,6 +33,7 @@ import yaml
 
 from benchmarks.distillation_cells import SCORES, Cell, is_scored, score, score_teacher, validations
 from benchmarks.distillation_table import format_table
+from benchmarks.output import output_file
 from benchmarks.pipeline_runs import (
     TRAINING_LOG,
     PipelineRunError,
@@ -133,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--directory", type=Path, help="where the runs go (runs/distillation/<name in the recipe>)")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=output_file,
         help="JSON (benchmarks/results/distillation_<directory>.json; with --arms, its name for distillation)",
     )
     return parser

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import re
 import shutil
@@ -33,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import argument_types
+from benchmarks.output import output_file, publish
 from brd_edge.data.dataset import Dataset, read_frame
 from brd_edge.data.index import load_dataset
 from brd_edge.deploy.agreement import stand_in
@@ -345,10 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "environment": describe_environment(),
     }
     print(format_result(result))
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
-    return 0
+    return publish(result, options.output)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -361,7 +358,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=argument_types.rounds, default=30)
     parser.add_argument("--threads", type=argument_types.count, default=2)
     parser.add_argument("--vendor-turns", type=int, default=15, help="of benchmark_app; 0 leaves it out")
-    parser.add_argument("--output", type=Path, help="also write the JSON here")
+    parser.add_argument("--output", type=output_file, help="also write the JSON here")
     return parser
 
 

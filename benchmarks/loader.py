@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -30,6 +29,7 @@ import torch
 
 from benchmarks.loader_contenders import CONTENDERS, PREFETCH, Contender, Workload, open_contender, unavailable
 from benchmarks.loader_files import JPEG_QUALITY, NOISE_SIGMA, Case, make_files
+from benchmarks.output import output_file, publish
 from brd_edge.data.dataset import Sample
 from brd_edge.data.plan import Augmentation
 from brd_edge.distill.supervised import cross_entropy
@@ -306,10 +306,7 @@ def main(
         "step": steps,
     }
     print(format_result(result))
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
-    return 0
+    return publish(result, options.output)
 
 
 def _parser(cases: Sequence[Case]) -> argparse.ArgumentParser:
@@ -321,7 +318,7 @@ def _parser(cases: Sequence[Case]) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="decoding threads, or worker processes")
     parser.add_argument("--step", action="store_true", help="also measure training steps")
-    parser.add_argument("--output", type=Path, help="also write the JSON here")
+    parser.add_argument("--output", type=output_file, help="also write the JSON here")
     return parser
 
 

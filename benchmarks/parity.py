@@ -10,7 +10,6 @@ validation split through each way, everything else being equal. The last line is
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 from torch import nn
 
+from benchmarks.output import output_file, publish
 from brd_edge.data.dataset import Sample, read_frame, read_label
 from brd_edge.data.evaluation import read_for_evaluation
 from brd_edge.data.index import load_dataset
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parity", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory, such as runs/camvid_cpu")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
+    parser.add_argument("--output", type=output_file, metavar="FILE", help="write the result as JSON")
     options = parser.parse_args(arguments)
     try:
         student = load_student(options.run)
@@ -203,10 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     headers = ["way", "mIoU %", "lost", "Boundary IoU %", "lost", "agreement %"]
     print(tabulate(percent, headers, floatfmt=(".0f", ".2f", ".3f", ".2f", ".3f", ".3f")))
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result))
-    return 0
+    return publish(result, options.output)
 
 
 if __name__ == "__main__":

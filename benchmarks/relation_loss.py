@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import os
 import statistics
 import sys
@@ -29,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import argument_types
+from benchmarks.output import output_file, publish
 from brd_edge.distill.relation import streamed_relation
 from brd_edge.environment import describe_environment
 from brd_edge.progress import progress_bar
@@ -200,7 +200,7 @@ def main() -> int:
     parser.add_argument("--channels", type=argument_types.count, default=256)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--pairs", type=argument_types.count, default=7, help="interleaved pairs per size")
-    parser.add_argument("--output", type=Path, help="also write the JSON here")
+    parser.add_argument("--output", type=output_file, help="also write the JSON here")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("relation_loss: --device cuda: torch finds no GPU here", file=sys.stderr)
@@ -222,10 +222,7 @@ def main() -> int:
         "rows": rows,
     }
     print(format_rows(rows))
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
-    return 0
+    return publish(result, options.output)
 
 
 if __name__ == "__main__":

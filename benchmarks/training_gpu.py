@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks import argument_types
+from benchmarks.output import output_file
 from brd_edge.distill.objective import METHODS
 from brd_edge.environment import describe_environment
 from brd_edge.runtime.files import write_json_atomic
@@ -129,15 +130,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--epochs", type=argument_types.count, default=3, help="of each short training (3)")
     parser.add_argument("--directory", type=Path, default=Path("runs") / "training_gpu", help="where the runs go")
-    parser.add_argument(
-        "--output", type=Path, default=Path("benchmarks") / "results" / "training_gpu.json", help="JSON"
-    )
+    parser.add_argument("--output", type=output_file, default="benchmarks/results/training_gpu.json", help="JSON")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("training_gpu: torch finds no GPU here; nothing of this can be shown without one", file=sys.stderr)
         return 2
     options.directory.mkdir(parents=True, exist_ok=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     gpus, found = torch.cuda.device_count(), list[dict[str, Any]]()
     environment = describe_environment() | {"gpu": torch.cuda.get_device_name(), "gpus": gpus}
     result = {"benchmark": "training_gpu", "recipe": str(options.recipe), "checks": found, "environment": environment}

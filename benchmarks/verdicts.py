@@ -10,7 +10,6 @@ coarse logits is timed alone, as in the zero-cost proof. The last line is one JS
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ import numpy as np
 from scipy import stats
 from tabulate import tabulate
 
+from benchmarks.output import output_file, publish
 from brd_edge.environment import describe_environment
 from brd_edge.progress import progress_bar
 from brd_edge.runtime.compare import compare_latency
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--margin", type=float, default=0.01)
     parser.add_argument("--budget", type=float, default=60.0, metavar="SECONDS", help="of one session")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, metavar="FILE")
+    parser.add_argument("--output", type=output_file, metavar="FILE")
     options = parser.parse_args(arguments)
     plan = [0.0] * options.sessions + [options.share] * options.slowdowns
     try:
@@ -149,10 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sessions": sessions,
         "environment": describe_environment(),
     }
-    if options.output is not None:
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
-    return 0
+    return publish(result, options.output)
 
 
 if __name__ == "__main__":
