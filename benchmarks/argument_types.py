@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 
-__all__ = ["count", "rounds", "share", "size"]
+__all__ = ["count", "override", "rounds", "share", "size"]
 
 
 def size(text: str) -> tuple[int, int]:
@@ -20,6 +21,17 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, came {text!r}")
     return int(text)
+
+
+def override(key: str, value: str) -> str:
+    """Return the `--set` of a recipe's key to a text, which YAML would else take for what it looks like.
+
+    Example:
+        >>> override("data.hold_out", "0001")
+        'data.hold_out="0001"'
+    """
+    # YAML does not put a character together from JSON's surrogate pairs
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def rounds(text: str) -> int:

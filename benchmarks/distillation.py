@@ -31,6 +31,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.argument_types import count, override
 from benchmarks.distillation_cells import SCORES, Cell, is_scored, score, score_teacher, validations
 from benchmarks.distillation_table import format_table
 from benchmarks.output import output_file
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--only chooses among --arms, which is not given; --methods names methods")
     try:
         arms = _arms(options)
-        held = [] if options.hold_out is None else [f"data.hold_out={options.hold_out}"]
+        held = [] if options.hold_out is None else [override("data.hold_out", options.hold_out)]
         shared = [*options.set, *held]
         recipe = load_recipe(options.recipe, overrides=shared)
         where = options.directory or Path("runs") / "distillation" / (
@@ -68,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.finished:
             with pipeline_runs() as runs:
                 runs.run(options.recipe, shared, where / "teacher", "teacher")
-        teacher = [f"teacher.checkpoint={(where / 'teacher' / 'teacher' / 'model').resolve()}", "teacher.train=null"]
+        model = (where / "teacher" / "teacher" / "model").resolve()
+        teacher = [override("teacher.checkpoint", str(model)), "teacher.train=null"]
         cells = [
             Cell(arm, seed, where / f"{arm}-{seed}", (*shared, *teacher, f"seed={seed}", *settings))
             for seed in options.seeds
@@ -129,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="override the recipe, for the teacher and every cell",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="cells trained at the same time (1)")
+    parser.add_argument("--jobs", type=count, default=1, help="cells trained at the same time (1)")
     parser.add_argument("--finished", action="store_true", help="train nothing: the table of the cells that are done")
     parser.add_argument("--directory", type=Path, help="where the runs go (runs/distillation/<name in the recipe>)")
     parser.add_argument(

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.argument_types import count
 from benchmarks.loader_contenders import CONTENDERS, PREFETCH, Contender, Workload, open_contender, unavailable
 from benchmarks.loader_files import JPEG_QUALITY, NOISE_SIGMA, Case, make_files
 from benchmarks.output import output_file, publish
@@ -37,6 +38,7 @@ from brd_edge.environment import describe_environment, package_version
 from brd_edge.models.segmentation import ModelSpec, build_model
 from brd_edge.progress import progress_bar
 from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.errors import BrdEdgeError
 
 BASES = ("reference", "dataloader")
 """The contenders that the others are divided by."""
@@ -289,7 +291,11 @@ def main(
     if training is not None:
         turns += training.rounds * sum(unavailable(name) is None for name in STEP_CONTENDERS)
     with tempfile.TemporaryDirectory() as directory:
-        files = make_files(Path(directory), [*chosen, *extra], options.camvid)
+        try:
+            files = make_files(Path(directory), [*chosen, *extra], options.camvid)
+        except BrdEdgeError as error:
+            print(f"loader: error: {error}", file=sys.stderr)
+            return error.exit_code
         with progress_bar(turns, "loaders", unit="turn") as bar:
             measured = [measure_case(case, files[case.name], settings, bar) for case in chosen]
             steps = None if training is None else measure_step(files[training.case.name], settings, training, bar)
@@ -315,8 +321,8 @@ def _parser(cases: Sequence[Case]) -> argparse.ArgumentParser:
     parser.add_argument("--camvid", type=Path, default=Path(camvid) if camvid else None, help="default: $CAMVID_ROOT")
     parser.add_argument("--case", action="append", choices=[case.name for case in cases], help="all when not given")
     parser.add_argument("--seconds", type=float, default=20.0, help="for the reference in a case, over all rounds")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2, help="decoding threads, or worker processes")
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--threads", type=count, default=2, help="decoding threads, or worker processes")
     parser.add_argument("--step", action="store_true", help="also measure training steps")
     parser.add_argument("--output", type=output_file, help="also write the JSON here")
     return parser

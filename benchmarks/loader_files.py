@@ -13,6 +13,7 @@ from PIL import Image
 from brd_edge.data.dataset import IGNORE_ID, Sample
 from brd_edge.data.scenes import draw_scene
 from brd_edge.progress import progress_bar
+from brd_edge.runtime.errors import DataError
 
 __all__ = ["JPEG_QUALITY", "NOISE_SIGMA", "Case", "make_files"]
 
@@ -54,18 +55,24 @@ def pictures(size: tuple[int, int], count: int, camvid: Path | None) -> Iterator
         camvid: Directory with `train` and `trainannot`; scenes are drawn without it.
 
     Raises:
-        FileNotFoundError: There are fewer photographs or one has no label.
+        DataError: There are fewer photographs, or one has no label or cannot be read.
     """
     if camvid is None:
         yield from (draw_scene(seed, *size) for seed in range(count))
         return
     files = sorted(path for path in (camvid / "train").glob("*") if path.suffix in (".jpg", ".png"))
     if len(files) < count:
-        raise FileNotFoundError(f"{camvid / 'train'}: expected at least {count} images, found {len(files)}")
+        raise DataError(
+            f"{camvid / 'train'}: expected at least {count} images, found {len(files)}; "
+            "give --camvid the directory with train and trainannot, or leave it out to draw scenes"
+        )
     generator = np.random.default_rng(0)
     for path in files[:: len(files) // count][:count]:
-        with Image.open(path) as image, Image.open(camvid / "trainannot" / f"{path.stem}.png") as label:
-            pixels, ids = np.asarray(image.convert("RGB")), np.asarray(label)
+        try:
+            with Image.open(path) as image, Image.open(camvid / "trainannot" / f"{path.stem}.png") as label:
+                pixels, ids = np.asarray(image.convert("RGB")), np.asarray(label)
+        except OSError as error:
+            raise DataError(f"{path}: it or its label in trainannot cannot be read ({error})") from error
         ids = np.where(ids == _CAMVID_VOID, np.uint8(IGNORE_ID), ids)
         if pixels.shape[:2] != size:
             shape = size[1], size[0]

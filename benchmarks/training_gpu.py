@@ -53,7 +53,8 @@ def checks(recipe: Path, directory: Path, epochs: int, gpus: int) -> list[Check]
     """Return all checks, in order; trainings go to `directory`."""
     python, relation = sys.executable, directory / "relation_loss.json"
     sizes = [part for count in (1024, 8192, 32768) for part in ("--n", str(count))]
-    teacher = ["teacher.train=null", f"teacher.checkpoint={directory / 'teacher' / 'teacher' / 'model'}"]
+    model = directory / "teacher" / "teacher" / "model"
+    teacher = ["teacher.train=null", argument_types.override("teacher.checkpoint", str(model))]
 
     def pipeline(name: str, until: str, settings: Sequence[str]) -> tuple[str, ...]:
         parts = [part for setting in ("device=cuda", *settings) for part in ("--set", setting)]

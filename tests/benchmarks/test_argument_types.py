@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from benchmarks import argument_types
+from brd_edge.recipe_yaml import apply_override
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,10 @@ def test_taken(take: Callable[[str], object], text: str, value: object) -> None:
 def test_refused(take: Callable[[str], object], text: str, message: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=message.replace("(", r"\(")):
         take(text)
+
+
+@pytest.mark.parametrize("text", ["*_L", "[ab]*", "0001", "yes", "", "a: b #c", 'one " and \\', "\N{GRINNING FACE} ü"])
+def test_an_override_is_read_back_as_the_same_text(text: str) -> None:
+    content: dict[str, Any] = {}
+    apply_override(content, argument_types.override("data.hold_out", text))
+    assert content == {"data": {"hold_out": text}}

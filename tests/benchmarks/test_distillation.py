@@ -134,15 +134,16 @@ def test_cells_share_the_teacher_and_are_not_done_twice(tmp_path: Path, capfd: p
 @pytest.mark.usefixtures("in_root")
 def test_cells_are_done_again_where_their_files_changed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The paths of the data set and of the student's first weights stay the same."""
-    root, weights = tmp_path / "scenes", tmp_path / "weights.safetensors"
+    here = tmp_path / "of: [me] #1"  # YAML would see more in it than text
+    root, weights = here / "scenes", here / "weights.safetensors"
     _save_scenes(root)
     _save_encoder_weights(weights, seed=1)
     data = json.dumps({"layout": "folder", "root": str(root), "size": [64, 96], "loader": "torch"})
-    settings = [f"data={data}", f"student.encoder_weights={weights}"]
-    arguments = _arguments(tmp_path, "--methods", "none", "--seeds", "0", *(f"--set={each}" for each in settings))
+    settings = [f"data={data}", f"student.encoder_weights={json.dumps(str(weights))}"]
+    arguments = _arguments(here, "--methods", "none", "--seeds", "0", *(f"--set={each}" for each in settings))
     finished = [*arguments, "--finished"]
     assert distillation.main(arguments) == 0
-    cell, teacher = (tmp_path / "runs" / name / "scores.json" for name in ("none-0", "teacher"))
+    cell, teacher = (here / "runs" / name / "scores.json" for name in ("none-0", "teacher"))
     assert set(json.loads(cell.read_text(encoding="utf-8"))["files"]) == {"data set", "encoder weights"}
     (root / "images" / ".DS_Store").write_bytes(b"what a file manager leaves")
     capfd.readouterr()
@@ -171,7 +172,7 @@ def test_cells_are_done_again_where_their_files_changed(tmp_path: Path, capfd: p
     assert again["miou"] != scored["miou"]
     smaller = [*TINY, *settings, "data.size=[32, 48]"]
     recipe = ROOT / "pipelines" / "quickstart.yaml"
-    found = distillation_cells.score_teacher(recipe, smaller, tmp_path / "runs" / "teacher")
+    found = distillation_cells.score_teacher(recipe, smaller, here / "runs" / "teacher")
     assert (found["weights"], found["contract"] != again["contract"]) == (again["weights"], True)
     assert found["boundary_iou"] != again["boundary_iou"], "the same weights on frames of another size"
 
@@ -203,10 +204,12 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     bad.write_text("[1, 2]", encoding="utf-8")
     assert distillation.main(_arguments(tmp_path, "--arms", str(bad))) == 2
     assert "expected a mapping of names to lists of KEY=VALUE" in capsys.readouterr().err
-    assert distillation.main(_arguments(tmp_path, "--hold-out", "abc*")) == 2
-    assert "drawn scenes have no sequences to hold out" in capsys.readouterr().err
+    for pattern in ("abc*", "*_L", "[ab]*", "0001", "yes", "\N{GRINNING FACE}: *"):
+        assert distillation.main(_arguments(tmp_path, "--hold-out", pattern)) == 2
+        assert "drawn scenes have no sequences to hold out" in capsys.readouterr().err, pattern
     for wrong, message in (
         (("--only", "brd"), "--only chooses among --arms, which is not given"),
+        (("--jobs", "0"), "argument --jobs: expected a whole number from 1, came '0'"),
         (("--seeds", "0,a"), "expected whole numbers such as 0,1,2, came '0,a'"),
     ):
         with pytest.raises(SystemExit, match="2"):

@@ -16,6 +16,7 @@ from benchmarks.loader import Settings, StepSettings
 from benchmarks.loader_contenders import CONTENDERS, Contender, Workload, open_contender, unavailable
 from benchmarks.loader_files import Case, make_files
 from brd_edge.data.dataset import IGNORE_ID, Sample
+from brd_edge.runtime.errors import DataError
 
 SIZE, CROP, BATCH = (48, 64), (40, 72), 3
 PNG = Case("png-tiny", "png", SIZE, CROP, 8)
@@ -74,8 +75,18 @@ def test_camvid_is_enlarged_with_its_labels(tmp_path: Path) -> None:
     for sample in samples:
         expected = np.where(ids == 11, IGNORE_ID, ids).repeat(2, axis=0).repeat(4, axis=1)
         assert np.array_equal(read(sample.label), expected)
-    with pytest.raises(FileNotFoundError, match="at least 6 images, found 5"):
+    with pytest.raises(DataError, match="at least 6 images, found 5"):
         make_files(tmp_path / "made", [Case("png", "png", (32, 64), (32, 64), 6)], tmp_path)
+    (tmp_path / "trainannot" / "0.png").unlink()
+    with pytest.raises(DataError, match=r"0.png: it or its label in trainannot cannot be read \(.*No such file"):
+        make_files(tmp_path / "made", [case], tmp_path)
+
+
+def test_a_wrong_camvid_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert loader.main(["--camvid", str(tmp_path / "nowhere"), "--case", JPEG.name], cases=[JPEG]) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("loader: error: "))
+    assert "nowhere/train: expected at least" in line
+    assert "give --camvid the directory with train and trainannot" in line
 
 
 @pytest.mark.parametrize("name", HERE)
