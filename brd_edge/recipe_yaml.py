@@ -17,32 +17,69 @@ __all__ = ["apply_override", "read_yaml", "resolve_variables", "used_variables"]
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, which takes the last of two equal keys, made to refuse them."""
+_MERGE = "tag:yaml.org,2002:merge"
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a mapping with a key that stands twice."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.MarkedYAMLError(problem=f"the key {twice[0]} stands twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep=deep)
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, which takes the last of two equal keys, made to refuse them.
+
+    A merge key (`<<: *base`) is none of a mapping's own: what it brings, the mapping may say otherwise.
+    """
+
+    def __init__(self, stream: str) -> None:
+        """Read from a text."""
+        super().__init__(stream)
+        self._checked: set[yaml.MappingNode] = set()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Replace merge keys by what they bring, in place, once it is clear that no key stands twice."""
+        # a mapping that another one merges comes again, with what it has itself merged among its keys
+        if node not in self._checked:
+            self._checked.add(node)
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
+            twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+            if twice:
+                raise yaml.MarkedYAMLError(problem=f"the key {twice[0]} stands twice", problem_mark=node.start_mark)
+        super().flatten_mapping(node)
+
+
+def _parse(text: str, what: str) -> Any:
+    """Return what a YAML text holds; `what` begins the message if it cannot be used."""
+    try:
+        content = _UniqueKeyLoader(text).get_single_data()
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise RecipeError(f"{what}: not valid YAML: {' '.join(str(error).split())}") from None
+    if _holds_itself(content, (), set()):
+        raise RecipeError(
+            f"{what}: an alias (*name) stands within the value that it names (&name), which has no end; "
+            "expected an alias of a value before it: write out what is meant"
+        )
+    return content
+
+
+def _holds_itself(value: Any, around: tuple[int, ...], seen: set[int]) -> bool:
+    if id(value) in around:
+        return True
+    if not isinstance(value, dict | list | tuple) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    items = value.values() if isinstance(value, dict) else value
+    return any(_holds_itself(item, (*around, id(value)), seen) for item in items)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return a YAML file's mapping, with all keys as text.
 
     Raises:
-        RecipeError: It cannot be read, is not YAML, holds a key twice, or is not a mapping.
+        RecipeError: It cannot be read, is not YAML, holds a key twice or itself, or is not a mapping.
     """
     try:
-        content = _UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; the ready-made ones lie in pipelines/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    content = _parse(text, str(path))
     if not isinstance(content, dict):
         raise RecipeError(f"{path}: expected a mapping with name, data, teacher, …; got {type(content).__name__}")
     result: dict[str, Any] = text_keys(content)
@@ -58,10 +95,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip("."):
         raise RecipeError(f"--set {override}: expected key=value, for example --set distill.train.epochs=2")
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"--set {override}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+    value = _parse(text, f"--set {override}") if text else ""
     parts = key.split(".")
     here: Any = content
     for number, part in enumerate(parts[:-1]):

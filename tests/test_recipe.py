@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from brd_edge.data.layouts import LAYOUTS
 from brd_edge.json_schemas import SCHEMAS, json_schema, main
@@ -243,6 +244,9 @@ def test_overrides_reach_lists_and_keep_types() -> None:
         ("engines.9.target=x", "a list of 3"),
         ("name.first=x", "has no keys"),
         ("name=[", "not valid YAML"),
+        (f"name={'[' * 2000}", "not valid YAML"),
+        ("student.options={a: 1, a: 2}", "the key a stands twice"),
+        ("student.options=&a [*a]", r"an alias \(\*name\) stands within the value that it names"),
     ],
 )
 def test_bad_overrides_are_named(override: str, message: str) -> None:
@@ -259,6 +263,8 @@ def test_bad_overrides_are_named(override: str, message: str) -> None:
         (b"- a\n- b\n", "expected a mapping"),
         (b"name: [", "not valid YAML"),
         (b"name: a\nname: b\n", "the key name stands twice"),
+        (b"data: {<<: {a: 1, a: 2}}", "the key a stands twice"),
+        (b"name: a\ndata: &d {b: [1, {c: *d}]}\n", r"an alias \(\*name\) stands within the value that it names"),
         (b"\xff\xfe\x00", "cannot be read as UTF-8|not valid YAML"),
         (b"name: !!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
@@ -271,6 +277,25 @@ def test_files_that_are_no_recipe(content: bytes, message: str, tmp_path: Path) 
         load_recipe(path)
 
     assert str(path) in str(caught.value)
+
+
+def test_merge_keys_bring_what_a_mapping_does_not_say(tmp_path: Path) -> None:
+    text = """
+    teacher:
+      train: &short
+        <<: [&speed {lr: 0.01, ema: 0.9}, {ema: 0.5, warmup: 0.1}]
+        lr: 0.02
+    student: {nested: {deep: &deep {<<: *speed, ema: 0.1}}}
+    distill: {<<: *deep, train: {epochs: 3, <<: *short, ema: 0}}
+    again: [*short, *short]
+    """
+    path = tmp_path / "merged.yaml"
+    path.write_text(text, encoding="utf-8")
+
+    found = read_yaml(path)
+
+    assert found == yaml.safe_load(text)
+    assert found["distill"] == {"lr": 0.01, "ema": 0.1, "train": {"epochs": 3, "lr": 0.02, "ema": 0, "warmup": 0.1}}
 
 
 def test_a_recipe_that_is_not_there() -> None:
