@@ -58,7 +58,11 @@ def save_checkpoint(
     scaler: torch.amp.GradScaler,
     loader_state: bytes,
 ) -> None:
-    """Write everything that is needed to go on to the same final weights, atomically."""
+    """Write everything that is needed to go on to the same final weights, atomically.
+
+    Raises:
+        TrainingError: It cannot be written; an earlier checkpoint stays.
+    """
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     if average is not None:
         tensors |= {f"average/{name}": value for name, value in average.state_dict().items()}
@@ -117,7 +121,11 @@ def restore_checkpoint(
 
 
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write a model's weights and buffers, atomically."""
+    """Write a model's weights and buffers, atomically.
+
+    Raises:
+        TrainingError: They cannot be written; earlier ones stay.
+    """
     _save(path, model.state_dict(), metadata)
 
 
@@ -153,12 +161,19 @@ def load_tensors(path: Path, *, lost: str = "it") -> tuple[dict[str, Tensor], di
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # clone: safetensors refuses tensors that share memory, and wants them contiguous
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(plain, temporary, dict(metadata))
+    try:
+        with atomic_path(path) as temporary:
+            save_file(plain, temporary, dict(metadata))
+    # what safetensors raises when the disk is full is no OSError
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{path}: cannot be written ({error}); free space and run it again: the last checkpoint is kept"
+        ) from error
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -51,8 +51,9 @@ def save_model(model: nn.Module, spec: ModelSpec, directory: Path, *, contract: 
         contract: What it was trained with, where that is known.
 
     Raises:
-        ModelError: `spec` is not this model's.
+        ModelError: `spec` is not this model's, or the weights cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_model as save_safetensors
 
     config = {**cast("dict[str, Any]", cast("Any", model).config), "encoder_weights": None}
@@ -61,9 +62,16 @@ def save_model(model: nn.Module, spec: ModelSpec, directory: Path, *, contract: 
     if found != (ARCHITECTURES[spec.arch].class_name, spec.encoder, spec.classes):
         raise ModelError(f"{directory}: the model to save is {found}, its spec says {spec.to_json()}")
     directory.mkdir(parents=True, exist_ok=True)
-    with atomic_path(directory / _WEIGHTS) as temporary:
-        save_safetensors(model, str(temporary))
-        checksum = sha256_file(temporary)
+    try:
+        with atomic_path(directory / _WEIGHTS) as temporary:
+            save_safetensors(model, str(temporary))
+            checksum = sha256_file(temporary)
+    # what safetensors raises when the disk is full is no OSError
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"{directory / _WEIGHTS}: cannot be written ({error}); free space and run it again: "
+            "what was saved before is kept"
+        ) from error
     write_json_atomic(directory / _CONFIG, dict(sorted(config.items())))
     # last: until then the checksum of an earlier save refuses the new weights
     sidecar = {"format_version": _FORMAT_VERSION, "spec": spec.to_json(), "weights_sha256": checksum}

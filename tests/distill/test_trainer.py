@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from full_disk import full_disk
 from torch import Tensor, nn
 
 from brd_edge.data.loader import Batch
@@ -447,6 +448,29 @@ def test_lost_best_weights_are_named_with_what_looks_for_them(tmp_path: Path) ->
         _fit(tmp_path)
     (tmp_path / "checkpoint.safetensors").unlink()
     _fit(tmp_path)
+
+
+class _LoaderThatGrows(_Loader):
+    """Its state takes up much room from the eighth batch on."""
+
+    def state(self) -> bytes:
+        return super().state() + b" " * (100_000 if self._next > 7 else 0)
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_kept(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, checkpoint_s=0.0)
+    with (
+        full_disk(50_000),
+        pytest.raises(TrainingError, match=r"/checkpoint\.safetensors: cannot be written \(.*too large.*free space"),
+    ):
+        _fit(tmp_path / "parts", loader=_LoaderThatGrows(), settings=settings)
+    _, metadata = load_tensors(tmp_path / "parts" / "checkpoint.safetensors")
+    assert json.loads(metadata["state"])["step"] == 7
+    assert not list((tmp_path / "parts").glob(".*")), "no part of a file is left"
+
+    _fit(tmp_path / "parts", loader=_LoaderThatGrows(), settings=settings)
+    _fit(tmp_path / "whole", loader=_LoaderThatGrows(), settings=settings)
+    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

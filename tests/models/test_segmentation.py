@@ -12,6 +12,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from full_disk import full_disk
 from safetensors.torch import load_file, save_file
 
 from brd_edge.models.segmentation import (
@@ -322,6 +323,17 @@ def test_damaged_smp_directories_are_refused(damage, message, saved, tmp_path):
     damage(directory)
     with pytest.raises(ModelError, match=message):
         load_model(directory)
+
+
+def test_a_full_disk_is_named_and_keeps_the_earlier_model(saved, tmp_path):
+    directory = Path(shutil.copytree(saved, tmp_path / "model"))
+    with (
+        full_disk(100_000),
+        pytest.raises(ModelError, match=r"/model\.safetensors: cannot be written \(.*too large.*free space"),
+    ):
+        save_model(build(seed=1), ModelSpec("FPN", TINY, 4, {}), directory)
+    assert {path.name for path in directory.iterdir()} == {path.name for path in saved.iterdir()}
+    load_model(directory)
 
 
 def test_an_interrupted_save_is_noticed(saved, tmp_path, monkeypatch):
