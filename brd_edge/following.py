@@ -6,37 +6,42 @@ and which fingerprint; they run the same stage's code on their part of every bat
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from brd_edge.interrupt import Stop
+from brd_edge.processes import is_follower, started_processes
 from brd_edge.recipe import Recipe
 from brd_edge.run import Run
-from brd_edge.runtime.errors import EngineError, GateError
+from brd_edge.runtime.errors import EngineError, GateError, RunError
 from brd_edge.stages import STAGES
 from brd_edge.stages.context import Context, training_device
 
 __all__ = ["follow", "is_follower", "is_follower_lost", "leading"]
 
 
-def is_follower() -> bool:
-    """Return whether `torchrun` started this process beside a first one."""
-    return int(os.environ.get("RANK", "0")) > 0
-
-
 def is_follower_lost(error: BaseException) -> bool:
     """Return whether an error only says that another process of the training is gone."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     words = ("Connection closed by peer", "Connection reset", "NCCL", "gloo")
-    return several and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    if not isinstance(error, RuntimeError) or not any(word in str(error) for word in words):
+        return False
+    try:
+        _, count = started_processes()
+    except RunError:
+        return False
+    return count > 1
 
 
 @contextmanager
 def leading(recipe: Recipe) -> Iterator[None]:
-    """Within this block the other processes, if there are any, follow this first one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """Within this block the other processes, if there are any, follow this first one.
+
+    Raises:
+        RunError: Who they are cannot be read from the environment.
+    """
+    _, count = started_processes()
+    if count == 1:
         yield
         return
     from brd_edge.distill.distributed import broadcast_object, process_group

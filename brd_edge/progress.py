@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
+
+from brd_edge.processes import is_follower
 
 __all__ = ["progress_bar"]
 
@@ -44,8 +45,6 @@ def progress_bar(total: int, title: str, *, unit: str = "it", initial: int = 0) 
     """
     from tqdm import tqdm
 
-    # of several processes that train together, the first one shows how far they are
-    silent = int(os.environ.get("RANK", "0")) > 0
     terminal = sys.stderr.isatty()
     with tqdm(
         total=total,
@@ -53,7 +52,8 @@ def progress_bar(total: int, title: str, *, unit: str = "it", initial: int = 0) 
         unit=unit,
         initial=initial,
         leave=False,
-        disable=silent,
+        # of several processes that train together, the first one shows how far they are
+        disable=is_follower(),
         dynamic_ncols=terminal,
         ncols=None if terminal else 100,
         ascii=not terminal,
