@@ -257,6 +257,40 @@ def test_bad_overrides_are_named(override: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=no", "seed: expected a number, got False (YAML reads yes, on and true as True, no, off and false as"),
+        ("distill.train.epochs=yes", "distill.train.epochs: expected a number, got True"),
+        ("distill.train.lr=on", "distill.train.lr: expected a number, got True"),
+        ("distill.boundary_kernel=off", "distill.boundary_kernel: expected a number, got False"),
+        ("distill.boundary_class_kernels=[off, 3]", "distill.boundary_class_kernels: expected numbers, got [False, 3]"),
+        ("data.size=[64, true]", "data.size: expected numbers, got [64, True]"),
+        ("data.mean=[0.5, 0.5, no]", "data.mean: expected numbers, got [0.5, 0.5, False]"),
+        ("gates.size_bytes_max=true", "gates.size_bytes_max: expected a number, got True"),
+        ("engines.0.batch_max=true", "engines.0.batch_max: expected a number, got True"),
+    ],
+)
+def test_a_boolean_is_no_number(override: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(QUICKSTART, overrides=[override])
+    assert f"1 error\n  {message}" in str(caught.value)
+
+
+def test_booleans_and_numbers_in_text_are_taken_where_they_are_meant() -> None:
+    overrides = [
+        "benchmark.saturated=yes",
+        "int8.reduce_range=off",
+        "distill.train.crop=null",
+        "distill.train.epochs='3'",
+    ]
+    overrides += ["student.options={encoder_depth: 5, some: true}", "gates.miou_drop_max=null"]
+    recipe = load_recipe(QUICKSTART, overrides=overrides)
+    assert (recipe.benchmark.saturated, recipe.int8.reduce_range) == (True, False)
+    assert (recipe.distill.train.crop, recipe.distill.train.epochs) == (None, 3)
+    assert recipe.student.options == {"encoder_depth": 5, "some": True}
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "expected a mapping"),
