@@ -58,6 +58,13 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
+    found = _packages(recipe)
+    if any(chosen_by_time(engine) for engine in recipe.engines):
+        found["processor"] = digest([describe_environment()[key] for key in ("cpu", "cores")])
+    return found
+
+
+def _packages(recipe: Recipe) -> dict[str, str]:
     from brd_edge.runtime.packages import package_of, runtime_version
     from brd_edge.runtime.targets import TARGETS
 
@@ -67,8 +74,6 @@ def _files(recipe: Recipe) -> dict[str, str]:
     found = {f"runtime {name}": runtime_version(name) or "not installed" for name in packages}
     if any(engine.runtime == "openvino" and is_quantised(engine.precision) for engine in recipe.engines):
         found["package nncf"] = package_version("nncf") or "not installed"
-    if any(chosen_by_time(engine) for engine in recipe.engines):
-        found["processor"] = digest([describe_environment()[key] for key in ("cpu", "cores")])
     return found
 
 
@@ -82,7 +87,7 @@ def _notes(recipe: Recipe) -> list[str]:
         "runtime tensorrt_rtx": ("its engines", "tensorrt"),
     }
     notes = []
-    for name, version in _files(recipe).items():
+    for name, version in _packages(recipe).items():
         package = name.split()[1]
         engines, extra = extras.get(name, ("its engines", package))
         if version == "not installed":
