@@ -28,7 +28,7 @@ __all__ = ["JOURNAL_NAME", "prepare", "prepare_scenes"]
 JOURNAL_NAME = "journal.jsonl"
 
 # raise it when the same source would be converted differently
-_JOURNAL_VERSION = 3
+_JOURNAL_VERSION = 4
 _SCENES_PER_SEED = 1_000_000
 _SCENE_WORKERS = 2
 _FEW_SCENES = 8

@@ -441,6 +441,53 @@ def test_folder_colours_become_ids(tmp_path: Path, alpha: bool) -> None:
     np.testing.assert_array_equal(read_folder(tmp_path, np.array([[2, 255]], np.uint8)), [[2, 255]])
 
 
+CLASS_COLORS = [[128, 64, 128], [0, 0, 142], [0, 142, 0]]
+
+
+def read_palette(root: Path, indices: Any, entries: Any, **options: Any) -> NDArray[np.uint8]:
+    make_folder(root, {"names": ["road", "car", "tree"], "colors": CLASS_COLORS, "ignore_color": [0, 0, 0]})
+    image = Image.fromarray(np.array(indices, np.uint8))
+    image.putpalette([value for color in entries for value in color])
+    image.save(root / "labels/train/a.png", **options)
+    with Image.open(root / "labels/train/a.png") as written:
+        assert written.mode == "P"
+    content = scan("folder", root)
+    return content.read_label(content.splits["train"][0].label)
+
+
+@pytest.mark.parametrize("options", [{}, {"transparency": 0}, {"transparency": b"\x00\x80\xff\x07"}])
+def test_folder_palette_labels_are_read_by_their_colours(tmp_path: Path, options: dict[str, Any]) -> None:
+    road, car, tree = CLASS_COLORS
+    entries = [tree, [0, 0, 0], road, car]
+    found = read_palette(tmp_path, [[0, 1, 2, 3], [3, 3, 0, 2]], entries, **options)
+    np.testing.assert_array_equal(found, [[2, 255, 0, 1], [1, 1, 2, 0]])
+
+
+def test_folder_palette_of_class_colours_may_leave_void_without_one(tmp_path: Path) -> None:
+    road, car, tree = CLASS_COLORS
+    entries = [car, road, tree, *[[9, 9, 9]] * 252, [224, 224, 192]]
+    np.testing.assert_array_equal(read_palette(tmp_path, [[0, 1, 2, 255]], entries), [[1, 0, 2, 255]])
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [[1, 2, 3], [4, 5, 6], [7, 8, 9]],
+        # a listed colour that no pixel has decides nothing
+        [[1, 2, 3], [4, 5, 6], [7, 8, 9], CLASS_COLORS[0]],
+        # as Pillow writes ids; black is listed as ignored
+        [[i, i, i] for i in range(256)],
+    ],
+)
+def test_folder_palettes_of_other_colours_hold_ids(tmp_path: Path, entries: Any) -> None:
+    np.testing.assert_array_equal(read_palette(tmp_path, [[0, 1, 2]], entries), [[0, 1, 2]])
+
+
+def test_folder_palette_of_some_known_colours_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.png: unknown color \[1, 2, 3\] in the palette"):
+        read_palette(tmp_path, [[0, 1]], [CLASS_COLORS[1], [1, 2, 3]])
+
+
 def test_folder_unknown_colour_is_named(tmp_path: Path) -> None:
     make_folder(tmp_path, {"names": ["road"], "colors": [[128, 64, 128]]})
     with pytest.raises(DataError, match=r"unknown color \[127, 64, 128\] in 1 of 2 pixels"):

@@ -8,7 +8,8 @@
     ignore_color: [0, 0, 0]               # optional, for labels that are colour images
 
 A list of names gives the ids 0, 1, 2, ...; train ids follow the order of the ids. Label files are
-single-channel images of ids, or, where `colors` is given, RGB images of exactly those colours.
+single-channel images of ids, or, where `colors` is given, RGB or palette images of exactly those colours.
+A palette none of whose used colours is in `classes.yaml`, or that is plain grey levels, colours ids.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from brd_edge.data.dataset import IGNORE_ID
 from brd_edge.data.layouts._files import map_ids, open_label, pair_directories, read_ids, read_text
@@ -135,15 +137,55 @@ def _is_id(value: Any) -> bool:
 
 def _read_label(path: Path, *, classes: _Classes) -> NDArray[np.uint8]:
     numbers = {number: i for i, number in enumerate(classes.names)}
-    _, image = open_label(path)
-    if image.mode not in {"RGB", "RGBA"}:
-        return map_ids(read_ids(path), {**dict.fromkeys(classes.ignored, IGNORE_ID), **numbers}, path)
-    if not classes.colors:
-        raise DataError(f"{path}: the label is a colour image; export ids, or give colors in classes.yaml")
     table = {color: numbers[number] for number, color in classes.colors.items()}
     if classes.ignored_color is not None:
         table[classes.ignored_color] = IGNORE_ID
-    return _map_colors(np.array(image.convert("RGB")), table, path)
+    _, image = open_label(path)
+    if image.mode in {"RGB", "RGBA"}:
+        if not classes.colors:
+            raise DataError(f"{path}: the label is a colour image; export ids, or give colors in classes.yaml")
+        return _map_colors(np.array(image.convert("RGB")), table, path)
+    if image.mode == "P" and classes.colors:
+        mapped = _map_palette(image, table, classes.ignored, path)
+        if mapped is not None:
+            return mapped
+    return map_ids(read_ids(path), {**dict.fromkeys(classes.ignored, IGNORE_ID), **numbers}, path)
+
+
+def _map_palette(
+    image: Image.Image, table: Mapping[Color, int], ignored: tuple[int, ...], path: Path
+) -> NDArray[np.uint8] | None:
+    """Replace the indices of a palette image by the train ids of their colours.
+
+    Tools that save colours as a palette order it as they like, so its indices are no ids.
+
+    Returns:
+        uint8 (height, width); None where the palette knows none of the colours, so that the indices are ids.
+    """
+    # straight from the palette: a transparent entry keeps its colour, as the pixels of an RGBA label do
+    entries = [(red, green, blue) for red, green, blue in np.reshape(image.getpalette("RGB") or [], (-1, 3)).tolist()]
+    if len(entries) > 1 and all(color == (i, i, i) for i, color in enumerate(entries)):
+        # what Pillow writes where nobody chose colours: the file says no more than one in greyscale
+        return None
+    indices = np.array(image)
+    used = np.unique(indices).tolist()
+    found = {i: table[entries[i]] for i in used if i < len(entries) and entries[i] in table}
+    if not found:
+        return None
+    # the colour of the usual 255 is seldom listed, and void it is either way
+    strange = [i for i in used if i not in found and i not in ignored]
+    if strange:
+        names = [str(list(entries[i])) if i < len(entries) else f"none (index {i})" for i in strange[:_SHOWN_COLORS]]
+        shown = ", ".join(names)
+        more = ", ..." if len(strange) > _SHOWN_COLORS else ""
+        raise DataError(
+            f"{path}: unknown color {shown}{more} in the palette, beside colors of classes.yaml; "
+            "add it there (colors or ignore_color), or, where the file holds ids, export it without a palette"
+        )
+    lookup = np.full(256, IGNORE_ID, np.uint8)
+    lookup[list(found)] = list(found.values())
+    mapped: NDArray[np.uint8] = lookup[indices]
+    return mapped
 
 
 def _map_colors(pixels: NDArray[np.uint8], table: Mapping[Color, int], path: Path) -> NDArray[np.uint8]:
