@@ -28,7 +28,7 @@ from brd_edge.data.evaluation import read_for_evaluation
 from brd_edge.data.index import load_dataset
 from brd_edge.data.loader import Backend
 from brd_edge.environment import describe_environment
-from brd_edge.evaluate.accuracy import model_predictor, to_label_size
+from brd_edge.evaluate.accuracy import model_predictor
 from brd_edge.evaluate.attribution.ways import (
     ClassMaps,
     graph_normalisation,
@@ -42,6 +42,7 @@ from brd_edge.progress import progress_bar
 from brd_edge.recipe import load_recipe
 from brd_edge.runtime.contract import RESIZED, SLIDING_WINDOW, InputContract
 from brd_edge.runtime.errors import BrdEdgeError, DataError
+from brd_edge.runtime.frames import resize_class_map
 from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.stages.context import input_contract
 
@@ -160,7 +161,7 @@ def score_ways(student: Student, gpu: int | None) -> list[dict[str, Any]]:
         for name, run in ways.items():
             metrics, equal = SegmentationMetrics(student.classes, connectivity=False), []
             for index, class_map in run():
-                metrics.update(to_label_size(class_map, *labels[index].shape), labels[index])
+                metrics.update(resize_class_map(class_map, *labels[index].shape), labels[index])
                 equal.append(float(np.mean(class_map == reference.setdefault(index, class_map))))
                 bar.update(1)
             scores = {"miou": metrics.miou(), "boundary_iou": metrics.boundary_iou()}

@@ -13,13 +13,13 @@ from brd_edge.data.dataset import Sample
 from brd_edge.data.evaluation import read_for_evaluation
 from brd_edge.data.loader import Backend, require_known_ids
 from brd_edge.runtime.contract import InputContract
-from brd_edge.runtime.frames import segment_image
+from brd_edge.runtime.frames import resize_class_map, segment_image
 from brd_edge.runtime.metrics import SegmentationMetrics
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["evaluate_predictor", "model_predictor", "network_predictor", "to_label_size"]
+__all__ = ["evaluate_predictor", "model_predictor", "network_predictor"]
 
 ByteArray = NDArray[np.uint8]
 Predictor = Callable[[ByteArray], ByteArray]
@@ -57,7 +57,7 @@ def evaluate_predictor(
     for item in items:
         require_known_ids(samples[item.index], item.label, metrics.classes)
         class_map = segment_image(predict, item.image, contract)
-        metrics.update(to_label_size(class_map, item.label.shape[0], item.label.shape[1]), item.label)
+        metrics.update(resize_class_map(class_map, item.label.shape[0], item.label.shape[1]), item.label)
         if on_class_map is not None:
             on_class_map(item.index, class_map)
     return metrics
@@ -114,22 +114,3 @@ def _without_tf32() -> Any:
         deterministic=settings.deterministic,
         allow_tf32=False,
     )
-
-
-def to_label_size(class_map: ByteArray, height: int, width: int) -> ByteArray:
-    """Resize a class map by nearest neighbour, aligned at pixel centres.
-
-    Args:
-        class_map: uint8 (H, W).
-        height: Rows of the result.
-        width: Columns of the result.
-
-    Returns:
-        uint8 (height, width).
-    """
-    if class_map.shape == (height, width):
-        return class_map
-    rows = ((np.arange(height) + 0.5) * class_map.shape[0] / height).astype(np.intp)
-    columns = ((np.arange(width) + 0.5) * class_map.shape[1] / width).astype(np.intp)
-    resized: ByteArray = class_map[rows[:, None], columns]
-    return resized

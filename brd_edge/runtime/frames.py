@@ -143,10 +143,33 @@ def segment_image(
 
 
 def resize_class_map(class_map: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Bring a class map to another size; class ids are never mixed, so the nearest pixel is taken."""
+    """Bring a class map to another size: class ids are never mixed, the pixel nearest to each centre is taken.
+
+    Evaluation and devices resize by this one rule. It is in whole numbers, since fractions in floating point fall to
+    the other side of a pixel's edge at some sizes: Pillow takes other rows from 176 to 360.
+
+    Args:
+        class_map: uint8 (H, W).
+        height: Rows of the result.
+        width: Columns of the result.
+
+    Returns:
+        uint8 (height, width); the class map itself where it has this size.
+
+    Example:
+        >>> resize_class_map(np.array([[1, 2]], np.uint8), 1, 4)
+        array([[1, 1, 2, 2]], dtype=uint8)
+    """
     if class_map.shape == (height, width):
         return class_map
-    return np.array(Image.fromarray(class_map).resize((width, height), Image.Resampling.NEAREST))
+    # one axis after the other, rows last: those are copied whole, ten times as fast as both at once
+    rows, columns = (_nearest(old, new) for old, new in zip(class_map.shape, (height, width), strict=True))
+    return class_map.take(columns, axis=1).take(rows, axis=0)
+
+
+def _nearest(old: int, new: int) -> npt.NDArray[np.int64]:
+    """Return for each of `new` pixels in which of `old` ones along the same length its centre lies."""
+    return (2 * np.arange(new, dtype=np.int64) + 1) * old // (2 * new)
 
 
 def overlay(

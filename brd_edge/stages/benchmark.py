@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from brd_edge.data.dataset import Dataset, read_frame
 from brd_edge.environment import describe_environment
-from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor, model_predictor, to_label_size
+from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor, model_predictor
 from brd_edge.evaluate.benchmark import images, timings
 from brd_edge.evaluate.benchmark.file import SCHEMA_VERSION, check_benchmark, read_benchmark
 from brd_edge.evaluate.benchmark.images import write_image_counts
@@ -33,6 +33,7 @@ from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import open_engine
 from brd_edge.runtime.errors import BrdEdgeError, RunError, RuntimeMissingError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
+from brd_edge.runtime.frames import resize_class_map
 from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.statistics import Interval, bootstrap_mean
 from brd_edge.runtime.targets import TARGETS
@@ -225,7 +226,7 @@ def _scores(
     with progress_bar(len(dataset.val), f"benchmark {title}", unit="image") as bar:
 
         def look(index: int, class_map: ByteArray) -> None:
-            class_map = class_map if contract == usual else to_label_size(class_map, usual.height, usual.width)
+            class_map = class_map if contract == usual else resize_class_map(class_map, usual.height, usual.width)
             packed[index] = pack_map(class_map)
             if keep is not None:
                 keep.append(class_map)

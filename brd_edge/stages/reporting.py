@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brd_edge.data.dataset import Dataset, read_input, read_label
-from brd_edge.evaluate.accuracy import ByteArray, to_label_size
+from brd_edge.evaluate.accuracy import ByteArray
 from brd_edge.evaluate.report.gallery import PLAIN_TITLE, most_differing
 from brd_edge.run import Run
 from brd_edge.runtime.contract import InputContract
+from brd_edge.runtime.frames import resize_class_map
 
 if TYPE_CHECKING:
     from brd_edge.evaluate.report.page import Curve, ReportSample
@@ -77,7 +78,7 @@ def report_samples(
         sample = dataset.val[index]
         masks = {title: unpack_map(class_maps[title][index]) for title in titles if index in class_maps[title]}
         image, label = read_input(sample, contract), read_label(sample)
-        label = to_label_size(label, image.shape[0], image.shape[1])
+        label = resize_class_map(label, image.shape[0], image.shape[1])
         samples.append(ReportSample(sample.id, image, label, masks))
     return samples
 

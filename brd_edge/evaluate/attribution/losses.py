@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brd_edge.data.dataset import Sample, read_label
-from brd_edge.evaluate.accuracy import ByteArray, to_label_size
+from brd_edge.evaluate.accuracy import ByteArray
 from brd_edge.evaluate.attribution.chain import BuiltEngine, Reading, Student, Way, chain_ways
 from brd_edge.evaluate.intervals import score_intervals, score_losses
 from brd_edge.runtime.errors import BrdEdgeError, DataError, RuntimeMissingError
+from brd_edge.runtime.frames import resize_class_map
 from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.statistics import Interval
 
@@ -244,7 +245,7 @@ def _run(
 
 def _count(class_map: ByteArray, sample: Sample, classes: int) -> NDArray[np.int64]:
     metrics, label = _metrics(classes), read_label(sample)
-    metrics.update(to_label_size(class_map, label.shape[0], label.shape[1]), label)
+    metrics.update(resize_class_map(class_map, label.shape[0], label.shape[1]), label)
     return metrics.per_image[0]
 
 

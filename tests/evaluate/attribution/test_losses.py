@@ -17,13 +17,14 @@ from torch import nn
 
 from brd_edge.data.dataset import Sample, find_class_pixels, read_frame, read_label
 from brd_edge.deploy.logits import cut_at_logits
-from brd_edge.evaluate.accuracy import model_predictor, to_label_size
+from brd_edge.evaluate.accuracy import model_predictor
 from brd_edge.evaluate.attribution.chain import BuiltEngine, Reading, Student, chain_ways, count_ways
 from brd_edge.evaluate.attribution.losses import Attribution, attribute_losses
 from brd_edge.runtime.builders import build_engine
 from brd_edge.runtime.contract import SLIDING_WINDOW, InputContract
 from brd_edge.runtime.engine import open_engine
 from brd_edge.runtime.errors import DataError
+from brd_edge.runtime.frames import resize_class_map
 from brd_edge.runtime.statistics import Interval
 
 CLASSES = 5
@@ -126,7 +127,7 @@ def made(tmp_path: Path) -> Made:
         image, label = tmp_path / f"{index}.png", tmp_path / f"{index}_label.png"
         small.resize(NATIVE[::-1], Image.Resampling.BICUBIC).save(image)
         sample = Sample(f"image {index}", image, label, *NATIVE, ())
-        truth = to_label_size(predict(read_frame(sample, CONTRACT)), *NATIVE).copy()
+        truth = resize_class_map(predict(read_frame(sample, CONTRACT)), *NATIVE).copy()
         truth[:3] = 255
         Image.fromarray(truth).save(label)
         samples.append(replace(sample, classes=find_class_pixels(truth)))
@@ -201,7 +202,7 @@ def test_an_engine_of_another_graph(made: Made) -> None:
             frame, label = read_frame(sample, CONTRACT), read_label(sample)
             before, after = predict(frame), runner.infer(frame)
             shares.append(np.mean(before != after))
-            hits = [(to_label_size(item, *NATIVE) == label)[label != 255].mean() for item in (before, after)]
+            hits = [(resize_class_map(item, *NATIVE) == label)[label != 255].mean() for item in (before, after)]
             right.append(hits[1] - hits[0])
     step = found.steps[5]
     assert step.agreement == pytest.approx(1 - np.mean(shares), abs=1e-3)
