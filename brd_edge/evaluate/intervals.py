@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ ScoreVerdict = Literal["better", "worse", "equivalent", "undecided"]
 
 _DRAWS = 1000
 _SEED = 20240131
-# the larger, the worse
+# the larger, the worse, without an upper bound
 _ERRORS = ("connectivity_error",)
 Array = npt.NDArray[np.float64]
 
@@ -42,20 +42,24 @@ def score_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.95) -
     Images are drawn with replacement, all counts of an image together; a class that a draw does not hold is left
     out of its mean, as everywhere. The intervals are widened as Student's are against the normal distribution's, so
     that a few images do not look certain; one image says nothing of others, and its interval is all that there is.
+    Every interval holds its value.
 
     Args:
         metrics: With the counts of every image (`keep_images`); at least one image.
         confidence: Of the intervals, 0 to 1.
 
     Returns:
-        By the names of `SegmentationMetrics.to_json`, within 0 and 1; NaN for a score that was not counted.
+        By the names of `SegmentationMetrics.to_json`, within 0 and 1, of `connectivity_error` from 0 without a bound
+        (infinite of one image); NaN for a score that was not counted.
 
     Raises:
         DataError: The counts of the images were not kept.
     """
     counts = _counts(metrics)
     sums = _draws(counts)
-    return {name: _interval(score(sums), len(counts), confidence, lowest=0.0) for name, score in _SCORES.items()}
+    return {
+        name: _interval(score(sums), len(counts), confidence, 0.0, _highest(name)) for name, score in _SCORES.items()
+    }
 
 
 def class_iou_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.95) -> list[Interval]:
@@ -76,7 +80,7 @@ def class_iou_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.9
     counts = _counts(metrics)
     sums = _draws(counts)
     ratios = _ratio(sums[:, 0], sums[:, 1])
-    return [_interval(scores, len(counts), confidence, lowest=0.0) for scores in ratios.T]
+    return [_interval(scores, len(counts), confidence, 0.0, 1.0) for scores in ratios.T]
 
 
 def score_losses(
@@ -85,7 +89,8 @@ def score_losses(
     """Return how much of every score is lost against a reference, with intervals over images.
 
     The same images are drawn for both, so that what makes an image easy or hard cancels. The intervals are widened as
-    those of `score_intervals`; of one image it is from -1 to 1, whatever was lost in it.
+    those of `score_intervals`; of one image it is from -1 to 1, whatever was lost in it, and of `connectivity_error`
+    without bounds.
 
     Args:
         metrics: With the counts of every image.
@@ -106,7 +111,7 @@ def score_losses(
         )
     first, second = _draws(theirs), _draws(mine)
     return {
-        name: _interval(score(first) - score(second), len(mine), confidence, lowest=-1.0)
+        name: _interval(score(first) - score(second), len(mine), confidence, -_highest(name), _highest(name))
         for name, score in _SCORES.items()
     }
 
@@ -129,6 +134,13 @@ class ScoreChange:
     after: float
     difference: Interval
     equivalence: Interval
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types: None for an end of an interval that has none."""
+        values = asdict(self)
+        for name in ("difference", "equivalence"):
+            values[name] = {key: end if math.isfinite(end) else None for key, end in values[name].items()}
+        return values
 
 
 def score_changes(
@@ -162,31 +174,34 @@ def score_changes(
     for name, score in _SCORES.items():
         scores = score(first), score(second)
         if not np.isnan(scores[0][-1] + scores[1][-1]):
-            found[name] = _change(*scores, len(before), margin, more_is_better=name not in _ERRORS)
+            found[name] = _change(name, *scores, len(before), margin)
     return found
 
 
-def _change(before: Array, after: Array, images: int, margin: float, *, more_is_better: bool) -> ScoreChange:
-    """Judge the scores of all draws, the last of which takes each image once."""
+def _change(name: str, before: Array, after: Array, images: int, margin: float) -> ScoreChange:
+    """Judge the values of a score in all draws, the last of which takes each image once."""
     drawn = after - before
     middle = float(drawn[-1])
-    outer, inner = (_widened(middle, drawn[:-1], images, confidence) for confidence in (0.95, 0.90))
+    if images == 1:
+        # every draw is the image itself: where it changed, nothing is known about others
+        end = _highest(name) if middle else 0.0
+        outer, inner = (Interval(middle, -end, end, confidence) for confidence in (0.95, 0.90))
+    else:
+        outer, inner = (_widened(middle, drawn[:-1], images, confidence) for confidence in (0.95, 0.90))
     verdict: ScoreVerdict = "undecided"
     if inner.low > -margin and inner.high < margin:
         verdict = "equivalent"
     elif outer.high < 0 or outer.low > 0:
-        verdict = "better" if (outer.low > 0) == more_is_better else "worse"
+        verdict = "better" if (outer.low > 0) == (name not in _ERRORS) else "worse"
     return ScoreChange(verdict, float(before[-1]), float(after[-1]), outer, inner)
 
 
 def _widened(middle: float, drawn: Array, images: int, confidence: float) -> Interval:
-    if images == 1:
-        # every draw is the image itself: where it changed, nothing is known about others
-        end = 1.0 if middle else 0.0
-        return Interval(middle, -end, end, confidence)
+    """Return the interval of several images' draws around the value itself, which it always holds."""
     factor = widening(images, confidence)
     low, high = np.nanpercentile(drawn, (50 * (1 - confidence), 50 * (1 + confidence)))
-    return Interval(middle, middle + factor * float(low - middle), middle + factor * float(high - middle), confidence)
+    below, above = factor * min(float(low - middle), 0.0), factor * max(float(high - middle), 0.0)
+    return Interval(middle, middle + below, middle + above, confidence)
 
 
 def _counts(metrics: SegmentationMetrics) -> Array:
@@ -203,15 +218,20 @@ def _draws(counts: Array) -> Array:
     return np.tensordot(weights, counts, axes=1)
 
 
-def _interval(scores: Array, images: int, confidence: float, *, lowest: float) -> Interval:
-    """Return the interval of the scores of all draws, the last of which is the value itself, from `lowest` to 1."""
+def _highest(name: str) -> float:
+    """Return what a score cannot exceed: regions in many pieces are counted as errors more often than there are any."""
+    return math.inf if name in _ERRORS else 1.0
+
+
+def _interval(scores: Array, images: int, confidence: float, lowest: float, highest: float) -> Interval:
+    """Return the interval of the scores of all draws, the last of which is the value itself, within both bounds."""
     value, known = float(scores[-1]), scores[:-1][~np.isnan(scores[:-1])]
     if math.isnan(value) or not known.size:
         return Interval(value, math.nan, math.nan, confidence)
     if images == 1:
-        return Interval(value, lowest, 1.0, confidence)
+        return Interval(value, lowest, highest, confidence)
     found = _widened(value, known, images, confidence)
-    return Interval(value, max(found.low, lowest), min(found.high, 1.0), confidence)
+    return Interval(value, max(found.low, lowest), min(found.high, highest), confidence)
 
 
 def _ratio(part: Array, whole: Array) -> Array:

@@ -50,7 +50,7 @@ class Interval:
     Attributes:
         value: The estimate.
         low: Lower end.
-        high: Upper end; infinite where what was seen is too little to have one.
+        high: Upper end; either end is infinite where what was seen is too little to have one.
         confidence: Of the interval, 0 to 1.
     """
 
@@ -63,6 +63,11 @@ class Interval:
     def relative_width(self) -> float:
         """Half the width as a share of the value."""
         return (self.high - self.low) / 2 / self.value if self.value else math.inf
+
+    @property
+    def finite(self) -> bool:
+        """Whether value and both ends are numbers: it was counted, and there was enough of it to have ends."""
+        return math.isfinite(self.value + self.low + self.high)
 
     def to_json(self) -> dict[str, float]:
         """Return the fields."""

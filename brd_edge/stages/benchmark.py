@@ -259,8 +259,8 @@ def _scores(
 
 
 def _known(intervals: Mapping[str, Interval]) -> dict[str, Interval]:
-    """Return the intervals of what was counted: a split may hold no boundary and no region at all."""
-    return {name: item for name, item in intervals.items() if not np.isnan([item.value, item.low, item.high]).any()}
+    """Return the intervals that there are: a split may hold no boundary and no region at all, or a single image."""
+    return {name: item for name, item in intervals.items() if item.finite}
 
 
 def _ends(intervals: Mapping[str, Interval]) -> dict[str, list[float]]:

@@ -136,7 +136,7 @@ class Bench:
             exported = stand_in(self.context.run.path("export", "student.onnx"), runtime="onnxruntime")
             self.reference["fp32"] = _score(self.context, exported, "fp32")
         found = score_losses(_score(self.context, predict, title), self.reference["fp32"])
-        return {name: item.to_json() for name, item in found.items() if not np.isnan(item.value)}
+        return {name: item.to_json() for name, item in found.items() if item.finite}
 
 
 def lowered_graphs(bench: Bench, engine: EngineSection) -> Lowered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -228,6 +229,60 @@ def test_one_image_says_nothing_of_others(noise: float) -> None:
     two, many = ([make_image(noise, i) for i in range(count)] for count in (2, IMAGES))
     widths = [item.high - item.low for item in (score_intervals(merged(each))["miou"] for each in (two, many))]
     assert 1 >= widths[0] > widths[1] > 0
+
+
+def shattered(images: int) -> SegmentationMetrics:
+    """Broad stripes across those of the label: each region meets two or three of the other map's."""
+    metrics = SegmentationMetrics(2, keep_images=True)
+    for i in range(images):
+        label = np.ones((47, 47), np.uint8)
+        label[[23] if i % 3 == 2 else [15, 31]] = 0
+        metrics.update(np.ascontiguousarray(label.T), label)
+    return metrics
+
+
+def test_an_error_above_1_lies_within_its_interval() -> None:
+    metrics = shattered(8)
+    found = score_intervals(metrics)["connectivity_error"]
+    assert found.value == pytest.approx(metrics.connectivity_error()) and found.value > 1
+    assert 1 <= found.low < found.value < found.high
+    whole = SegmentationMetrics(2, keep_images=True)
+    for counts in shattered(8).per_image:
+        clean = counts.copy()
+        clean[8] = 0
+        whole.per_image.append(clean)
+    lost = score_losses(metrics, whole)["connectivity_error"]
+    assert lost.low < lost.value < lost.high < 0
+    assert lost.value == pytest.approx(-found.value)
+
+
+def test_an_error_of_one_image_has_no_upper_end() -> None:
+    metrics = shattered(1)
+    better = SegmentationMetrics(2, keep_images=True)
+    better.per_image = [metrics.per_image[0].copy()]
+    better.per_image[0][8] = 0
+    found = score_intervals(metrics)["connectivity_error"]
+    assert (found.low, found.high, found.finite) == (0, np.inf, False)
+    lost = score_losses(metrics, better)["connectivity_error"]
+    assert lost.low < lost.value < -1 and not lost.finite
+    before, after = (np.stack(item.per_image) for item in (better, metrics))
+    change = score_changes(before, after, margin=0.005)["connectivity_error"]
+    assert change.difference.low < change.difference.value < change.difference.high
+    assert change.verdict == "undecided"
+    assert change.to_json()["difference"] == {**change.difference.to_json(), "low": None, "high": None}
+    json.dumps(change.to_json(), allow_nan=False)
+
+
+def test_an_interval_holds_its_value_whatever_the_draws_say() -> None:
+    """Each image holds a class of its own, wholly wrong: a draw leaves some out and is better than the whole."""
+    counts = np.zeros((20, 10, 21), np.int64)
+    counts[:, :2, 0] = 100
+    counts[np.arange(20), 1, np.arange(1, 21)] = 1
+    metrics = SegmentationMetrics(21, keep_images=True)
+    metrics.per_image = list(counts)
+    found = score_intervals(metrics)["miou"]
+    assert found.low <= found.value == pytest.approx(1 / 21)
+    assert found.value < found.high
 
 
 def test_changes_of_what_is_not_there_are_left_out() -> None:

@@ -9,7 +9,6 @@ for both.
 from __future__ import annotations
 
 import logging
-import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -268,7 +267,7 @@ def _scores(metrics: SegmentationMetrics) -> dict[str, float | None]:
 
 def _known(interval: Interval) -> Interval | None:
     """Return an interval, or nothing where it is not defined, as of boundaries in a split that has none."""
-    return interval if math.isfinite(interval.value + interval.low + interval.high) else None
+    return interval if interval.finite else None
 
 
 def _step(before: _Result, after: _Result, skipped: Sequence[_Result], samples: Sequence[Sample], classes: int) -> Step:

@@ -64,7 +64,10 @@ class IntervalEntry(Entry):
 
 
 class ScoreIntervals(Entry):
-    """95 % intervals of the scores, drawn over images: lower and upper end; a score that is null has none."""
+    """95 % intervals of the scores, drawn over images: lower and upper end; a score that is null has none.
+
+    Nor has the connectivity error of a single image, since it has no upper bound.
+    """
 
     miou: Ends | None = None
     """Of mIoU."""
@@ -94,7 +97,8 @@ class Losses(Entry):
     boundary_f: IntervalEntry | None = None
     """Of the boundary F-score."""
     connectivity_error: IntervalEntry | None = None
-    """Of the connectivity error, which is an error: below 0 where it grew."""
+    """Of the connectivity error, which is an error: below 0 where it grew; null also of a single image, since it has
+    no bound."""
 
 
 class Scores(Entry):

@@ -194,6 +194,10 @@ class Changes:
         """Return everything as JSON types; scores are fractions."""
         return {
             **asdict(self),
+            "scores": {
+                title: {name: change.to_json() for name, change in found.items()}
+                for title, found in self.scores.items()
+            },
             **{key: getattr(self, key) for key in ("worse", "undecided", "better", "overall")},
         }
 
