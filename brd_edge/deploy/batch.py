@@ -115,9 +115,17 @@ class _Opened:
     def reshape(self, node: onnx.NodeProto) -> None:
         """Let a Reshape keep the number of frames that it gets."""
         wanted = self.constants.get(node.input[1])
-        if wanted is not None and wanted[0] == 1 and self.shapes[node.input[0]][0] == 1:
-            # 0: as it comes
-            node.input[1] = self._constant(f"{node.output[0]}_shape", np.array([0, *wanted[1:]], np.int64))
+        if wanted is None or not wanted.size or wanted[0] != 1 or self.shapes[node.input[0]][:1] != [1]:
+            return
+        literal = [item for item in node.attribute if item.name == "allowzero" and item.i]
+        if literal and 0 in wanted:
+            # a tensor without elements; it is refused below as what is for one frame
+            return
+        for item in literal:
+            # with it, as torch exports attention, the 0 below would be a size
+            node.attribute.remove(item)
+        # 0: as it comes
+        node.input[1] = self._constant(f"{node.output[0]}_shape", np.array([0, *wanted[1:]], np.int64))
 
     def _counted(self, node: onnx.NodeProto, rest: str) -> str:
         """Return the sizes of a tensor whose first is the number of frames of a node's input."""

@@ -296,6 +296,49 @@ def test_a_fixed_number_of_frames(exported, tmp_path: Path) -> None:
     assert (found == np.stack([single(frame) for frame in frames])).mean() >= 0.9998
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_attention_takes_several_frames_at_once(export_student, tmp_path: Path, runtime: str) -> None:
+    """The exporter writes its reshapes with `allowzero`, by which 0 is a size and not the one that comes."""
+    exported = export_student(
+        ModelSpec("MAnet", "tu-resnet10t", 5, {"encoder_depth": 3, "decoder_channels": [16, 16, 16]}), tmp_path
+    )
+    literal = [
+        node.op_type
+        for node in read_graph(exported.path).graph.node
+        if any(item.name == "allowzero" and item.i for item in node.attribute)
+    ]
+    assert set(literal) == {"Reshape"}
+    set_batch(exported.path, tmp_path / "three.onnx", frames=3)
+    frames = np.stack(exported.frames[:3])
+    single = stand_in(exported.path, runtime="onnxruntime")
+    expected = np.stack([single(frame) for frame in frames])
+    assert len({class_map.tobytes() for class_map in expected}) == 3
+    if runtime == "openvino":
+        openvino = pytest.importorskip("openvino")
+        compiled = openvino.compile_model(tmp_path / "three.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        found = compiled(frames)[0]
+    else:
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession(tmp_path / "three.onnx", providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"image": frames})
+    assert found.shape == expected.shape
+    assert (found == expected).mean() >= 0.9998
+
+
+def test_a_reshape_whose_zero_is_a_size_is_not_changed_into_another(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    student (uint8[1,4,6,3] image) => (uint8[1,4,6] class_map)
+    <int64[4] empty = {1, 0, 6, 3}, int64[1] axis = {1}, int64[1] zero = {0}, int64[1] last = {3}> {
+        none = Slice(image, zero, zero, axis)
+        same = Reshape<allowzero = 1>(none, empty)
+        kept = Concat<axis = 1>(image, same)
+        class_map = ReduceMin<keepdims = 0>(kept, last)
+    }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "one.onnx")
+    with pytest.raises(EngineError, match="for one frame only"):
+        set_batch(tmp_path / "one.onnx", tmp_path / "open.onnx")
+
+
 @only_architectures
 def test_an_engine_whose_sidecar_says_something_else_is_refused(exported, lowered, tmp_path: Path) -> None:
     common = {
