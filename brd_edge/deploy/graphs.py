@@ -13,8 +13,18 @@ from brd_edge.runtime.files import write_bytes_atomic
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Parts", "parts_of", "read_graph", "tensor_shapes", "unused_name", "write_graph"]
+__all__ = [
+    "Parts",
+    "opset_of",
+    "parts_of",
+    "raise_opset",
+    "read_graph",
+    "tensor_shapes",
+    "unused_name",
+    "write_graph",
+]
 
+_ONNX_DOMAINS = ("", "ai.onnx")
 # what the exporter makes of normalisation: see `brd_edge.deploy.frame_model`
 _NORMALISING = ("Cast", "Transpose", "Mul", "Add")
 
@@ -62,6 +72,29 @@ def read_graph(source: Path) -> onnx.ModelProto:
     if len(set(names)) != len(names) or "" in names:
         raise EngineError(f"{source}: expected a graph whose nodes have a name each; export the student again")
     return model
+
+
+def opset_of(source: Path) -> int:
+    """Return the version of ONNX's own operator set that a graph is written in.
+
+    Raises:
+        EngineError: It is not there, or is no ONNX graph.
+    """
+    import onnx
+
+    try:
+        model = onnx.load(source, load_external_data=False)
+        return next(int(item.version) for item in model.opset_import if item.domain in _ONNX_DOMAINS)
+    # protobuf's own errors, and a file without any operator set
+    except Exception as error:
+        raise EngineError(f"{source}: expected an ONNX graph, got what cannot be read as one ({error!r})") from error
+
+
+def raise_opset(model: onnx.ModelProto, version: int) -> None:
+    """Let a graph say an operator set from `version` on; what the exporter writes means the same in all of them."""
+    for item in model.opset_import:
+        if item.domain in _ONNX_DOMAINS:
+            item.version = max(item.version, version)
 
 
 def parts_of(model: onnx.ModelProto, source: Path) -> Parts:

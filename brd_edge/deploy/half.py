@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brd_edge.deploy.graphs import parts_of, read_graph, unused_name, write_graph
+from brd_edge.deploy.graphs import parts_of, raise_opset, read_graph, unused_name, write_graph
 from brd_edge.runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def to_bf16(source: Path, path: Path) -> None:
 
     model = read_graph(source)
     halve(model, source, onnx.TensorProto.BFLOAT16)
-    for opset in model.opset_import:
-        if opset.domain in ("", "ai.onnx"):
-            opset.version = max(opset.version, _BF16_OPSET)
+    raise_opset(model, _BF16_OPSET)
     write_graph(model, path)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from brd_edge.deploy.calibration import Ranges
-from brd_edge.deploy.graphs import Parts, parts_of, read_graph, tensor_shapes, write_graph
+from brd_edge.deploy.graphs import Parts, parts_of, raise_opset, read_graph, tensor_shapes, write_graph
 from brd_edge.deploy.groups import excluded_nodes
 from brd_edge.deploy.half import halve
 from brd_edge.deploy.qdq import Grid, QuantisedWeight, activation_grid, insert_pairs
@@ -30,6 +30,8 @@ __all__ = [
     "quantise_tensorrt",
 ]
 
+# QuantizeLinear and DequantizeLinear take float16 from this operator set on
+_FP16_PAIRS_OPSET = 19
 _FULL = 127
 # two products of uint8 and int8 are added in int16 on x86 without VNNI: 2 * 255 * 64 is below 2 ** 15
 _REDUCED = 64
@@ -78,7 +80,7 @@ def quantise_tensorrt(
     """Write the int8 graph for TensorRT: int8 symmetric tensors before convolutions, int8 weights per channel.
 
     The graph is for TensorRT alone: other runtimes may take it and compute something else (`check_artefact`
-    says how it is checked without a GPU).
+    says how it is checked without a GPU). With `rest` fp16 it is in operator set 19 or newer.
 
     Args:
         source: The exported fp32 graph.
@@ -147,6 +149,7 @@ def quantise_model_for_tensorrt(
     _replace_nodes(model, insert_pairs(model, grids, weights, set(names)))
     if half:
         halve(model, source, onnx.TensorProto.FLOAT16)
+        raise_opset(model, _FP16_PAIRS_OPSET)
     return names
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from brd_edge import __version__
 from brd_edge.data.dataset import read_frame
+from brd_edge.deploy.graphs import opset_of
 from brd_edge.evaluate.planned import graph_gates, is_planned
 from brd_edge.recipe import Recipe
 from brd_edge.run import Run
@@ -136,7 +137,8 @@ def planned_engine(run: Run, entry: Mapping[str, Any]) -> PlannedEngine:
         directory, versions = None, TARGETS[entry["target"]].versions[entry["runtime"]]
     else:
         directory = run.path("engines", entry["name"])
-        versions = version_range(entry["runtime"], entry["runtime_version"])
+        opset = opset_of(run.path(entry["graph"])) if entry["runtime"] == "onnxruntime" else None
+        versions = version_range(entry["runtime"], entry["runtime_version"], opset=opset)
     names = {key: str(entry[key]) for key in ("name", "runtime", "precision", "target")}
     return PlannedEngine(
         **names,

@@ -11,6 +11,7 @@ import torch
 from brd_edge.deploy.agreement import check_artefact
 from brd_edge.deploy.calibration import calibrate, calibration_frames
 from brd_edge.deploy.export import export_onnx
+from brd_edge.deploy.graphs import opset_of
 from brd_edge.deploy.groups import layer_groups
 from brd_edge.deploy.qdq import activation_grid, quantise_weight
 from brd_edge.deploy.quantise import NothingToQuantiseError, quantise_onnxruntime, quantise_tensorrt
@@ -248,6 +249,24 @@ def test_the_graph_for_tensorrt(artefacts, mobile, rest):
     assert not any(value.dtype in (np.uint8, np.int32) for value in values.values())
     scales = {value.dtype for name, value in values.items() if "_scale" in name}
     assert scales == {np.dtype(np.float16 if rest == "fp16" else np.float32)}
+
+
+def test_the_graph_for_tensorrt_is_valid_whatever_the_exported_opset(tmp_path):
+    """float16 scales are of operator set 19; ONNX's own checker tells."""
+    model = build_stand_in(SMALL, seed=0)
+    contract = InputContract(64, 96, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+    palette = [(10 * index, 20, 30) for index in range(5)]
+    export_onnx(
+        model, tmp_path / "18.onnx", contract=contract, classes=list("abcde"), palette=palette, metadata={}, opset=18
+    )
+    frames = [np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)]
+    ranges = calibrate(tmp_path / "18.onnx", frames, method="minmax")
+    for rest, opset in (("fp32", 18), ("fp16", 19)):
+        path = tmp_path / f"{rest}.onnx"
+        quantise_tensorrt(tmp_path / "18.onnx", path, ranges, rest=rest)
+        onnx.checker.check_model(onnx.load(path), full_check=True)
+        session(path.read_bytes(), optimised=False)
+        assert opset_of(path) == opset
 
 
 def test_the_reference_evaluator_agrees(residual, tmp_path):

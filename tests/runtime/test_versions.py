@@ -30,5 +30,9 @@ def test_ranges_of_runtimes() -> None:
     assert version_fits("1.32.0", version_range("onnxruntime", "1.32.0"))
     # the exported graph itself, which does not depend on who checked it
     assert version_fits("1.20.0", version_range("onnxruntime", "1.32.0"))
+    for opset, versions in ((18, ">=1.18"), (21, ">=1.18"), (22, ">=1.21"), (23, ">=1.23")):
+        assert version_range("onnxruntime", "1.32.0", opset=opset) == versions
+    with pytest.raises(EngineError, match="up to 23, got 24"):
+        version_range("onnxruntime", "1.32.0", opset=24)
     with pytest.raises(EngineError, match="got 'abc'"):
         version_range("onnxruntime", "abc")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from brd_edge.run import Run
@@ -34,6 +35,13 @@ def test_what_is_left_out_has_a_reason(changes: dict[str, Any], reason: str | No
     assert left_out(ENTRY | changes) == reason
 
 
+def graph_of_opset(version: int) -> onnx.ModelProto:
+    value = onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [1])
+    return onnx.helper.make_model(
+        onnx.helper.make_graph([], "g", [value], [value]), opset_imports=[onnx.helper.make_opsetid("", version)]
+    )
+
+
 def test_a_plan_and_an_engine(tmp_path: Path) -> None:
     run = Run(tmp_path)
     plan, built = planned_engine(run, ENTRY), planned_engine(run, ENTRY | HERE)
@@ -42,6 +50,10 @@ def test_a_plan_and_an_engine(tmp_path: Path) -> None:
     assert [version_fits(version, plan.runtime_range) for version in ("10.3.0", "11.0", "8.6")] == [True, False, False]
     assert built.runtime_range == "==1.7.1"
     assert plan.agreement_min == 0.92
+    # as the exported graph says, not as the recipe or the version here
+    onnx.save(graph_of_opset(22), tmp_path / "student.onnx")
+    exported = {"runtime": "onnxruntime", "target": "x86-cpu", "runtime_version": "1.32.0", "graph": "student.onnx"}
+    assert planned_engine(run, ENTRY | HERE | exported).runtime_range == ">=1.21"
     assert plan.metrics["gates"] == "not measured here"
     known = {"attempts": [{"kept": [], "lost": {"miou": {}}, "missed": []}], "gates": {"miou_drop_max": 1.0}}
     found = planned_engine(run, ENTRY | known).metrics
