@@ -56,8 +56,8 @@ def prepare(
         out: Directory to write, which must be another one than the data set's.
         workers: Processes that read and convert (threads where there are few files), at least 1. A script
             that calls this does its work inside `if __name__ == "__main__":`.
-        hold_out: Pattern of the train ids that become the validation split, as in `hold_out_split`;
-            the data set's own validation split is used when not given.
+        hold_out: Pattern of the train ids that become the validation split, as in `hold_out_split`, in place of
+            the data set's own, in which nothing is looked for then.
         skip_bad: Leave out samples that cannot be used and list them in `out/skipped.json`, with the reasons.
         progress: Called in this thread with the number of samples done and the number of all.
 
@@ -74,6 +74,8 @@ def prepare(
     """
     out = out.absolute()
     content = _scan(layout, root, out)
+    if hold_out is not None:
+        content = content.without_val()
     try:
         # without an index nobody takes a half-finished directory for a prepared one
         out.mkdir(parents=True, exist_ok=True)
@@ -83,9 +85,12 @@ def prepare(
         done, bad = _convert_all(content, root.resolve(), out, header, workers, progress)
     except OSError as error:
         raise DataError(f"{layout.title}: cannot read {root} or write {out} ({error})") from error
-    findings = Findings(list(content.problems), find_repeated(content), bad)
+    findings = Findings([*content.problems, *content.val_problems], find_repeated(content), bad)
     kept = _keep(content, findings, done, out)
-    empty = [f"split {name!r} is empty: expected at least one image with its label" for name in kept if not kept[name]]
+    wanted = kept if hold_out is None else ("train",)
+    empty = [
+        f"split {name!r} is empty: expected at least one image with its label" for name in wanted if not kept[name]
+    ]
     if empty or (findings.sentences and not skip_bad):
         raise DataError(describe_problems(layout.title, root, [*empty, *findings.sentences]))
     if findings.sentences:

@@ -193,8 +193,12 @@ def test_cityscapes_halves_and_strangers_are_kept_in_sight(tmp_path: Path) -> No
     save_blank(tmp_path / "leftImg8bit/val/lindau/holiday.png")
     content = scan("cityscapes", tmp_path)
     assert "aachen_000000_000019" in ids_of(content, "train")
-    assert len(content.problems) == 1
-    assert "holiday.png" in content.problems[0]
+    assert content.problems == ()
+    (stranger,) = content.val_problems
+    assert "holiday.png" in stranger
+    unused = content.without_val()
+    assert (unused.splits["val"], unused.val_problems) == ((), ())
+    assert unused.splits["train"] == content.splits["train"]
 
 
 def test_cityscapes_unknown_id(tmp_path: Path) -> None:

@@ -471,6 +471,47 @@ def test_whole_sequences_are_held_out(root: Path, tmp_path: Path) -> None:
             run(root, tmp_path / "held", hold_out=pattern)
 
 
+def test_what_is_held_out_needs_no_validation_split(root: Path, tmp_path: Path) -> None:
+    """Damaged, with a stranger, with an image that is a train image: none of it is used."""
+    whole = run(root, tmp_path / "whole", hold_out="a")
+    (root / "labels/val/d.png").write_bytes(b"damaged")
+    (root / "images/val/notes.txt").touch()
+    shutil.copyfile(root / "images/train/a.png", root / "images/val/e.png")
+    with pytest.raises(DataError, match=r"4 problems(.|\n)*notes\.txt"):
+        run(root, tmp_path / "used")
+    held = run(root, tmp_path / "held", hold_out="a")
+    assert [[sample.id for sample in split] for split in (held.train, held.val)] == [["b", "c"], ["a"]]
+    assert [sample.id for sample in whole.val] == ["a"]
+    for name in ("d.png", "e.png", "notes.txt"):
+        (root / "images/val" / name).unlink()
+    (root / "labels/val/d.png").unlink()
+    with pytest.raises(DataError, match="split 'val' is empty"):
+        run(root, tmp_path / "used")
+    assert [sample.id for sample in run(root, tmp_path / "empty", hold_out="a").val] == ["a"]
+
+
+def test_nothing_to_hold_out_of_is_said(root: Path, tmp_path: Path) -> None:
+    for path in (*(root / "images/train").iterdir(), *(root / "labels/train").iterdir()):
+        path.unlink()
+    with pytest.raises(DataError, match="split 'train' is empty"):
+        run(root, tmp_path / "out", hold_out="a")
+
+
+def test_a_train_image_may_be_in_a_validation_list_that_is_not_used(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+    for kind in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (directory / kind).mkdir(parents=True)
+    for split, names in (("train", "ab"), ("val", "a")):
+        (directory / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names))
+        for name in names:
+            Image.fromarray(np.full((6, 8, 3), ord(name), np.uint8)).save(directory / f"JPEGImages/{name}.jpg")
+            Image.fromarray(np.zeros((6, 8), np.uint8)).save(directory / f"SegmentationClass/{name}.png")
+    with pytest.raises(DataError, match="in both splits"):
+        run(directory, tmp_path / "used", LAYOUTS["voc2012"])
+    held = run(directory, tmp_path / "held", LAYOUTS["voc2012"], hold_out="b")
+    assert [sample.id for sample in held.train] == ["a"]
+
+
 # links, permissions, and what is no regular file
 
 

@@ -37,9 +37,9 @@ def _read_label(path: Path) -> NDArray[np.uint8]:
 def _scan(base: Path) -> Content:
     train, train_problems = pair_directories(base / "images/training", base / "annotations/training")
     val, val_problems = pair_directories(base / "images/validation", base / "annotations/validation")
-    problems = (*train_problems, *val_problems)
     splits = {"train": train, "val": val}
-    return Content(ADE20K_NAMES, ADE20K_PALETTE, splits, _read_label, problems)
+    problems, val_only = tuple(train_problems), tuple(val_problems)
+    return Content(ADE20K_NAMES, ADE20K_PALETTE, splits, _read_label, problems, val_problems=val_only)
 
 
 LAYOUT = Layout(

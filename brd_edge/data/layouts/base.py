@@ -7,7 +7,7 @@ are, what its classes are, and how its label files become train ids.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,7 @@ class Content:
             `DataError` naming the file when it cannot be read or holds an unknown id.
         problems: What is wrong with the directories or lists themselves, one sentence each.
         fingerprint: Changes when the same label files are to be read differently.
+        val_problems: The same as `problems` of what the validation split alone needs.
     """
 
     classes: Classes
@@ -56,6 +57,11 @@ class Content:
     read_label: Callable[[Path], NDArray[np.uint8]]
     problems: tuple[str, ...] = ()
     fingerprint: str = ""
+    val_problems: tuple[str, ...] = ()
+
+    def without_val(self) -> Content:
+        """Return the content as if the validation split held nothing, with nothing wrong in it."""
+        return replace(self, splits={**self.splits, "val": ()}, val_problems=())
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,14 @@ def _scan_split(base: Path, split: str) -> tuple[tuple[Source, ...], list[str]]:
 def _scan(base: Path) -> Content:
     train, train_problems = _scan_split(base, "train")
     val, val_problems = _scan_split(base, "val")
-    problems = (*train_problems, *val_problems)
-    return Content(_NAMES, _PALETTE, {"train": train, "val": val}, _read_label, problems)
+    return Content(
+        _NAMES,
+        _PALETTE,
+        {"train": train, "val": val},
+        _read_label,
+        tuple(train_problems),
+        val_problems=tuple(val_problems),
+    )
 
 
 LAYOUT = Layout(

@@ -223,8 +223,9 @@ def _scan(base: Path) -> Content:
         palette,
         {"train": train, "val": val},
         partial(_read_label, classes=classes),
-        (*train_problems, *val_problems),
+        tuple(train_problems),
         hashlib.sha256(file.read_bytes()).hexdigest(),
+        tuple(val_problems),
     )
 
 
