@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import struct
+import sys
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -517,6 +518,37 @@ def test_folder_keeps_sub_directories_halves_and_strangers(tmp_path: Path) -> No
     assert len(content.problems) == 2
     assert "a.png: the same name as a.bmp" in content.problems[0]
     assert "notes.txt: not one of" in content.problems[1]
+
+
+NO_UTF8 = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_names_that_are_no_utf8_have_ids_that_are(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"names": ["road"]})
+    save_blank(tmp_path / f"images/train/{NO_UTF8}/{NO_UTF8}.png", tmp_path / f"images/train/{NO_UTF8}.b.png")
+    save(tmp_path / f"labels/train/{NO_UTF8}/{NO_UTF8}.png", np.zeros((2, 3), np.uint8))
+    # as the escape of the other is written
+    save_blank(tmp_path / r"images/train/caf\udce9.b.jpg")
+    content = scan("folder", tmp_path)
+    sources = {source.id: source for source in content.splits["train"]}
+    assert list(sources) == ["a", r"caf\udce9.b", r"caf\udce9/caf\udce9"]
+    pair = sources[r"caf\udce9/caf\udce9"]
+    assert pair.image.is_file() and pair.label.is_file()
+    assert sources[r"caf\udce9.b"].label.name == sources[r"caf\udce9.b"].image.with_suffix(".png").name
+    (twice,) = content.problems
+    assert "the same name as" in twice
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_cityscapes_names_that_are_no_utf8(tmp_path: Path) -> None:
+    make_cityscapes(tmp_path)
+    save_blank(tmp_path / f"leftImg8bit/val/lindau/{NO_UTF8}_leftImg8bit.png")
+    save_blank(tmp_path / f"gtFine/val/lindau/{NO_UTF8}_gtFine_labelIds.png")
+    content = scan("cityscapes", tmp_path)
+    (found,) = (source for source in content.splits["val"] if source.id == r"caf\udce9")
+    assert found.image.is_file() and found.label.is_file()
+    assert content.val_problems == ()
 
 
 @pytest.mark.parametrize(

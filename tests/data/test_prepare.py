@@ -512,6 +512,22 @@ def test_a_train_image_may_be_in_a_validation_list_that_is_not_used(tmp_path: Pa
     assert [sample.id for sample in held.train] == ["a"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such names")
+def test_every_name_becomes_an_id_that_files_can_hold(root: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"val/caf\xe9")
+    save_pair(root, "val/plain")
+    for kind in ("images", "labels"):
+        (root / kind / "val/plain.png").rename(root / kind / f"{name}.png")
+    out = tmp_path / "out"
+    dataset = run(root, out)
+    assert dataset == load_dataset(out)
+    found = dataset.val[0]
+    assert found.id == r"caf\udce9"
+    found.id.encode()
+    assert found.image == root / "images" / f"{name}.png", "the file keeps its name"
+    assert found.label == out / r"labels/val/caf\udce9.png"
+
+
 # links, permissions, and what is no regular file
 
 

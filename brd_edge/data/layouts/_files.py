@@ -18,6 +18,7 @@ from brd_edge.runtime.errors import DataError
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "as_text",
     "bare_name",
     "list_files",
     "map_ids",
@@ -41,7 +42,8 @@ _DROPPINGS = frozenset({"Thumbs.db", "desktop.ini"})
 def list_files(directory: Path, suffixes: frozenset[str]) -> tuple[dict[str, Path], list[str]]:
     """List the files under `directory` by their path without suffix, sub-directories included.
 
-    Hidden files and what file managers leave behind do not count.
+    Hidden files and what file managers leave behind do not count. Ids are text whatever the names are, as `as_text`
+    makes it.
 
     Args:
         directory: Where to look.
@@ -53,7 +55,7 @@ def list_files(directory: Path, suffixes: frozenset[str]) -> tuple[dict[str, Pat
     files: dict[str, Path] = {}
     paths, problems = walk_files(directory)
     for path in paths:
-        name = path.relative_to(directory).with_suffix("").as_posix()
+        name = as_text(path.relative_to(directory).with_suffix("").as_posix())
         if path.suffix.lower() not in suffixes:
             problems.append(f"{path}: not one of {', '.join(sorted(suffixes))}; convert it or move it away")
         elif name in files:
@@ -61,6 +63,14 @@ def list_files(directory: Path, suffixes: frozenset[str]) -> tuple[dict[str, Pat
         else:
             files[name] = path
     return files, problems
+
+
+def as_text(name: str) -> str:
+    r"""Return a file name with escapes, as in `caf\udce9`, for bytes that are not UTF-8.
+
+    Python has lone surrogates for those, which no file format takes.
+    """
+    return name.encode(errors="backslashreplace").decode()
 
 
 def walk_files(directory: Path) -> tuple[list[Path], list[str]]:
@@ -99,15 +109,16 @@ def pair_directories(images: Path, labels: Path, label_suffix: str = ".png") -> 
     label_files, label_problems = list_files(labels, frozenset({label_suffix}))
     # a lone label most likely lacks an image of the kind that its neighbours are
     usual = next(iter(image_files.values())).suffix if image_files else ".png"
-    pairs = tuple(
-        Source(
-            name,
-            image_files.get(name, images / f"{name}{usual}"),
-            label_files.get(name, labels / f"{name}{label_suffix}"),
-        )
-        for name in sorted(image_files.keys() | label_files.keys())
-    )
-    return pairs, image_problems + label_problems
+    pairs = []
+    for name in sorted(image_files.keys() | label_files.keys()):
+        image, label = image_files.get(name), label_files.get(name)
+        if image is None and label is not None:
+            image = images / label.relative_to(labels).with_suffix(usual)
+        elif label is None and image is not None:
+            label = labels / image.relative_to(images).with_suffix(label_suffix)
+        if image is not None and label is not None:
+            pairs.append(Source(name, image, label))
+    return tuple(pairs), image_problems + label_problems
 
 
 def read_names(path: Path) -> list[str]:

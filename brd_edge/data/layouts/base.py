@@ -26,7 +26,8 @@ class Source:
     """An image and its label as the data set ships them; either may turn out to be missing.
 
     Attributes:
-        id: Name of the pair, unique in its split; may hold `/` where the data set has sub-directories.
+        id: Name of the pair, unique in its split; may hold `/` where the data set has sub-directories. Text that UTF-8
+            can hold, whatever the names of the files are.
         image: Image file of any format that Pillow reads.
         label: Label file that the content's `read_label` reads.
     """

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brd_edge.data.dataset import IGNORE_ID
-from brd_edge.data.layouts._files import list_files, map_ids, read_ids, walk_files
+from brd_edge.data.layouts._files import as_text, list_files, map_ids, read_ids, walk_files
 from brd_edge.data.layouts.base import Content, Layout, Palette, Source
 
 __all__ = ["LAYOUT"]
@@ -70,16 +70,16 @@ def _scan_split(base: Path, split: str) -> tuple[tuple[Source, ...], list[str]]:
     images, labels = base / "leftImg8bit" / split, base / "gtFine" / split
     files, problems = list_files(images, frozenset({".png"}))
     found = set()
-    for name, path in files.items():
-        if name.endswith(_IMAGE_END):
-            found.add(name.removesuffix(_IMAGE_END))
+    for path in files.values():
+        if path.stem.endswith(_IMAGE_END):
+            found.add(path.relative_to(images).with_suffix("").as_posix().removesuffix(_IMAGE_END))
         else:
             problems.append(f"{path}: expected a name that ends in {_IMAGE_END}.png; move it away")
     label_files, label_problems = walk_files(labels)
     end = f"{_LABEL_END}.png"
     found |= {path.relative_to(labels).as_posix().removesuffix(end) for path in label_files if path.name.endswith(end)}
     pairs = tuple(
-        Source(Path(name).name, images / f"{name}{_IMAGE_END}.png", labels / f"{name}{_LABEL_END}.png")
+        Source(as_text(Path(name).name), images / f"{name}{_IMAGE_END}.png", labels / f"{name}{_LABEL_END}.png")
         for name in sorted(found)
     )
     return pairs, problems + label_problems
