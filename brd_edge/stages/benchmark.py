@@ -355,17 +355,13 @@ def _evaluate_compared(context: Context, validation: _Validation) -> dict[str, A
     directory = _compared_run(context.recipe)
     if directory is None:
         return None
-    problems = _missing(context.recipe)
-    if problems:
+    problems, engine = _missing(context.recipe), _compared_engine(directory)
+    # without an engine there is a problem
+    if problems or engine is None:
         raise RunError(problems[0])
     before = json.loads((directory / "benchmark.json").read_text(encoding="utf-8"))
     if before["dataset"]["classes"] != list(validation.dataset.classes):
         raise RunError(f"benchmark.compare_run: {directory} has other classes than this run; compare like with like")
-    engine = _compared_engine(directory)
-    if engine is None:
-        raise RunError(
-            f"benchmark.compare_run: {directory} has no measured onnxruntime fp32 engine; add one to its recipe"
-        )
     name = f"{before['student']['method']} ({before['recipe']})"
     with open_engine(engine, contract=validation.contract, threads=context.recipe.benchmark.threads) as runner:
         return {"name": name, **_scores(validation, runner.infer, PLAIN_TITLE, name="compared")}

@@ -188,6 +188,7 @@ STAGE = Stage(
     needs=("prepare", "distill", "export", "build", "benchmark"),
     code=(
         "data/dataset.py",
+        "deploy/graphs.py",
         "evaluate/accuracy.py",
         "evaluate/planned.py",
         "models",
