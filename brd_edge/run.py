@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -166,14 +166,18 @@ def code_digest(names: tuple[str, ...]) -> str:
     return digest({str(path.relative_to(package)): sha256_file(path) for path in sorted(files)})
 
 
-def tree_files(directory: Path) -> list[Path]:
+def tree_files(directory: Path, *, skip: Callable[[Path], bool] = lambda _directory: False) -> list[Path]:
     """Return all files under a directory, sorted, but hidden ones and those in hidden directories.
 
     These are what file managers, version control and killed processes leave; no stage reads one.
+
+    Args:
+        directory: Where to look.
+        skip: Whether a directory below it is left out, with all that it holds.
     """
     found: list[Path] = []
     for root, directories, names in os.walk(directory):
-        directories[:] = [name for name in directories if not name.startswith(".")]
+        directories[:] = [name for name in directories if not name.startswith(".") and not skip(Path(root, name))]
         found += [Path(root) / name for name in names if not name.startswith(".")]
     return sorted(found)
 

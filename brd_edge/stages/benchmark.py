@@ -344,10 +344,9 @@ def _compared_engine(directory: Path) -> Path | None:
         before = read_benchmark(directory / "benchmark.json")
     except RunError:
         return None
-    for entry in before.engines:
-        if (entry.runtime, entry.precision, entry.status) == ("onnxruntime", "fp32", "measured"):
-            return directory / "engines" / entry.name
-    return None
+    wanted = ("onnxruntime", "fp32", "measured")
+    found = (entry.name for entry in before.engines if (entry.runtime, entry.precision, entry.status) == wanted)
+    return next((directory / "engines" / name for name in found), None)
 
 
 def _evaluate_compared(context: Context, validation: _Validation) -> dict[str, Any] | None:

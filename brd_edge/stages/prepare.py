@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from brd_edge.data.findings import SKIPPED_NAME, load_skipped
 from brd_edge.data.index import load_checksums, load_dataset
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
-from brd_edge.run import Run, digest, is_run_directory
+from brd_edge.run import Run, digest, is_run_directory, tree_files
 from brd_edge.runtime.errors import DataError
 from brd_edge.stages.context import Context, Outcome, Stage
 
@@ -50,17 +49,10 @@ def _files(recipe: Recipe) -> dict[str, str]:
     if recipe.data.layout == "scenes" or root is None or not root.is_dir():
         return {}
     # sizes and times instead of checksums: an unchanged data set of many gigabytes must be known in seconds
-    stats = {str(path.relative_to(root)): _stat(path) for path in _data_files(root)}
+    # a run below the data, as one that was started there, changes by itself
+    files = tree_files(root, skip=is_run_directory)
+    stats = {str(path.relative_to(root)): _stat(path) for path in files}
     return {"data set": digest(stats)}
-
-
-def _data_files(root: Path) -> Iterator[Path]:
-    """Yield what may belong to a data set: no hidden files, and no runs below it, which change by themselves."""
-    for place, directories, names in os.walk(root):
-        directories[:] = sorted(
-            name for name in directories if not name.startswith(".") and not is_run_directory(Path(place, name))
-        )
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _stat(path: Path) -> list[int]:
