@@ -168,7 +168,11 @@ async def serve_in_waves(
 
     async def one(device: Device) -> Delivered:
         async with limit:
-            return await deliver(device)
+            try:
+                return await deliver(device)
+            except Exception as error:
+                message = f"unexpected error, please report it: {type(error).__name__}: {error}"
+                return Delivered(device.address, "failed", message)
 
     results: list[Delivered] = []
     why = "an earlier wave failed"

@@ -142,3 +142,14 @@ def test_an_interrupted_fleet_tells_what_came_of_every_device() -> None:
     assert [result.status for result in results] == ["serving", "interrupted", "interrupted", "not tried", "not tried"]
     assert [result.device for result in results] == [device.address for device in fleet.devices]
     assert results[-1].message == "the delivery was interrupted"
+
+
+def test_what_goes_wrong_unexpectedly_on_one_device_spares_the_others() -> None:
+    async def deliver(device) -> Delivered:
+        if device.host == "camera-1":
+            raise ZeroDivisionError("of this device")
+        return Delivered(device.address, "serving")
+
+    results = asyncio.run(serve_in_waves(_fleet(3, waves=("100%",)), deliver, lambda _line: None))
+    assert [result.status for result in results] == ["serving", "failed", "serving"]
+    assert "ZeroDivisionError: of this device" in results[1].message
