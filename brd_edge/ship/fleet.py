@@ -171,6 +171,7 @@ async def serve_in_waves(
             try:
                 return await deliver(device)
             except Exception as error:
+                # what nobody thought of must not end the other deliveries
                 message = f"unexpected error, please report it: {type(error).__name__}: {error}"
                 return Delivered(device.address, "failed", message)
 
