@@ -96,7 +96,8 @@ def glance_rows(rows: Sequence[Mapping[str, str]]) -> list[str]:
             format_difference(boundaries),
             f"{change:+d} %" if change else "0 %",
         ]
-        lines.append(_row([*cells, *(_over(mine["miou"], peers, peer) for peer in ("kd", "cwd"))]))
+        # a peer may have been trained with a setting of its own
+        lines.append(_row([*cells, *(_over(mine["miou"], peers, row.get(peer, peer)) for peer in ("kd", "cwd"))]))
     return lines
 
 
