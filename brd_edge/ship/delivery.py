@@ -96,7 +96,12 @@ async def deliver(device: Device, bundle: Bundle, options: Options, say: Say) ->
     start = time.monotonic()
     try:
         async with connected(device) as connection:
-            result = await _deliver(connection, device, bundle, options, say)
+            try:
+                result = await _deliver(connection, device, bundle, options, say)
+            except asyncio.CancelledError:
+                # not in an orderly way, which the other side could hold up
+                connection.abort()
+                raise
     except DeliveryError as error:
         result = Delivered(device.address, "failed", str(error))
     except asyncssh.SFTPError as error:

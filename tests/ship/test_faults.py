@@ -181,7 +181,7 @@ def test_the_connection_is_cut_while_the_device_works(field: Field, moment: str)
     asyncio.run(one())
 
 
-@pytest.mark.parametrize("moment", ["gets", "building"])
+@pytest.mark.parametrize("moment", ["building"])
 def test_a_delivery_that_is_given_up_does_not_switch(field: Field, moment: str) -> None:
     async def one() -> None:
         root = field.root()
