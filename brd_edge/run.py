@@ -128,14 +128,15 @@ def open_run(directory: Path) -> Iterator[Run]:
 
 
 def is_run_directory(directory: Path) -> bool:
-    """Return whether a directory was made or used by a run."""
-    return (directory / _LOCK).is_file() or (directory / "stages").is_dir()
+    """Return whether a run made or used a directory: its lock tells, which nothing else is likely to hold."""
+    return (directory / _LOCK).is_file()
 
 
 def _require_run_directory(directory: Path) -> None:
     """Refuse a directory of something else, in which a run would replace what has the names of its results."""
     others = sorted(path.name for path in directory.iterdir() if path.suffix != ".log")
-    if others and not is_run_directory(directory):
+    # a copy of a run may lack hidden files
+    if others and not is_run_directory(directory) and not (directory / "stages").is_dir():
         listed = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
         raise RunError(
             f"{directory.resolve()}: is no run directory, and holds something else ({listed}); a run would replace "

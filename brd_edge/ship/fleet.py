@@ -190,15 +190,12 @@ async def serve_in_waves(
         try:
             results += await asyncio.gather(*served)
         except asyncio.CancelledError:
-            results += [_so_far(device, found) for device, found in zip(wave, await _ended(served), strict=True)]
+            ended = await asyncio.gather(*served, return_exceptions=True)
+            results += [_so_far(device, found) for device, found in zip(wave, ended, strict=True)]
             why = "the delivery was interrupted"
             break
     rest = fleet.devices[len(results) :]
     return [*results, *(Delivered(device.address, "not tried", why) for device in rest)]
-
-
-async def _ended(served: Sequence[asyncio.Future[Delivered]]) -> list[Delivered | BaseException]:
-    return await asyncio.gather(*served, return_exceptions=True)
 
 
 def _so_far(device: Device, found: Delivered | BaseException) -> Delivered:
