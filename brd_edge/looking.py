@@ -16,7 +16,7 @@ from brd_edge.data.index import load_checksums, load_dataset
 from brd_edge.data.overview import Overview, SplitOverview, describe_dataset
 from brd_edge.execution import execute
 from brd_edge.recipe import Recipe, load_recipe
-from brd_edge.run import Run, digest
+from brd_edge.run import Run, changed_settings
 from brd_edge.runtime.errors import DataError, RunError
 from brd_edge.runtime.files import atomic_path
 from brd_edge.stages import STAGES
@@ -70,10 +70,7 @@ def _require_same_data(directory: Path, recipe: Recipe) -> None:
     before = run.artifact("prepare")
     if before is None or run.artifact("teacher") is None:
         return
-    now = stage.settings(recipe)
-    changed = sorted(
-        key for key in now.keys() | before.settings if digest(now.get(key)) != digest(before.settings.get(key))
-    )
+    changed = changed_settings(before.settings, stage.settings(recipe))
     if changed:
         raise RunError(
             f"{directory}: holds other data ({', '.join(changed)} differs); look at these with a --run-dir "

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from brd_edge.recipe import Recipe
-from brd_edge.run import Artifact, Run, changed_inputs, code_digest, digest
+from brd_edge.run import Artifact, Run, changed_inputs, changed_settings, code_digest, digest
 from brd_edge.stages import STAGES
 from brd_edge.stages.context import Stage
 from brd_edge.tracking import missing_for_tracking
@@ -49,7 +49,7 @@ def reason_to_run(run: Run, stage: Stage, wanted: Artifact) -> str | None:
     if found is None:
         return "not done yet"
     if found.fingerprint != wanted.fingerprint:
-        keys = sorted(key for key in found.settings | wanted.settings if _differs(found, wanted, key))
+        keys = changed_settings(found.settings, wanted.settings)
         inputs = changed_inputs(found.inputs, wanted.inputs)
         changes = [f"changed settings: {', '.join(keys)}"] if keys else []
         changes += [f"changed: {', '.join(inputs)}"] if inputs else []
@@ -121,8 +121,3 @@ def _step(
         return Step(stage, "run", f"after {', '.join(absent)}")
     reason = reason_to_run(run, stage, next_artifact(stage, recipe, {name: artifacts[name] for name in stage.needs}))
     return Step(stage, "cached", "unchanged") if reason is None else Step(stage, "run", reason)
-
-
-def _differs(first: Artifact, second: Artifact, key: str) -> bool:
-    # records went through JSON, fresh settings did not
-    return digest(first.settings.get(key)) != digest(second.settings.get(key))

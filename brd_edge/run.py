@@ -22,7 +22,17 @@ from typing import Any
 from brd_edge.runtime.errors import RunError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
 
-__all__ = ["Artifact", "Run", "changed_inputs", "code_digest", "digest", "is_run_directory", "open_run", "tree_files"]
+__all__ = [
+    "Artifact",
+    "Run",
+    "changed_inputs",
+    "changed_settings",
+    "code_digest",
+    "digest",
+    "is_run_directory",
+    "open_run",
+    "tree_files",
+]
 
 log = logging.getLogger("brd_edge")
 
@@ -181,6 +191,11 @@ def tree_files(directory: Path, *, skip: Callable[[Path], bool] = lambda _direct
         directories[:] = [name for name in directories if not name.startswith(".") and not skip(Path(root, name))]
         found += [Path(root) / name for name in names if not name.startswith(".")]
     return sorted(found)
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the settings that differ; records went through JSON, fresh ones did not."""
+    return sorted(key for key in before.keys() | now.keys() if digest(before.get(key)) != digest(now.get(key)))
 
 
 def changed_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
