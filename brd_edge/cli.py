@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from brd_edge.runtime.errors import BrdEdgeError, InterruptedRunError
+from brd_edge.runtime.errors import InterruptedRunError, explain_error
 
 __all__ = ["main"]
 
@@ -122,24 +124,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     command = COMMANDS.get(given[0])
     try:
-        return command(given[1:]) if command is not None else _recipe(given)
+        code = command(given[1:]) if command is not None else _recipe(given)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # whoever read along (`| head`) has seen enough; the interpreter would complain once more when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (Exception, InterruptedRunError, KeyboardInterrupt) as error:
-        return _tell(error)
-
-
-def _tell(error: BaseException) -> int:
-    """Tell what went wrong, without a traceback where it is known, and return the exit code."""
-    if isinstance(error, KeyboardInterrupt | InterruptedRunError):
-        code, text = InterruptedRunError.exit_code, "interrupted"
-    elif isinstance(error, BrdEdgeError):
-        code, text = error.exit_code, f"error: {error}"
-    elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("brd_edge"):
-        code, text = 1, f'error: {error.name} is not installed; pip install "brd-edge[all]"'
-    elif isinstance(error, OSError):
-        code, text = 1, f"error: {error.filename or 'the system says'}: {error.strerror or error}"
-    else:
-        raise error
-    print(f"brd-edge: {text}", file=sys.stderr)
+        told = explain_error(error, extra="all")
+        if told is None:
+            raise
+        code, text = told
+        print(f"brd-edge: {text}", file=sys.stderr)
     return code
 
 

@@ -35,6 +35,7 @@ from brd_edge.runtime.errors import (
     InterruptedRunError,
     RecipeError,
     RunError,
+    explain_error,
 )
 from brd_edge.runtime.files import write_json_atomic, write_text_atomic
 from brd_edge.stages import STAGES
@@ -83,16 +84,8 @@ def execute(given: Sequence[str]) -> int:
 
 def _explain(error: BaseException) -> int:
     """Tell the user what went wrong, without a traceback, and return the exit code."""
-    if isinstance(error, BrdEdgeError):
-        code, text = error.exit_code, f"error: {error}"
-    elif isinstance(error, InterruptedRunError):
-        code, text = error.exit_code, str(error)
-    elif isinstance(error, KeyboardInterrupt):
-        code, text = InterruptedRunError.exit_code, "interrupted"
-    elif isinstance(error, ModuleNotFoundError):
-        code, text = 1, f'error: the package {error.name} is not installed; pip install "brd-edge[train]" brings it'
-    elif isinstance(error, OSError):
-        code, text = 1, f"error: {error.filename or 'the system says'}: {error.strerror or error}"
+    if (told := explain_error(error, extra="train")) is not None:
+        code, text = told
     elif is_follower_lost(error):
         code, text = 1, "error: another process of this training has ended; what it said tells why"
     else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from brd_edge.runtime.errors import RunError
 
-__all__ = ["is_follower", "started_processes"]
+__all__ = ["is_follower", "local_rank", "started_processes"]
 
 
 def started_processes(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
@@ -34,6 +34,16 @@ def started_processes(environment: Mapping[str, str] | None = None) -> tuple[int
             f"RANK: expected a number below WORLD_SIZE, which is {count}, got {rank}; {_WAY_OUT.format('WORLD_SIZE')}"
         )
     return rank, count
+
+
+def local_rank() -> int:
+    """Return this process's number on its machine, from 0, which is that of its GPU; 0 without `torchrun`.
+
+    Raises:
+        RunError: As `started_processes`.
+    """
+    _, count = started_processes()
+    return _number(os.environ, "LOCAL_RANK", default=0) if count > 1 else 0
 
 
 def is_follower() -> bool:

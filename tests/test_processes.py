@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from brd_edge.pipeline import main
-from brd_edge.processes import is_follower, started_processes
+from brd_edge.processes import is_follower, local_rank, started_processes
 from brd_edge.progress import progress_bar
 from brd_edge.runtime.errors import RunError
 
@@ -42,6 +42,23 @@ def test_a_process_is_one_of_several_where_there_are_several(
         monkeypatch.setenv(name, value)
     assert started_processes() == expected
     assert is_follower() == (expected[0] > 0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"LOCAL_RANK": "2"}, 0),
+        ({"LOCAL_RANK": "a", "WORLD_SIZE": "1"}, 0),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, 1),
+    ],
+)
+@pytest.mark.usefixtures("alone")
+def test_one_process_takes_the_first_gpu_whatever_was_left_behind(
+    environment: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert local_rank() == expected
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ relates the images of a batch, or looks for the hardest of its pixels, sees one 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brd_edge.distill.grid import wide
+from brd_edge.processes import local_rank, started_processes
 
 __all__ = [
     "average_gradients",
@@ -32,17 +32,11 @@ __all__ = [
     "rank",
     "share_batch_statistics",
     "sum_over_processes",
-    "wanted_processes",
     "world",
 ]
 
 # a process that waits for the first one to prepare data or measure engines must not give up
 _PATIENCE = timedelta(days=7)
-
-
-def wanted_processes(environment: dict[str, str] | None = None) -> int:
-    """Return how many processes `torchrun` has started, 1 without it."""
-    return int((os.environ if environment is None else environment).get("WORLD_SIZE", "1"))
 
 
 @contextmanager
@@ -52,11 +46,11 @@ def process_group(device: torch.device) -> Iterator[None]:
     Args:
         device: Where models are trained; on CUDA, tensors travel by NCCL and everything else by gloo.
     """
-    if wanted_processes() == 1 or dist.is_initialized():
+    if started_processes()[1] == 1 or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     yield
     # whoever leaves first would cut the others off in the middle of a message

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from brd_edge import __version__
 from brd_edge.runtime import commands
-from brd_edge.runtime.errors import BrdEdgeError
+from brd_edge.runtime.errors import explain_error
 
 __all__ = ["main"]
 
@@ -31,15 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--samples-min {options.samples_min} is more than --samples-max {options.samples_max}")
     try:
         return int(options.run(options))
-    except BrdEdgeError as error:
-        print(f"brd-edge: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"brd-edge: error: {error.filename or 'the system says'}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("brd-edge: interrupted", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        told = explain_error(error, extra="onnxruntime")
+        if told is None:
+            raise
+        code, text = told
+        print(f"brd-edge: {text}", file=sys.stderr)
+        return code
 
 
 def _parser() -> argparse.ArgumentParser:

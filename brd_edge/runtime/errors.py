@@ -20,6 +20,7 @@ __all__ = [
     "RunError",
     "RuntimeMissingError",
     "TrainingError",
+    "explain_error",
 ]
 
 
@@ -85,3 +86,27 @@ class InterruptedRunError(BaseException):
     """
 
     exit_code = 130
+
+
+def explain_error(error: BaseException, *, extra: str) -> tuple[int, str] | None:
+    """Return the exit code and the words in which a command ends, or None where only a traceback tells more.
+
+    Args:
+        error: What ended the command.
+        extra: The extra of `brd-edge` that brings the packages which the command needs.
+
+    Example:
+        >>> explain_error(RunError("runs/a: in use"), extra="train")
+        (1, 'error: runs/a: in use')
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return InterruptedRunError.exit_code, "interrupted"
+    if isinstance(error, InterruptedRunError):
+        return error.exit_code, str(error) or "interrupted"
+    if isinstance(error, BrdEdgeError):
+        return error.exit_code, f"error: {error}"
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "brd_edge").startswith("brd_edge"):
+        return 1, f'error: the package {error.name} is not installed; pip install "brd-edge[{extra}]" brings it'
+    if isinstance(error, OSError):
+        return 1, f"error: {error.filename or 'the system says'}: {error.strerror or error}"
+    return None

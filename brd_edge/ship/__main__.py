@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from brd_edge.runtime.errors import BrdEdgeError, DeliveryError, InterruptedRunError, RecipeError
+from brd_edge.runtime.errors import DeliveryError, InterruptedRunError, RecipeError, explain_error
 from brd_edge.runtime.files import write_json_atomic
 from brd_edge.ship.delivery import Delivered, Options, ask_device, roll_back
 from brd_edge.ship.fleet import Fleet, loopback_root, read_fleet, serve_in_waves
@@ -37,18 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("asyncssh").setLevel(logging.ERROR)
     try:
         return _run(options)
-    except BrdEdgeError as error:
-        print(f"brd-edge: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except ModuleNotFoundError as error:
-        print(f'brd-edge: error: {error.name} is not installed; pip install "brd-edge[ship]"', file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"brd-edge: error: {error.filename or 'the system says'}: {error.strerror or error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("brd-edge: interrupted; --status shows what devices serve", file=sys.stderr)
         return InterruptedRunError.exit_code
+    except Exception as error:
+        told = explain_error(error, extra="ship")
+        if told is None:
+            raise
+        code, text = told
+        print(f"brd-edge: {text}", file=sys.stderr)
+        return code
 
 
 def _run(options: argparse.Namespace) -> int:

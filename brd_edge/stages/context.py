@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from brd_edge.environment import gpu_names
 from brd_edge.interrupt import Stop
+from brd_edge.processes import local_rank
 from brd_edge.recipe import Recipe
 from brd_edge.run import Artifact, Run
 from brd_edge.runtime.contract import RESIZED, SLIDING_WINDOW, InputContract
@@ -142,4 +142,4 @@ def training_device(recipe: Recipe) -> torch.device:
         raise RunError("device: the recipe asks for cuda, but torch finds no GPU here; --set device=cpu works anywhere")
     if recipe.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", local_rank())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from brd_edge.data.dataset import Dataset
+from brd_edge.processes import started_processes
 from brd_edge.recipe import Recipe
 from brd_edge.recipe_training import TrainSection
 from brd_edge.runtime.contract import InputContract
@@ -92,11 +93,10 @@ def require_takes(model: nn.Module, size: Sequence[int] | None, what: str) -> No
 
 def _require_parts(name: str, model: nn.Module, train: TrainSection, size: Sequence[int]) -> None:
     """Refuse steps whose parts are single images where the model's batch normalisation needs more."""
-    from brd_edge.distill.distributed import wanted_processes
     from brd_edge.models.segmentation import trains_on_one_image
 
     # several processes normalise over all their images
-    if train.batch_size > train.accumulate or wanted_processes() > 1 or trains_on_one_image(model, *size):
+    if train.batch_size > train.accumulate or started_processes()[1] > 1 or trains_on_one_image(model, *size):
         return
     raise ModelError(
         f"{name}: a batch_size of {train.batch_size} in {train.accumulate} part(s) is one image at a time, over which "
@@ -106,11 +106,10 @@ def _require_parts(name: str, model: nn.Module, train: TrainSection, size: Seque
 
 
 def _require_equal_shares(name: str, train: TrainSection) -> None:
-    from brd_edge.distill.distributed import wanted_processes
-
-    parts = wanted_processes() * train.accumulate
+    processes = started_processes()[1]
+    parts = processes * train.accumulate
     if train.batch_size % parts:
         raise ModelError(
-            f"{name}: a batch_size of {train.batch_size} cannot be divided among {wanted_processes()} processes in "
+            f"{name}: a batch_size of {train.batch_size} cannot be divided among {processes} processes in "
             f"{train.accumulate} parts each; make it a multiple of {parts}"
         )
