@@ -52,6 +52,9 @@ _PUBLISHED = {
     "ship": ("ship.json",),
 }
 
+# what lets a stage go on from where it was, but for checkpoints
+_KEPT_WORK = {"prepare": ("data", "journal.jsonl")}
+
 _EPILOG = """\
 exit codes: 0 done, 1 a stage or an engine failed, 2 the recipe or the command line is wrong,
 3 a gate was not held, 130 interrupted (run it again, without --from and --force, to go on)
@@ -226,8 +229,8 @@ def _run_stages(
             continue
         _say(f"{position}: {stage.plan(recipe)} ({reason})")
         if forced:
-            # what an interrupted training left is not wanted
-            run.path(name, "checkpoint.safetensors").unlink(missing_ok=True)
+            # what an interrupted training left is not wanted, nor labels as they were converted before
+            run.path(*_KEPT_WORK.get(name, (name, "checkpoint.safetensors"))).unlink(missing_ok=True)
         _describe_run(run, recipe)
         if name != "prepare":
             _withdraw(run, name)
@@ -251,7 +254,7 @@ def _run_stage(stage: Stage, context: Context, wanted: Artifact) -> Artifact:
     start = time.monotonic()
     outcome = stage.work(context)
     duration_s = round(time.monotonic() - start, 1)
-    finished = replace(wanted, result=outcome.result, duration_s=duration_s)
+    finished = replace(wanted, result=outcome.result, duration_s=duration_s, essence=outcome.essence)
     kept = context.run.keep(finished, outcome.outputs)
     # only now is the unfinished work of a training not needed any more
     context.run.path(stage.name, "checkpoint.safetensors").unlink(missing_ok=True)

@@ -11,42 +11,17 @@ import yaml
 
 from brd_edge.recipe_errors import text_keys
 from brd_edge.runtime.errors import RecipeError
+from brd_edge.unique_yaml import parse_yaml
 
 __all__ = ["apply_override", "read_yaml", "resolve_variables", "used_variables"]
 
 _VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 
 
-_MERGE = "tag:yaml.org,2002:merge"
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, which takes the last of two equal keys, made to refuse them.
-
-    A merge key (`<<: *base`) is none of a mapping's own: what it brings, the mapping may say otherwise.
-    """
-
-    def __init__(self, stream: str) -> None:
-        """Read from a text."""
-        super().__init__(stream)
-        self._checked: set[yaml.MappingNode] = set()
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Replace merge keys by what they bring, in place, once it is clear that no key stands twice."""
-        # a mapping that another one merges comes again, with what it has itself merged among its keys
-        if node not in self._checked:
-            self._checked.add(node)
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != _MERGE]
-            twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-            if twice:
-                raise yaml.MarkedYAMLError(problem=f"the key {twice[0]} stands twice", problem_mark=node.start_mark)
-        super().flatten_mapping(node)
-
-
 def _parse(text: str, what: str) -> Any:
     """Return what a YAML text holds; `what` begins the message if it cannot be used."""
     try:
-        content = _UniqueKeyLoader(text).get_single_data()
+        content = parse_yaml(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise RecipeError(f"{what}: not valid YAML: {' '.join(str(error).split())}") from None
     if _holds_itself(content, (), set()):

@@ -52,6 +52,7 @@ class Artifact:
         outputs: Path in the run directory to SHA-256 of each file.
         result: What later stages and people want to know, as JSON types.
         duration_s: Seconds it took.
+        essence: Digest of what later stages take from it, where the files hold more, such as their places.
     """
 
     stage: str
@@ -62,11 +63,12 @@ class Artifact:
     outputs: dict[str, str] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     duration_s: float = 0.0
+    essence: str | None = None
 
     @property
     def content(self) -> str:
         """Digest of what the stage left; later stages depend on it, not on how it was made."""
-        return digest({"outputs": self.outputs, "result": self.result})
+        return digest({"outputs": self.essence or self.outputs, "result": self.result})
 
 
 @dataclass(frozen=True)

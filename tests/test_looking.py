@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,15 @@ def root(tmp_path: Path) -> Path:
     return base
 
 
-def look(root: Path, *more: str) -> int:
+def arguments(root: Path) -> list[str]:
     run = root.parent / "run"
     settings = ["--set", "data.layout=folder", "--set", f"data.root={root}", "--set", "data.size=[32, 64]"]
     crop = ["--set", "distill.train.crop=[32, 64]", "--set", "distill.train.batch_size=4"]
-    return main(["data", str(RECIPE), "--run-dir", str(run), *settings, *crop, *more])
+    return [str(RECIPE), "--run-dir", str(run), *settings, *crop]
+
+
+def look(root: Path, *more: str) -> int:
+    return main(["data", *arguments(root), *more])
 
 
 def test_numbers_and_sheet(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +52,7 @@ def test_numbers_and_sheet(root: Path, capsys: pytest.CaptureFixture[str]) -> No
         ["1", "car", "50.00", "50.00", "5", "2"],
         ["2", "tram", "none", "none", "0", "0"],
     ]
-    assert "tram is in no train image: it cannot be learnt" in out
+    assert "tram is in no train image: it cannot be learnt (10 % of the pixels are ignored)" in out
     sheet = root.parent / "run/data/contact_sheet.png"
     assert out.splitlines()[-1] == f"contact sheet: {sheet}"
     before = sheet.read_bytes()
@@ -122,6 +127,33 @@ def test_runs_below_the_data_are_no_data(root: Path, monkeypatch: pytest.MonkeyP
     for expected in ("prepare: check folder", "prepare: unchanged"):
         assert main([str(RECIPE), *settings, "--until", "prepare"]) == 0
         assert expected in capsys.readouterr().err
+
+
+def test_the_same_data_at_another_place_are_the_same_data(root: Path) -> None:
+    Image.fromarray(np.full((40, 60), 99, np.uint8)).save(root / "images/train/0.png")  # grey: a copy is converted
+    assert look(root) == 0
+    run = Run(root.parent / "run")
+    first = run.artifact("prepare")
+    moved = root.rename(root.with_name("moved"))
+    assert main(["run", *arguments(moved), "--until", "prepare"]) == 0
+    second = run.artifact("prepare")
+    assert first is not None and second is not None
+    assert second.outputs != first.outputs, "the index names files where they lie"
+    assert second.content == first.content
+
+
+@pytest.mark.parametrize("option", ["--force", "--from"])
+def test_force_converts_labels_that_look_unchanged(root: Path, option: str) -> None:
+    arguments_ = [*arguments(root), "--until", "prepare"]
+    label = root / "labels/train/0.png"
+    for pixel, more in ((0, []), (1, []), (1, ["--force"] if option == "--force" else ["--from", "prepare"])):
+        # uncompressed, so that the file keeps its size
+        Image.fromarray(np.full((40, 60), pixel, np.uint8)).save(label, compress_level=0)
+        os.utime(label, (1, 1))
+        assert main(["run", *arguments_, *more]) == 0
+        with Image.open(root.parent / "run/data/labels/train/0.png") as converted:
+            found = np.unique(np.asarray(converted)).tolist()
+        assert found == [1 if more else 0]
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

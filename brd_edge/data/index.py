@@ -16,7 +16,15 @@ from brd_edge.data.dataset import IGNORE_ID, ClassPixels, Dataset, Sample
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import sha256_file, write_text_atomic
 
-__all__ = ["INDEX_NAME", "INDEX_VERSION", "load_checksums", "load_contents", "load_dataset", "save_index"]
+__all__ = [
+    "INDEX_NAME",
+    "INDEX_VERSION",
+    "load_checksums",
+    "load_contents",
+    "load_dataset",
+    "load_essence",
+    "save_index",
+]
 
 INDEX_NAME = "index.json"
 INDEX_VERSION = 2
@@ -135,6 +143,23 @@ def load_contents(directory: Path) -> dict[str, str]:
         name, *content = (_field(path, entry, key, kind, f"{where}.") for key, kind in kinds.items())
         found[name] = json.dumps(content)
     return found
+
+
+def load_essence(directory: Path) -> dict[str, Any]:
+    """Return the index without the places of images and labels: what trainings and scores follow from.
+
+    Raises:
+        DataError: The index is missing or damaged.
+    """
+    path = directory / INDEX_NAME
+    values = _read_json(path)
+    splits = {name: _field(path, _field(path, values, "splits", dict, ""), name, list, "splits.") for name in _SPLITS}
+    places = ("image", "label")
+    bare = {
+        name: [{key: value for key, value in entry.items() if key not in places} for entry in entries]
+        for name, entries in splits.items()
+    }
+    return {**values, "splits": bare}
 
 
 def _portable(path: Path, directory: Path) -> str:

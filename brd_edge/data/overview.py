@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from brd_edge.data.dataset import Dataset, Sample, count_class_pixels
 from brd_edge.data.findings import Skipped
 
-__all__ = ["ClassOverview", "Overview", "SplitOverview", "describe_dataset"]
+__all__ = ["ClassOverview", "Overview", "SplitOverview", "describe_absent", "describe_dataset"]
 
 _MOSTLY_IGNORED = 0.5
 _SHOWN = 10
@@ -85,11 +85,30 @@ def describe_dataset(dataset: Dataset, skipped: Skipped, checksums: Mapping[str,
     classes = _describe_classes(dataset, splits)
     problems = [
         *_skipped_problems(skipped),
-        *_class_problems(classes),
+        *describe_absent(dataset),
         *_shared_problems(checksums),
         *_ignored_problems(splits),
     ]
     return Overview(tuple(_describe_split(*item) for item in splits.items()), classes, tuple(problems))
+
+
+def describe_absent(dataset: Dataset) -> list[str]:
+    """Say which classes no label of a split holds, a sentence for each split.
+
+    Example:
+        >>> describe_absent(dataset)
+        ['weed is in no train image: it cannot be learnt (12 % of the pixels are ignored)']
+    """
+    sentences = []
+    for name, samples, effect in (("train", dataset.train, "learnt"), ("val", dataset.val, "judged")):
+        present = {found.id for sample in samples for found in sample.classes}
+        missing = [title for number, title in enumerate(dataset.classes) if number not in present]
+        if missing:
+            listed = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN} more" if missing[_SHOWN:] else "")
+            share = f"{100 * _describe_split(name, samples).ignored:.0f} % of the pixels are ignored"
+            verb, they = ("is", "it") if len(missing) == 1 else ("are", "they")
+            sentences.append(f"{listed} {verb} in no {name} image: {they} cannot be {effect} ({share})")
+    return sentences
 
 
 def _describe_split(name: str, samples: Sequence[Sample]) -> SplitOverview:
@@ -130,16 +149,6 @@ def _ignored_pixels(sample: Sample) -> int:
 def _skipped_problems(skipped: Skipped) -> list[str]:
     lines = [f"left out of {sample.split}: {'; '.join(sample.reasons)}" for sample in skipped.samples]
     return _shorten([*lines, *skipped.general])
-
-
-def _class_problems(classes: Sequence[ClassOverview]) -> list[str]:
-    problems = []
-    for name, effect in (("train", "it cannot be learnt"), ("val", "it cannot be judged")):
-        missing = [item.name for item in classes if not item.images[name]]
-        if missing:
-            verb = "is" if len(missing) == 1 else "are"
-            problems.append(f"{', '.join(missing)} {verb} in no {name} image: {effect}")
-    return problems
 
 
 def _shared_problems(checksums: Mapping[str, Mapping[str, str]]) -> list[str]:

@@ -27,8 +27,8 @@ __all__ = ["JOURNAL_NAME", "prepare", "prepare_scenes"]
 
 JOURNAL_NAME = "journal.jsonl"
 
-# raise it when the same source would be converted differently
-_JOURNAL_VERSION = 4
+# raise it when the journal itself is written otherwise
+_JOURNAL_VERSION = 5
 _SCENES_PER_SEED = 1_000_000
 _SCENE_WORKERS = 2
 _FEW_SCENES = 8
@@ -40,6 +40,7 @@ def prepare(
     out: Path,
     *,
     workers: int,
+    maker: str = "",
     hold_out: str | None = None,
     skip_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -56,6 +57,7 @@ def prepare(
         out: Directory to write, which must be another one than the data set's.
         workers: Processes that read and convert (threads where there are few files), at least 1. A script
             that calls this does its work inside `if __name__ == "__main__":`.
+        maker: What tells the code that converts from another; what another maker left is converted again.
         hold_out: Pattern of the train ids that become the validation split, as in `hold_out_split`, in place of
             the data set's own, in which nothing is looked for then.
         skip_bad: Leave out samples that cannot be used and list them in `out/skipped.json`, with the reasons.
@@ -81,7 +83,7 @@ def prepare(
         out.mkdir(parents=True, exist_ok=True)
         for name in (INDEX_NAME, SKIPPED_NAME):
             (out / name).unlink(missing_ok=True)
-        header = _journal_header(layout, content)
+        header = _journal_header(layout, content, maker)
         done, bad = _convert_all(content, root.resolve(), out, header, workers, progress)
     except OSError as error:
         raise DataError(f"{layout.title}: cannot read {root} or write {out} ({error})") from error
@@ -244,10 +246,11 @@ def _keep(
     }
 
 
-def _journal_header(layout: Layout, content: Content) -> dict[str, Any]:
+def _journal_header(layout: Layout, content: Content, maker: str) -> dict[str, Any]:
     """What a journal must have been written for to be of use."""
     return {
         "version": _JOURNAL_VERSION,
+        "maker": maker,
         "layout": layout.name,
         "classes": list(content.classes),
         "fingerprint": content.fingerprint,

@@ -64,11 +64,13 @@ class Outcome:
         outputs: Files in the run directory that belong to the artifact.
         result: What later stages and people want to know, as JSON types.
         summary: One line for the user.
+        essence: Digest of what later stages take from the files, where these hold more, such as their own places.
     """
 
     outputs: list[Path]
     result: dict[str, Any] = field(default_factory=dict)
     summary: str = ""
+    essence: str | None = None
 
 
 @dataclass(frozen=True)

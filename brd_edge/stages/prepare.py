@@ -6,12 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import PIL
+
 from brd_edge.data.dataset import Dataset
 from brd_edge.data.findings import SKIPPED_NAME, load_skipped
-from brd_edge.data.index import load_checksums, load_dataset
+from brd_edge.data.index import load_checksums, load_dataset, load_essence
+from brd_edge.data.overview import describe_absent
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
-from brd_edge.run import Run, digest, is_run_directory, tree_files
+from brd_edge.run import Run, code_digest, digest, is_run_directory, tree_files
 from brd_edge.runtime.errors import DataError
 from brd_edge.stages.context import Context, Outcome, Stage
 
@@ -92,6 +95,8 @@ def _work(context: Context) -> Outcome:
     shared = len(set(checksums["train"].values()) & set(checksums["val"].values()))
     if shared:
         context.say(f"note: {shared} validation images are train images as well, to the byte: scores on them flatter")
+    for sentence in describe_absent(dataset):
+        context.say(f"note: {sentence}")
     left_out = f"; {len(skipped.samples)} left out, see {out / SKIPPED_NAME}" if skipped else ""
     return Outcome(
         outputs=[out / "index.json", *([out / SKIPPED_NAME] if skipped else [])],
@@ -103,6 +108,7 @@ def _work(context: Context) -> Outcome:
         },
         summary=f"{len(dataset.train)} train and {len(dataset.val)} validation images, "
         f"{len(dataset.classes)} classes{left_out}",
+        essence=digest(load_essence(out)),
     )
 
 
@@ -157,6 +163,8 @@ def _convert(recipe: Recipe, out: Path) -> Dataset:
             root,
             out,
             workers=recipe.data.threads,
+            # the same file may be read otherwise by other code, and by another Pillow
+            maker=f"{code_digest(STAGE.code)}, Pillow {PIL.__version__}",
             hold_out=recipe.data.hold_out,
             skip_bad=recipe.data.on_bad_sample == "skip",
             progress=show,
@@ -176,11 +184,13 @@ STAGE = Stage(
         "data/dataset.py",
         "data/findings.py",
         "data/index.py",
+        "data/overview.py",
         "data/scenes.py",
         "data/scene_canvas.py",
         "data/scene_objects.py",
         "data/scene_posts.py",
         "data/scene_street.py",
+        "runtime/frames.py",
         "stages/prepare.py",
     ),
     settings=_settings,

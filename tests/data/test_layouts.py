@@ -406,7 +406,7 @@ def make_folder(root: Path, classes: Any) -> None:
     for split in ("train", "val"):
         save_blank(root / f"images/{split}/a.png")
         save(root / f"labels/{split}/a.png", np.zeros((2, 3), np.uint8))
-    (root / "classes.yaml").write_text(yaml.safe_dump(classes))
+    (root / "classes.yaml").write_text(yaml.safe_dump(classes, sort_keys=False))
 
 
 def read_folder(root: Path, pixels: Any, mode: str | None = None) -> NDArray[np.uint8]:
@@ -486,6 +486,53 @@ def test_folder_palette_of_class_colours_may_leave_void_without_one(tmp_path: Pa
 )
 def test_folder_palettes_of_other_colours_hold_ids(tmp_path: Path, entries: Any) -> None:
     np.testing.assert_array_equal(read_palette(tmp_path, [[0, 1, 2]], entries), [[0, 1, 2]])
+
+
+@pytest.mark.parametrize("colors", [CLASS_COLORS, {7: CLASS_COLORS[0], 24: CLASS_COLORS[2], 26: CLASS_COLORS[1]}])
+def test_folder_a_list_of_colours_follows_the_names_as_they_are_written(tmp_path: Path, colors: Any) -> None:
+    make_folder(tmp_path, {"names": {7: "road", 26: "car", 24: "tree"}, "colors": colors})
+    content = scan("folder", tmp_path)
+    road, car, tree = (tuple(color) for color in CLASS_COLORS)
+    assert content.classes == ("road", "tree", "car")
+    assert content.palette == (road, tree, car)
+    np.testing.assert_array_equal(read_folder(tmp_path, np.array([[road, car, tree]], np.uint8)), [[0, 2, 1]])
+
+
+BLACK_AND_WHITE: dict[str, Any] = {"names": ["ground", "weed"], "colors": [[0, 0, 0], [255, 255, 255]]}
+
+
+@pytest.mark.parametrize(
+    ("classes", "levels", "mode", "expected"),
+    [
+        (BLACK_AND_WHITE, [0, 255], "L", [0, 1]),
+        (BLACK_AND_WHITE, [0, 255], "P", [0, 1]),
+        (BLACK_AND_WHITE, [0, 255], "1", [0, 1]),
+        (BLACK_AND_WHITE, [255, 255], "L", [1, 1]),
+        # ids, among which 255 is void
+        (BLACK_AND_WHITE, [0, 1], "L", [0, 1]),
+        (BLACK_AND_WHITE, [1, 255], "L", [1, 255]),
+        (BLACK_AND_WHITE | {"ignore": 255}, [0, 255], "L", [0, 255]),
+        # black is the second class, and 0 its level
+        (BLACK_AND_WHITE | {"colors": [[255, 255, 255], [0, 0, 0]]}, [0, 255], "L", [1, 0]),
+        (BLACK_AND_WHITE | {"colors": [[255, 255, 255], [0, 0, 0]]}, [0, 255], "1", [1, 0]),
+        (BLACK_AND_WHITE | {"ignore_color": [128, 128, 128]}, [128, 255], "L", [255, 1]),
+        # red is in no greyscale file
+        (BLACK_AND_WHITE | {"colors": [[0, 0, 0], [255, 0, 0]]}, [1, 255], "L", [1, 255]),
+        ({"names": {0: "ground", 255: "weed"}}, [0, 255], "L", [0, 1]),
+    ],
+)
+def test_folder_black_and_white_masks(
+    tmp_path: Path, classes: Any, levels: list[int], mode: str, expected: list[int]
+) -> None:
+    make_folder(tmp_path, classes)
+    path = tmp_path / "labels/val/a.png"
+    image = Image.fromarray(np.array([levels], np.uint8))
+    if mode == "P":
+        image.putpalette([level for level in range(256) for _ in "rgb"])
+    (image.convert("1") if mode == "1" else image).save(path)
+    with Image.open(path) as stored:
+        assert stored.mode == mode
+    np.testing.assert_array_equal(scan("folder", tmp_path).read_label(path), [expected])
 
 
 def test_folder_palette_of_some_known_colours_is_refused(tmp_path: Path) -> None:
@@ -575,6 +622,16 @@ def test_cityscapes_names_that_are_no_utf8(tmp_path: Path) -> None:
 def test_folder_wrong_classes_file(tmp_path: Path, classes: Any, message: str) -> None:
     make_folder(tmp_path, classes)
     with pytest.raises(DataError, match=rf"classes\.yaml: {message}"):
+        scan("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"), [("names: {0: road, 1: car, 1: person}", "1"), ("names: [road]\nignore: 9\nignore: 8", "ignore")]
+)
+def test_folder_classes_file_that_says_something_twice(tmp_path: Path, text: str, key: str) -> None:
+    make_folder(tmp_path, {"names": ["road"]})
+    (tmp_path / "classes.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=rf"classes\.yaml: not valid YAML \(the key {key} stands twice"):
         scan("folder", tmp_path)
 
 

@@ -55,11 +55,15 @@ def test_shares_and_images_are_those_of_the_label_files(dataset: Dataset) -> Non
 def test_what_is_odd_is_said(dataset: Dataset) -> None:
     skipped = Skipped((SkippedSample("train", "x", ("x.png: empty", "y.png: missing")),), ("odd: a directory",))
     checksums = {"train": {"train0": "aa", "train1": "bb"}, "val": {"val0": "cc", "val1": "bb"}}
+    ignored = {
+        name: 100 * np.concatenate([pixels.ravel() == 255 for pixels in labels(samples)]).mean()
+        for name, samples in (("train", dataset.train), ("val", dataset.val))
+    }
     assert describe_dataset(dataset, skipped, checksums).problems == (
         "left out of train: x.png: empty; y.png: missing",
         "odd: a directory",
-        "tram is in no train image: it cannot be learnt",
-        "car, tram are in no val image: it cannot be judged",
+        f"tram is in no train image: it cannot be learnt ({ignored['train']:.0f} % of the pixels are ignored)",
+        f"car, tram are in no val image: they cannot be judged ({ignored['val']:.0f} % of the pixels are ignored)",
         "val image val1 is train image train1, to the byte: scores on it flatter",
         f"train image train2: {100 * np.mean(labels(dataset.train)[2] == 255):.0f} % of its label is ignored",
     )

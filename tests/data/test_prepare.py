@@ -359,6 +359,14 @@ def test_other_classes_convert_everything_again(root: Path, tmp_path: Path) -> N
     assert set(counts.values()) == {2}
 
 
+def test_other_code_converts_everything_again(root: Path, tmp_path: Path) -> None:
+    out, counts = tmp_path / "out", Counter[str]()
+    layout = counting(FOLDER, counts)
+    for maker in ("first", "first", "second"):
+        run(root, out, layout, maker=maker)
+    assert set(counts.values()) == {2}
+
+
 def test_interrupted_preparation_goes_on(root: Path, tmp_path: Path) -> None:
     out, counts = tmp_path / "out", Counter[str]()
     layout = counting(FOLDER, counts)

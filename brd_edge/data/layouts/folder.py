@@ -9,7 +9,8 @@
 
 A list of names gives the ids 0, 1, 2, ...; train ids follow the order of the ids. Label files are
 single-channel images of ids, or, where `colors` is given, RGB or palette images of exactly those colours.
-A palette none of whose used colours is in `classes.yaml`, or that is plain grey levels, colours ids.
+A palette none of whose used colours is in `classes.yaml`, or that is plain grey levels, colours ids. Where
+all of `colors` are grey, as black and white of a mask are, a file of those levels alone is read by them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from brd_edge.data.dataset import IGNORE_ID
 from brd_edge.data.layouts._files import map_ids, open_label, pair_directories, read_ids, read_text
 from brd_edge.data.layouts.base import Content, Layout, Palette, make_palette
 from brd_edge.runtime.errors import DataError
+from brd_edge.unique_yaml import parse_yaml
 
 __all__ = ["LAYOUT"]
 
@@ -52,20 +54,27 @@ labels/
 
 @dataclass(frozen=True)
 class _Classes:
-    """What `classes.yaml` says: names by id in ascending order, colours by id, and what is ignored."""
+    """What `classes.yaml` says, names and colours by id in ascending order.
+
+    Attributes:
+        names: Names by id.
+        colors: Colours by id; empty where there are none.
+        ignored: Ids that are void.
+        chosen: Whether `ignored` is what the file says, and not what is usual.
+        ignored_color: The colour that is void.
+    """
 
     names: dict[int, str]
     colors: dict[int, Color]
     ignored: tuple[int, ...]
+    chosen: bool
     ignored_color: Color | None
 
 
 def _read_classes(path: Path) -> _Classes:
-    import yaml
-
     text = read_text(path)
     try:
-        values = yaml.safe_load(text)
+        values = parse_yaml(text)
     # besides its own errors YAML passes on those of int(), of dates such as 2001-99-99, of deep nesting, and more
     except Exception as error:
         raise DataError(f"{path}: not valid YAML ({error})") from error
@@ -74,29 +83,32 @@ def _read_classes(path: Path) -> _Classes:
     unknown = [key for key in values if key not in _KEYS]
     if unknown:
         raise DataError(f"{path}: unknown key {unknown[0]!r}; there are {', '.join(_KEYS)}")
-    names = _by_id(path, "names", values["names"], None)
-    for number, name in names.items():
+    written = _by_id(path, "names", values["names"], None)
+    names = dict(sorted(written.items()))
+    for number, name in written.items():
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"{path}: names: expected text for id {number}, got {shorten(name)}")
     if len(set(names.values())) != len(names) or not 1 <= len(names) <= IGNORE_ID:
         raise DataError(f"{path}: names: expected 1 to {IGNORE_ID} different names, got {list(names.values())}")
-    colors = _colors(path, values.get("colors"), names)
+    colors = _colors(path, values.get("colors"), written)
     ignored_color = None if values.get("ignore_color") is None else _color(path, "ignore_color", values["ignore_color"])
     if ignored_color in colors.values():
         raise DataError(f"{path}: ignore_color: {list(ignored_color or ())} is a class's colour as well")
-    return _Classes(names, colors, _ignored(path, values.get("ignore", IGNORE_ID), names), ignored_color)
+    usual = [] if IGNORE_ID in names else IGNORE_ID
+    ignored = _ignored(path, values.get("ignore", usual), names)
+    return _Classes(names, colors, ignored, "ignore" in values, ignored_color)
 
 
 def _by_id(path: Path, key: str, value: Any, ids: list[int] | None) -> dict[int, Any]:
-    """Read a list (positions of `ids`, or 0, 1, 2, ...) or a mapping by id, sorted by id."""
+    """Read a list (in the order of `ids`, or of 0, 1, 2, ...) or a mapping by id, as it is written."""
     if isinstance(value, list) and value:
         if ids is not None and len(value) != len(ids):
             raise DataError(f"{path}: {key}: expected {len(ids)} entries, one a name, got {len(value)}")
         return dict(zip(ids if ids is not None else range(len(value)), value, strict=True))
     if isinstance(value, dict) and value and all(_is_id(number) for number in value):
-        if ids is not None and sorted(value) != ids:
-            raise DataError(f"{path}: {key}: expected the ids {ids}, as in names, got {sorted(value)}")
-        return dict(sorted(value.items()))
+        if ids is not None and sorted(value) != sorted(ids):
+            raise DataError(f"{path}: {key}: expected the ids {sorted(ids)}, as in names, got {sorted(value)}")
+        return dict(value)
     raise DataError(f"{path}: {key}: expected a list, or a mapping by id (0 to {_MAX_ID}), got {shorten(value)}")
 
 
@@ -107,7 +119,7 @@ def _colors(path: Path, value: Any, names: Mapping[int, str]) -> dict[int, Color
     colors = {number: _color(path, f"colors: {names[number]}", color) for number, color in entries.items()}
     if len(set(colors.values())) != len(colors):
         raise DataError(f"{path}: colors: two classes have the same colour; give each its own")
-    return colors
+    return dict(sorted(colors.items()))
 
 
 def _color(path: Path, key: str, value: Any) -> Color:
@@ -145,10 +157,13 @@ def _read_label(path: Path, *, classes: _Classes) -> NDArray[np.uint8]:
         if not classes.colors:
             raise DataError(f"{path}: the label is a colour image; export ids, or give colors in classes.yaml")
         return _map_colors(np.array(image.convert("RGB")), table, path)
-    if image.mode == "P" and classes.colors:
+    mapped = None
+    if classes.colors and image.mode == "P" and not _is_plain(_entries(image)):
         mapped = _map_palette(image, table, classes.ignored, path)
-        if mapped is not None:
-            return mapped
+    elif classes.colors and image.mode in {"1", "L", "P"}:
+        mapped = _map_greys(image, table, classes.ignored if classes.chosen else ())
+    if mapped is not None:
+        return mapped
     return map_ids(read_ids(path), {**dict.fromkeys(classes.ignored, IGNORE_ID), **numbers}, path)
 
 
@@ -162,11 +177,7 @@ def _map_palette(
     Returns:
         uint8 (height, width); None where the palette knows none of the colours, so that the indices are ids.
     """
-    # straight from the palette: a transparent entry keeps its colour, as the pixels of an RGBA label do
-    entries = [(red, green, blue) for red, green, blue in np.reshape(image.getpalette("RGB") or [], (-1, 3)).tolist()]
-    if len(entries) > 1 and all(color == (i, i, i) for i, color in enumerate(entries)):
-        # what Pillow writes where nobody chose colours: the file says no more than one in greyscale
-        return None
+    entries = _entries(image)
     indices = np.array(image)
     used = np.unique(indices).tolist()
     found = {i: table[entries[i]] for i in used if i < len(entries) and entries[i] in table}
@@ -185,6 +196,36 @@ def _map_palette(
     lookup = np.full(256, IGNORE_ID, np.uint8)
     lookup[list(found)] = list(found.values())
     mapped: NDArray[np.uint8] = lookup[indices]
+    return mapped
+
+
+def _entries(image: Image.Image) -> list[Color]:
+    # straight from the palette: a transparent entry keeps its colour, as the pixels of an RGBA label do
+    return [(red, green, blue) for red, green, blue in np.reshape(image.getpalette("RGB") or [], (-1, 3)).tolist()]
+
+
+def _is_plain(entries: list[Color]) -> bool:
+    """Return whether a palette is what Pillow writes where nobody chose colours: no more than greyscale says."""
+    return len(entries) > 1 and all(color == (i, i, i) for i, color in enumerate(entries))
+
+
+def _map_greys(image: Image.Image, table: Mapping[Color, int], ignored: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    """Replace the grey levels of a mask, such as 0 and 255, by the train ids of those colours.
+
+    Returns:
+        uint8 (height, width); None where the levels are ids: a class has another colour than grey, or a level is no
+        class's colour, or is what `classes.yaml` calls void.
+    """
+    if any(len(set(color)) > 1 for color in table):
+        return None
+    # an index into a plain palette is a level; 1 bit is black and white
+    levels = np.array(image if image.mode == "P" else image.convert("L"))
+    train_ids = {color[0]: number for color, number in table.items()}
+    if any(level not in train_ids or level in ignored for level in np.unique(levels).tolist()):
+        return None
+    lookup = np.full(256, IGNORE_ID, np.uint8)
+    lookup[list(train_ids)] = list(train_ids.values())
+    mapped: NDArray[np.uint8] = lookup[levels]
     return mapped
 
 
