@@ -231,10 +231,11 @@ def _run_stages(
         if forced:
             # what an interrupted training left is not wanted, nor labels as they were converted before
             run.path(*_KEPT_WORK.get(name, (name, "checkpoint.safetensors"))).unlink(missing_ok=True)
+        context = Context(recipe, run, inputs, stop, _say, command, wanted.fingerprint)
+        stage.accepts(context)
         _describe_run(run, recipe)
         if name != "prepare":
             _withdraw(run, name)
-        context = Context(recipe, run, inputs, stop, _say, command, wanted.fingerprint)
         with tracking.stage(name):
             artifacts[name] = _run_stage(stage, context, wanted)
         if name == "prepare" and not _measured_with(run, artifacts[name]):

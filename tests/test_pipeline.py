@@ -25,6 +25,7 @@ from brd_edge.evaluate.benchmark.file import read_benchmark
 from brd_edge.evaluate.benchmark.images import read_image_counts
 from brd_edge.pipeline import main
 from brd_edge.recipe import load_recipe
+from brd_edge.run import changed_inputs
 from brd_edge.runtime.archive import verify_archive
 from brd_edge.runtime.segmenter import keys_for
 from brd_edge.ship.keys import make_keys
@@ -385,6 +386,33 @@ def test_a_compared_run_of_another_format_is_told(finished: Path, tmp_path: Path
         STAGES["benchmark"].files(recipe)
 
 
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("size", r"compare_run: the engine .*height"), ("classes", "compare_run: .* has other classes than this run")],
+)
+def test_a_run_that_cannot_be_compared_costs_no_result(
+    finished: Path, tmp_path: Path, what: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    if what == "classes":
+        benchmark = json.loads((other / "benchmark.json").read_text(encoding="utf-8"))
+        benchmark["dataset"]["classes"][0] = "kerb"
+        (other / "benchmark.json").write_text(json.dumps(benchmark), encoding="utf-8")
+    else:
+        for sidecar in other.glob("engines/*/engine.json"):
+            engine = json.loads(sidecar.read_text(encoding="utf-8"))
+            engine["contract"]["height"] *= 2
+            sidecar.write_text(json.dumps(engine), encoding="utf-8")
+    before = {path: path.read_bytes() for path in finished.glob("*.*") if path.name != "run.log"}
+
+    assert main(_arguments(finished, settings=[f"benchmark.compare_run={other}"])) == 1
+
+    assert re.search(message, capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in before} == before
+    assert (finished / "bundle" / "manifest.json").is_file()
+
+
 def test_what_is_chosen_by_time_depends_on_the_threads() -> None:
     def key(*more: str) -> str:
         recipe = load_recipe(Path(QUICKSTART), overrides=more)
@@ -393,6 +421,21 @@ def test_what_is_chosen_by_time_depends_on_the_threads() -> None:
     threads, dense = "benchmark.threads=1", "engines=[{runtime: onnxruntime, output: dense}]"
     assert key() != key(threads)
     assert key(dense) == key(dense, threads)
+
+
+@pytest.mark.parametrize("stage", ["build", "benchmark"])
+def test_what_was_timed_is_timed_again_where_something_changes_speed(
+    stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(Path(QUICKSTART))
+    monkeypatch.delenv("BRD_EDGE_NO_MODEL_CACHE", raising=False)
+    before = STAGES[stage].files(recipe)
+    monkeypatch.setenv("BRD_EDGE_NO_MODEL_CACHE", "1")
+    without_cache = STAGES[stage].files(recipe)
+    monkeypatch.setattr("brd_edge.stages.build.package_version", lambda name: None if name == "numba" else "1")
+    without_numba = STAGES[stage].files(recipe)
+    assert changed_inputs(before, without_cache) == ["OpenVINO's model cache"]
+    assert "package numba" in changed_inputs(without_cache, without_numba)
 
 
 def test_until_and_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

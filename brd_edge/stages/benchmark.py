@@ -18,7 +18,7 @@ from brd_edge.data.dataset import Dataset, read_frame
 from brd_edge.environment import describe_environment
 from brd_edge.evaluate.accuracy import ByteArray, Predictor, evaluate_predictor, model_predictor
 from brd_edge.evaluate.benchmark import images, timings
-from brd_edge.evaluate.benchmark.file import SCHEMA_VERSION, check_benchmark, read_benchmark
+from brd_edge.evaluate.benchmark.file import SCHEMA_VERSION, check_benchmark
 from brd_edge.evaluate.benchmark.images import write_image_counts
 from brd_edge.evaluate.benchmark.timings import write_timings
 from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
@@ -32,12 +32,20 @@ from brd_edge.run import digest
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import open_engine
 from brd_edge.runtime.errors import BrdEdgeError, RunError, RuntimeMissingError
-from brd_edge.runtime.files import sha256_file, write_json_atomic
+from brd_edge.runtime.files import write_json_atomic
 from brd_edge.runtime.frames import resize_class_map
 from brd_edge.runtime.metrics import SegmentationMetrics
 from brd_edge.runtime.statistics import Interval, bootstrap_mean
 from brd_edge.runtime.targets import TARGETS
 from brd_edge.stages.attribution import attribution_entry
+from brd_edge.stages.build import what_changes_speed
+from brd_edge.stages.compared import (
+    compared_engine,
+    compared_files,
+    compared_problems,
+    compared_run,
+    require_same_classes,
+)
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract, teacher_contract, training_device
 from brd_edge.stages.cost import added_cost
 from brd_edge.stages.reporting import PackedMap, pack_map, report_curves, report_samples, sample_indices
@@ -86,34 +94,12 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
-    from brd_edge.runtime.engine import read_engine
-
-    found = {"hardware": digest([describe_environment()[key] for key in ("cpu", "cores", "gpu")])}
-    compared = _compared_run(recipe)
-    if compared is not None:
-        path = compared / "benchmark.json"
-        found["compared run"] = sha256_file(path) if path.is_file() else "missing"
-        engine = _compared_engine(compared)
-        if engine is not None:
-            found["compared engine"] = digest(read_engine(engine).to_json())
-    return found
+    hardware = digest([describe_environment()[key] for key in ("cpu", "cores", "gpu")])
+    return {"hardware": hardware, **what_changes_speed(), **compared_files(recipe)}
 
 
 def _plan(recipe: Recipe) -> str:
     return f"run {len(recipe.engines)} engines over the validation split, measure latency, write report.html"
-
-
-def _missing(recipe: Recipe) -> list[str]:
-    compared = _compared_run(recipe)
-    if compared is None:
-        return []
-    try:
-        read_benchmark(compared / "benchmark.json")
-    except RunError as error:
-        return [f"benchmark.compare_run: {error}"]
-    if _compared_engine(compared) is None:
-        return [f"benchmark.compare_run: {compared} has no measured onnxruntime fp32 engine; add one to its recipe"]
-    return []
 
 
 def _work(context: Context) -> Outcome:
@@ -333,33 +319,15 @@ def _write(context: Context, benchmark: dict[str, Any], validation: _Validation)
     return [json_path, counts_path, times_path, report_path]
 
 
-def _compared_run(recipe: Recipe) -> Path | None:
-    compared = recipe.benchmark.compare_run
-    return Path(compared).expanduser().absolute() if compared is not None else None
-
-
-def _compared_engine(directory: Path) -> Path | None:
-    """Return the measured ONNX Runtime engine of an earlier run; one that its benchmark does not know is not used."""
-    try:
-        before = read_benchmark(directory / "benchmark.json")
-    except RunError:
-        return None
-    wanted = ("onnxruntime", "fp32", "measured")
-    found = (entry.name for entry in before.engines if (entry.runtime, entry.precision, entry.status) == wanted)
-    return next((directory / "engines" / name for name in found), None)
-
-
 def _evaluate_compared(context: Context, validation: _Validation) -> dict[str, Any] | None:
-    directory = _compared_run(context.recipe)
+    directory = compared_run(context.recipe)
     if directory is None:
         return None
-    problems, engine = _missing(context.recipe), _compared_engine(directory)
+    problems, engine = compared_problems(context.recipe), compared_engine(directory)
     # without an engine there is a problem
     if problems or engine is None:
         raise RunError(problems[0])
     before = json.loads((directory / "benchmark.json").read_text(encoding="utf-8"))
-    if before["dataset"]["classes"] != list(validation.dataset.classes):
-        raise RunError(f"benchmark.compare_run: {directory} has other classes than this run; compare like with like")
     name = f"{before['student']['method']} ({before['recipe']})"
     with open_engine(engine, contract=validation.contract, threads=context.recipe.benchmark.threads) as runner:
         return {"name": name, **_scores(validation, runner.infer, PLAIN_TITLE, name="compared")}
@@ -386,6 +354,7 @@ STAGE = Stage(
         "stages/attribution.py",
         "stages/benchmark.py",
         "stages/build.py",
+        "stages/compared.py",
         "stages/context.py",
         "stages/cost.py",
         "stages/reporting.py",
@@ -395,6 +364,7 @@ STAGE = Stage(
     work=_work,
     plan=_plan,
     files=_files,
-    missing=_missing,
+    missing=compared_problems,
+    accepts=require_same_classes,
     check=lambda run: None if run.path("report.html").is_file() else "report.html is missing",
 )

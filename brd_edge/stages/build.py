@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from brd_edge.stages.training import load_run_dataset
 if TYPE_CHECKING:
     from brd_edge.runtime.engine import CoarseLogits, EngineInfo
 
-__all__ = ["STAGE", "engine_name"]
+__all__ = ["STAGE", "engine_name", "what_changes_speed"]
 
 log = logging.getLogger("brd_edge")
 
@@ -61,7 +62,19 @@ def _files(recipe: Recipe) -> dict[str, str]:
     found = _packages(recipe)
     if any(chosen_by_time(engine) for engine in recipe.engines):
         found["processor"] = digest([describe_environment()[key] for key in ("cpu", "cores")])
+        found |= what_changes_speed()
     return found
+
+
+def what_changes_speed() -> dict[str, str]:
+    """Return, by name, what else here makes engines faster or slower."""
+    from brd_edge.runtime.runners.openvino import NO_CACHE
+
+    return {
+        "package numba": package_version("numba") or "not installed",
+        # some processors run what OpenVINO took from its cache at another speed
+        "OpenVINO's model cache": "off" if os.environ.get(NO_CACHE) else "on",
+    }
 
 
 def _packages(recipe: Recipe) -> dict[str, str]:

@@ -87,6 +87,7 @@ class Stage:
         files: Content digests of what it reads from outside the run directory, by name.
         missing: What it cannot do without and does not find; nothing when all is there.
         notes: What it can do without, but people should know.
+        accepts: Raises where it cannot work with its inputs, before results of an earlier run make way.
         check: What is wrong with the files that it left and that are too many for the record.
     """
 
@@ -99,6 +100,7 @@ class Stage:
     files: Callable[[Recipe], dict[str, str]] = lambda _recipe: {}
     missing: Callable[[Recipe], list[str]] = lambda _recipe: []
     notes: Callable[[Recipe], list[str]] = lambda _recipe: []
+    accepts: Callable[[Context], None] = lambda _context: None
     check: Callable[[Run], str | None] = lambda _run: None
 
 

@@ -94,7 +94,7 @@ def _read_classes(path: Path) -> _Classes:
     ignored_color = None if values.get("ignore_color") is None else _color(path, "ignore_color", values["ignore_color"])
     if ignored_color in colors.values():
         raise DataError(f"{path}: ignore_color: {list(ignored_color or ())} is a class's colour as well")
-    usual = [] if IGNORE_ID in names else IGNORE_ID
+    usual: list[int] = [] if IGNORE_ID in names else [IGNORE_ID]
     ignored = _ignored(path, values.get("ignore", usual), names)
     return _Classes(names, colors, ignored, "ignore" in values, ignored_color)
 
