@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,8 @@ __all__ = ["infer"]
 
 _SAY_EVERY = 50
 _RATE_UNKNOWN_HZ = 25.0
+_CLASS_MAP_NAME = re.compile(r"[0-9]{6,}\.png")
+_RESULT_KEYS = {"frames", "dropped", "interrupted"}
 
 
 def infer(
@@ -41,7 +45,8 @@ def infer(
 
     Images give `NAME.class_map.png` (class ids, with the palette) and `NAME.overlay.png`, where NAME is without its
     ending (`a` of `a.jpg`) unless a folder has both `a.jpg` and `a.png`; a video or camera gives
-    `class_map/NNNNNN.png`, `overlay.mp4` and `infer.json`, also when it is interrupted.
+    `class_map/NNNNNN.png`, `overlay.mp4` and `infer.json`, also when it is interrupted; where `infer.json` says that
+    these are of an earlier video, they are removed first.
 
     Args:
         segmenter: The model.
@@ -56,11 +61,13 @@ def infer(
         `frames`, and for videos `dropped`, `rate_hz` (achieved), `wanted_hz`, `engine` and `interrupted`.
 
     Raises:
-        DataError: The source cannot be read.
+        DataError: The source cannot be read, or is what would be written.
         RuntimeMissingError: A video needs OpenCV, which is not installed.
     """
     files = image_files(Path(source))
     if files is None:
+        if (out / "overlay.mp4").exists() and Path(source).exists() and (out / "overlay.mp4").samefile(source):
+            raise DataError(f"{source}: the overlay would be written over this video; choose another folder than {out}")
         with open_video(source) as video:
             return _video(segmenter, video, out, rate_hz, frames_max, say)
     if rate_hz is not None or frames_max is not None:
@@ -87,10 +94,24 @@ def _video(
     frames_max: int | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
+    _remove_earlier(out)
     (out / "class_map").mkdir(parents=True, exist_ok=True)
-    for old in (*(out / "class_map").glob("[0-9]*.png"), out / "overlay.mp4", out / "infer.json"):
-        old.unlink(missing_ok=True)  # of an earlier video
     pace = Pace(rate_hz)
+
+    def note(*, interrupted: bool) -> dict[str, Any]:
+        result = {
+            "frames": pace.done,
+            "dropped": pace.dropped,
+            "rate_hz": round(pace.achieved_hz, 2),
+            "wanted_hz": rate_hz,
+            "engine": segmenter.engine,
+            "interrupted": interrupted,
+        }
+        write_json_atomic(out / "infer.json", result)
+        return result
+
+    # says whose the files are also where the power fails before the end
+    note(interrupted=True)
     writer = VideoWriter(out / "overlay.mp4", rate_hz or video.rate_hz or _RATE_UNKNOWN_HZ)
     interrupted = True
     try:
@@ -112,13 +133,18 @@ def _video(
         interrupted = False
     finally:
         writer.close()
-        result = {
-            "frames": pace.done,
-            "dropped": pace.dropped,
-            "rate_hz": round(pace.achieved_hz, 2),
-            "wanted_hz": rate_hz,
-            "engine": segmenter.engine,
-            "interrupted": interrupted,
-        }
-        write_json_atomic(out / "infer.json", result)
+        result = note(interrupted=interrupted)
     return result
+
+
+def _remove_earlier(out: Path) -> None:
+    """Remove what an earlier video left in a folder; nothing of a folder that holds no `infer.json` of ours."""
+    try:
+        before = json.loads((out / "infer.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    if not isinstance(before, dict) or not before.keys() >= _RESULT_KEYS:
+        return
+    class_maps = (path for path in (out / "class_map").glob("*.png") if _CLASS_MAP_NAME.fullmatch(path.name))
+    for old in (*class_maps, out / "overlay.mp4", out / "infer.json"):
+        old.unlink(missing_ok=True)

@@ -202,6 +202,48 @@ def test_every_frame_of_a_video(bundle, tmp_path: Path) -> None:
     assert shown.get(cv2.CAP_PROP_FRAME_COUNT) == len(made)
 
 
+def test_only_what_an_earlier_video_left_is_removed(bundle, tmp_path: Path) -> None:
+    _film(tmp_path / "film.avi", 3, 30)
+    out = tmp_path / "out"
+    (out / "class_map").mkdir(parents=True)
+    photo, six = out / "class_map" / "2024-photo.png", out / "class_map" / "000007.png"
+    for path in (photo, six):
+        path.write_bytes(b"not ours")
+    (out / "infer.json").write_text('{"frames": 400}')
+    with Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter:
+        infer(segmenter, str(tmp_path / "film.avi"), out)
+        assert (photo.read_bytes(), six.read_bytes()) == (b"not ours", b"not ours")
+        # now the folder is one of ours
+        infer(segmenter, str(tmp_path / "film.avi"), out, frames_max=1)
+    assert sorted(path.name for path in (out / "class_map").iterdir()) == ["000000.png", "2024-photo.png"]
+
+
+def test_a_folder_is_ours_from_the_first_frame_on(bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _film(tmp_path / "film.avi", 3, 30)
+    seen: list[bool] = []
+    with Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter:
+        segment = segmenter.infer
+
+        def look(frame: np.ndarray) -> np.ndarray:
+            seen.append(json.loads((tmp_path / "out" / "infer.json").read_text())["interrupted"])
+            return segment(frame)
+
+        monkeypatch.setattr(segmenter, "infer", look)
+        assert not infer(segmenter, str(tmp_path / "film.avi"), tmp_path / "out")["interrupted"]
+    assert seen == [True] * 3, "else nobody would know after a power failure whose the files are"
+
+
+def test_a_video_is_not_written_over_itself(bundle, tmp_path: Path) -> None:
+    _film(tmp_path / "film.avi", 3, 30)
+    with Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter:
+        infer(segmenter, str(tmp_path / "film.avi"), tmp_path / "out")
+        source = tmp_path / "out" / "overlay.mp4"
+        before = source.read_bytes()
+        with pytest.raises(DataError, match=r"overlay\.mp4: the overlay would be written over this video; choose"):
+            infer(segmenter, str(source), tmp_path / "out")
+        assert source.read_bytes() == before
+
+
 def test_a_video_that_a_service_manager_stops(bundle, tmp_path: Path) -> None:
     _film(tmp_path / "film.avi", 200, 30)
     import cv2
