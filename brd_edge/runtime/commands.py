@@ -217,7 +217,10 @@ def _conclude(checks: list[Checked]) -> int:
         if check.engine_latency_ms is not None:
             timed += f", engine alone p50 {check.engine_latency_ms['p50']:.1f} ms"
         if check.throughput is not None:
-            timed += f", {check.throughput['rate_hz']:.1f} frames/s in {check.throughput['streams']} streams"
+            low, high = check.throughput["interval"]
+            ends = f"from {low:.1f}" if high is None else f"{low:.1f} to {high:.1f}"
+            streams = check.throughput["streams"]
+            timed += f", {check.throughput['rate_hz']:.1f} frames/s ({ends}) in {streams} streams"
         energy = "" if check.energy_mj_per_frame is None else f", {check.energy_mj_per_frame:.1f} mJ a frame"
         assert check.agreement is not None
         print(f"{check.name}: golden frames agree ({100 * check.agreement:.3f} %){timed}{energy}")

@@ -242,9 +242,9 @@ class ThroughputEntry(Entry):
     streams: Annotated[int, Field(ge=1)]
     """Streams at once."""
     frames: Count
-    """Frames that were done."""
+    """Frames that were done while all streams ran."""
     duration_s: NotNegative
-    """Seconds that it took."""
+    """Seconds in which all streams ran."""
     warnings: tuple[str, ...]
     """What may have disturbed the measurement."""
 
