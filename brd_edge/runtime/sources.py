@@ -42,6 +42,11 @@ _NO_VIDEO = (
     "a folder of images, a video that OpenCV reads (such as .mp4, .avi, .mkv, .mov), or camera[:N]"
 )
 
+_RATE_PARTS_MAX = 65535
+"""MPEG-4 holds a rate as a fraction whose numerator is at most this; OpenCV writes it with 0 to 3 decimals."""
+_RATE_LOWEST = 0.01
+"""Of what lies within 0.001 of a whole number OpenCV makes that number, and none can be 0."""
+
 Frame = npt.NDArray[np.uint8]
 
 
@@ -129,12 +134,15 @@ def open_video(source: str) -> Iterator[Video]:
 
 
 class VideoWriter:
-    """Writes RGB frames into a video file (MP4); opened with the first frame, whose size it takes."""
+    """Writes RGB frames into a video file (MP4); opened with the first frame, whose size it takes.
+
+    The file has sides of even length: of an odd one the last row or column is repeated, which OpenCV would cut off.
+    """
 
     def __init__(self, path: Path, rate_hz: float) -> None:
-        """Remember where to write; the folder must exist."""
+        """Remember where to write; the folder must exist, and the rate becomes the nearest that the file can hold."""
         self._cv2 = import_runtime("cv2", INSTALL)
-        self._path, self._rate_hz = path, rate_hz
+        self._path, self._rate_hz = path, _held_rate(rate_hz)
         self._writer: Any = None
 
     def write(self, frame: Frame) -> None:
@@ -143,12 +151,18 @@ class VideoWriter:
         Raises:
             DataError: The file cannot be written.
         """
+        height, width = frame.shape[:2]
+        if height % 2 or width % 2:
+            frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         if self._writer is None:
             code = self._cv2.VideoWriter_fourcc(*"mp4v")
             size = (frame.shape[1], frame.shape[0])
             self._writer = self._cv2.VideoWriter(str(self._path), code, self._rate_hz, size)
             if not self._writer.isOpened():
-                raise DataError(f"{self._path}: the video cannot be written; is the folder writable?")
+                raise DataError(
+                    f"{self._path}: OpenCV cannot write a video of {size[0]} x {size[1]} pixels at {self._rate_hz:g} "
+                    "frames a second; is the folder writable, and is there space?"
+                )
         self._writer.write(np.ascontiguousarray(frame[:, :, ::-1]))
 
     def close(self) -> None:
@@ -156,6 +170,12 @@ class VideoWriter:
         if self._writer is not None:
             self._writer.release()
             self._writer = None
+
+
+def _held_rate(rate_hz: float) -> float:
+    """Return the rate that MPEG-4 can hold and that is nearest to one above 0: fewer decimals the higher it is."""
+    decimals = next((count for count in (3, 2, 1) if round(rate_hz * 10**count) <= _RATE_PARTS_MAX), 0)
+    return min(max(round(rate_hz, decimals), _RATE_LOWEST), float(_RATE_PARTS_MAX))
 
 
 @dataclass

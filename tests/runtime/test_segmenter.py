@@ -15,7 +15,7 @@ from brd_edge.runtime.errors import BundleError, DataError, EngineError
 from brd_edge.runtime.frames import fit_frame, overlay, read_image, resize_class_map
 from brd_edge.runtime.inference import infer
 from brd_edge.runtime.segmenter import Segmenter
-from brd_edge.runtime.sources import Pace
+from brd_edge.runtime.sources import Pace, VideoWriter
 from brd_edge.ship.bundle import pack_bundle
 
 
@@ -264,6 +264,39 @@ def test_a_video_that_a_service_manager_stops(bundle, tmp_path: Path) -> None:
     frames = cv2.VideoCapture(str(out / "overlay.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)
     # it may have ended between counting a frame and writing it
     assert result["frames"] - 1 <= frames <= result["frames"]
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "held"),
+    [(239.873, 239.87), (29.97002997, 29.97), (12.3456, 12.346), (655.37, 655.4), (90000.0, 65535.0), (1e-5, 0.01)],
+)
+def test_a_video_is_written_at_the_nearest_rate_that_it_can_hold(tmp_path: Path, rate_hz: float, held: float) -> None:
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+    writer = VideoWriter(tmp_path / "overlay.mp4", rate_hz)
+    for _ in range(2):
+        writer.write(np.zeros((24, 40, 3), np.uint8))
+    writer.close()
+    found = cv2.VideoCapture(str(tmp_path / "overlay.mp4"))
+    assert found.get(cv2.CAP_PROP_FPS) == pytest.approx(held, rel=1e-5)
+
+
+def test_odd_sides_of_a_video_are_padded_and_not_cut(tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+    frame = np.zeros((23, 41, 3), np.uint8)
+    frame[-8:, -8:] = 255
+    writer = VideoWriter(tmp_path / "overlay.mp4", 25)
+    writer.write(frame)
+    writer.close()
+    _, found = cv2.VideoCapture(str(tmp_path / "overlay.mp4")).read()
+    assert found.shape == (24, 42, 3)
+    assert found[-4:, -4:].min() > 200
+
+
+def test_a_video_that_cannot_be_written_is_named_with_its_rate(tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    writer = VideoWriter(tmp_path / "nowhere" / "overlay.mp4", 239.873)
+    with pytest.raises(DataError, match=r"overlay\.mp4: OpenCV cannot write .* of 40 x 24 pixels at 239\.87 frames"):
+        writer.write(np.zeros((24, 40, 3), np.uint8))
 
 
 def test_what_is_no_image_and_no_video(bundle, tmp_path: Path) -> None:
