@@ -14,6 +14,7 @@ from brd_edge.data.dataset import Dataset
 from brd_edge.data.findings import load_skipped
 from brd_edge.data.index import load_checksums, load_dataset
 from brd_edge.data.overview import Overview, SplitOverview, describe_dataset
+from brd_edge.evaluate.formats import one_line
 from brd_edge.execution import execute
 from brd_edge.recipe import Recipe, load_recipe
 from brd_edge.run import Run, changed_settings
@@ -105,7 +106,7 @@ def _format(dataset: Dataset, overview: Overview) -> str:
     rows = [
         [
             item.id,
-            item.name,
+            one_line(item.name),
             *(f"{100 * item.share[name]:.2f}" if item.images[name] else "none" for name in ("train", "val")),
             *(item.images[name] for name in ("train", "val")),
         ]
@@ -117,7 +118,9 @@ def _format(dataset: Dataset, overview: Overview) -> str:
     lines += ["", table, ""]
     if not overview.problems:
         return "\n".join([*lines, "nothing odd was found"])
-    return "\n".join([*lines, "to look at:", *(f"  - {problem}" for problem in overview.problems)])
+    # a name that is no text stays recognisable
+    problems = (one_line(problem.encode(errors="backslashreplace").decode()) for problem in overview.problems)
+    return "\n".join([*lines, "to look at:", *(f"  - {problem}" for problem in problems)])
 
 
 def _format_split(split: SplitOverview) -> str:

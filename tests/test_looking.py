@@ -78,6 +78,14 @@ def test_bad_files_are_listed_or_left_out(root: Path, capsys: pytest.CaptureFixt
     assert sheet.is_file()
 
 
+def test_class_names_may_end_in_a_line_break(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "classes.yaml").write_text("names:\n  - |\n    road\n  - car\n  - |\n    tram\n")
+    assert look(root, "--images", "1") == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:3] for line in out.splitlines() if line.startswith("   0")] == [["0", "road", "50.00"]]
+    assert "- tram is in no train image: it cannot be learnt" in out
+
+
 def test_a_look_at_other_data_spares_a_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert look(root) == 0
     run = Run(root.parent / "run")

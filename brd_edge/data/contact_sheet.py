@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from brd_edge.data.dataset import IGNORE_ID
+from brd_edge.evaluate.formats import one_line
 from brd_edge.runtime.frames import overlay
 
 __all__ = ["Tile", "draw_contact_sheet"]
@@ -64,6 +65,8 @@ def draw_contact_sheet(
         RGB picture.
     """
     font, small = _fonts()
+    # a text of several lines can neither be measured nor be drawn here
+    title, classes = one_line(title), [one_line(name) for name in classes]
     width, height = _picture_size(tiles[0].image)
     columns = min(columns, len(tiles))
     cell = (2 * width + _GAP, height + _LINE)
@@ -137,7 +140,7 @@ def _place_legend(classes: Sequence[str], font: Font, width: int) -> list[tuple[
 def _shorten(text: str, font: Font, width: int) -> str:
     """Cut a caption that is too long at its beginning: names differ at their end."""
     # a name that is no text (undecodable bytes) cannot be drawn
-    text = text.encode(errors="backslashreplace").decode()
+    text = one_line(text.encode(errors="backslashreplace").decode())
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"…{text}") > width:

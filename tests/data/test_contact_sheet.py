@@ -60,3 +60,9 @@ def test_large_images_are_reduced() -> None:
     sheet = draw([Tile("large \udcff", np.full((1024, 2048, 3), 100, np.uint8), label)])
     assert np.flatnonzero((sheet == 100).all(2).sum(1) > 200).size == 130
     assert Image.fromarray(sheet).width == 2 * 20 + 2 * 260 + 6
+
+
+def test_names_of_several_lines_are_drawn_on_one() -> None:
+    plain = draw_contact_sheet([make_tile("a b")], title="tiny", classes=("road", "a car"), palette=PALETTE)
+    broken = draw_contact_sheet([make_tile("a\nb")], title="tiny\n", classes=("road\n", "a\ncar"), palette=PALETTE)
+    assert np.array_equal(np.asarray(broken), np.asarray(plain))
