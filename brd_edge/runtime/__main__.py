@@ -9,6 +9,7 @@ from pathlib import Path
 
 from brd_edge import __version__
 from brd_edge.runtime import commands
+from brd_edge.runtime.engine import THREADS_MAX
 from brd_edge.runtime.errors import explain_error
 
 __all__ = ["main"]
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--samples-min", type=_count, default=50, metavar="N", help="fewest samples (50)")
     sub.add_argument("--samples-max", type=_count, default=10_000, metavar="N", help="most samples (10000)")
     sub.add_argument("--budget-s", type=_positive, default=10.0, metavar="S", help="seconds per engine and figure (10)")
-    sub.add_argument("--streams", type=_count, default=0, metavar="N", help="throughput of N streams at once too")
+    sub.add_argument("--streams", type=_threads, default=0, metavar="N", help="throughput of N streams at once too")
     _takes_threads(sub)
     sub = command("infer", commands.infer_source, "Segment an image, a folder, a video or a camera.")
     takes_bundle(sub)
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _takes_threads(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--threads", type=_count, metavar="N", help="threads of the runtime (its own choice; recipes set theirs)"
+        "--threads", type=_threads, metavar="N", help="threads of the runtime (its own choice; recipes set theirs)"
     )
 
 
@@ -100,6 +101,13 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
     return int(text)
+
+
+def _threads(text: str) -> int:
+    count = _count(text)
+    if count > THREADS_MAX:
+        raise argparse.ArgumentTypeError(f"expected at most {THREADS_MAX}, got {text}")
+    return count
 
 
 def _positive(text: str) -> float:

@@ -29,6 +29,7 @@ __all__ = [
     "BATCH_MAX",
     "SCHEMA_VERSION",
     "SIDECAR",
+    "THREADS_MAX",
     "CoarseLogits",
     "EngineFile",
     "EngineInfo",
@@ -44,6 +45,8 @@ SIDECAR = "engine.json"
 SCHEMA_VERSION = 3
 BATCH_MAX = 64
 """The most frames that an engine may take at once."""
+THREADS_MAX = 4096
+"""The most threads that a runtime is asked for: more than machines have processors."""
 
 
 @dataclass(frozen=True)
@@ -268,7 +271,7 @@ def open_engine(directory: str | Path, *, contract: InputContract | None = None,
     Args:
         directory: The engine's directory.
         contract: The frames that will be fed; an engine made for others is refused. None takes the engine's own.
-        threads: CPU threads for the runtime, at least 1; None leaves the choice to it.
+        threads: CPU threads for the runtime, 1 to `THREADS_MAX`; None leaves the choice to it.
 
     Returns:
         A runner; close it, or use it as a context manager.
@@ -287,8 +290,8 @@ def open_engine(directory: str | Path, *, contract: InputContract | None = None,
     info = read_engine(directory)
     if info.runtime not in RUNNERS:
         raise EngineError(f"{directory / SIDECAR}: runtime: expected one of {sorted(RUNNERS)}, got {info.runtime!r}")
-    if threads is not None and threads < 1:
-        raise EngineError(f"threads: expected at least 1, or None for the runtime's choice; got {threads}")
+    if threads is not None and not 1 <= threads <= THREADS_MAX:
+        raise EngineError(f"threads: expected 1 to {THREADS_MAX}, or None for the runtime's choice; got {threads}")
     if contract is not None:
         contract.require_equal(info.contract, f"the engine {directory}")
     verify_files(directory, info)

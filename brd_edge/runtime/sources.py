@@ -119,7 +119,8 @@ def open_video(source: str) -> Iterator[Video]:
     """
     cv2 = import_runtime("cv2", INSTALL)
     name, _, number = source.partition(":")
-    live = name == "camera" and (number.isdigit() or not number)
+    # a longer number is no camera's, and OpenCV takes no more than 32 bits
+    live = name == "camera" and (not number or (number.isdecimal() and len(number) < 10))
     is_file = Path(source).is_file()
     if not live and not is_file and not any(mark in source for mark in ("://", "!")):
         raise DataError(f"{source}: not found; expected an image, a folder of images, a video file or camera[:N]")

@@ -156,6 +156,13 @@ def test_compiled_models_are_kept_unless_that_is_not_wanted(
 
 
 @pytest.mark.parametrize("runtime", CPU_RUNTIMES)
+@pytest.mark.parametrize("threads", [0, -1, 4097, 5_000_000_000])
+def test_thread_counts_that_no_machine_has_are_refused(engines: dict[str, Path], runtime: str, threads: int) -> None:
+    with pytest.raises(EngineError, match=f"threads: expected 1 to 4096, or None.* got {threads}"):
+        open_engine(engines[runtime], threads=threads)
+
+
+@pytest.mark.parametrize("runtime", CPU_RUNTIMES)
 def test_any_memory_layout(engines: dict[str, Path], frames: list[np.ndarray], runtime: str) -> None:
     frame = frames[0].copy()
     with open_engine(engines[runtime], threads=1) as runner:

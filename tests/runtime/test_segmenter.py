@@ -15,7 +15,7 @@ from brd_edge.runtime.errors import BundleError, DataError, EngineError
 from brd_edge.runtime.frames import fit_frame, overlay, read_image, resize_class_map
 from brd_edge.runtime.inference import infer
 from brd_edge.runtime.segmenter import Segmenter
-from brd_edge.runtime.sources import Pace, VideoWriter
+from brd_edge.runtime.sources import Pace, VideoWriter, open_video
 from brd_edge.ship.bundle import pack_bundle
 
 
@@ -299,6 +299,13 @@ def test_a_video_that_cannot_be_written_is_named_with_its_rate(tmp_path: Path) -
         writer.write(np.zeros((24, 40, 3), np.uint8))
 
 
+@pytest.mark.parametrize("source", ["camera:99999999999999999999", "camera:2147483648", "camera:²", "camera:-1"])
+def test_what_is_no_number_of_a_camera_is_refused(source: str) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    with pytest.raises(DataError, match=rf"{source}: not found; expected .* or camera\[:N\]"), open_video(source):
+        pass
+
+
 def test_what_is_no_image_and_no_video(bundle, tmp_path: Path) -> None:
     pytest.importorskip("cv2", reason="OpenCV is not installed")
     (tmp_path / "README.md").write_text("words")
@@ -353,7 +360,14 @@ def test_a_frame_that_fits_is_taken_as_it_is(bundle, contract) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--threads", "0"], ["--budget-s", "nan"], ["--streams", "-1"], ["--samples-min", "9", "--samples-max", "5"]],
+    [
+        ["--threads", "0"],
+        ["--threads", "5000000000"],
+        ["--streams", "4097"],
+        ["--budget-s", "nan"],
+        ["--streams", "-1"],
+        ["--samples-min", "9", "--samples-max", "5"],
+    ],
 )
 def test_wrong_numbers_are_refused_at_once(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
