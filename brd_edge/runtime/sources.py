@@ -53,7 +53,8 @@ Frame = npt.NDArray[np.uint8]
 def image_files(source: Path) -> list[Path] | None:
     """Return the image files that a path stands for, sorted; None where it is no image and no folder.
 
-    Of a folder, class maps and overlays are left out: what was found in images is no image to segment.
+    Of a folder, class maps and overlays are left out: what was found in images is no image to segment. So is what is
+    hidden, such as the `._a.png` that macOS leaves beside an `a.png`: it is named like an image, and is none.
 
     Raises:
         DataError: There is no such image, or the folder holds none.
@@ -61,11 +62,11 @@ def image_files(source: Path) -> list[Path] | None:
     if source.is_dir():
         images = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
         made = (CLASS_MAP_ENDING, OVERLAY_ENDING)
-        found = sorted(path for path in images if not path.name.endswith(made))
+        found = sorted(path for path in images if not path.name.endswith(made) and not _hidden(path, source))
         if not found:
             raise DataError(
                 f"{source}: no image in this folder; expected {', '.join(IMAGE_SUFFIXES)}, "
-                f"but for {' and '.join(f'*{ending}' for ending in made)}, which are results"
+                f"but for {' and '.join(f'*{ending}' for ending in made)}, which are results, and hidden files"
             )
         return found
     if source.suffix.lower() not in IMAGE_SUFFIXES:
@@ -73,6 +74,10 @@ def image_files(source: Path) -> list[Path] | None:
     if not source.exists():
         raise DataError(f"{source}: there is no such file")
     return [source]
+
+
+def _hidden(path: Path, below: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(below).parts)
 
 
 def write_image(path: Path, image: Frame, palette: tuple[tuple[int, int, int], ...] | None = None) -> None:

@@ -137,6 +137,9 @@ def test_a_folder_of_images(bundle, tmp_path: Path) -> None:
     for name in ("a.png", "deep/b.png"):
         Image.fromarray(bundle.frame).save(source / name)
     (source / "notes.txt").write_text("no image")
+    (source / "._a.png").write_bytes(b"what macOS notes of a.png")
+    (source / ".thumbs").mkdir()
+    (source / ".thumbs" / "a.png").write_bytes(b"no image either")
     for name in ("a.class_map.png", "deep/b.overlay.png"):
         Image.fromarray(bundle.frame).save(source / name)
     with Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter:
