@@ -24,7 +24,6 @@ from brd_edge.evaluate.benchmark.timings import write_timings
 from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
 from brd_edge.evaluate.intervals import class_iou_intervals, score_intervals, score_losses
 from brd_edge.evaluate.planned import is_planned
-from brd_edge.evaluate.report.gallery import PLAIN_TITLE
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
 from brd_edge.recipe_gates import limits_of
@@ -73,7 +72,7 @@ class _Validation:
     student: SegmentationMetrics
     """What the PyTorch student scores, which losses are counted from."""
     class_maps: dict[str, dict[int, PackedMap]] = field(default_factory=dict)
-    """Class maps for the report, by title and index of the sample."""
+    """Class maps for the report, by name as in `counts`, and by index of the sample."""
     counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     """What was counted in each image, by `teacher`, `student`, `compared` and the names of engines."""
     timed: list[int] = field(default_factory=list)
@@ -194,21 +193,20 @@ def _evaluate_model(context: Context, validation: _Validation, title: str) -> di
 def _scores(
     validation: _Validation,
     predict: Predictor,
-    title: str,
+    name: str,
     *,
-    name: str | None = None,
     keep: list[ByteArray] | None = None,
     contract: InputContract | None = None,
 ) -> dict[str, Any]:
     """Evaluate a predictor; `keep` gets its class maps, or else the agreement with the reference is counted.
 
-    What was counted in each image is kept under `name`, or else under the title. Class maps of a contract with larger
+    What was counted in each image is kept under the name, and so are the class maps. Those of a contract with larger
     frames are compared with others at the student's size.
     """
     dataset, usual, contract = validation.dataset, validation.contract, contract or validation.contract
     agreement: list[float] = []
-    packed = validation.class_maps.setdefault(title, {})
-    with progress_bar(len(dataset.val), f"benchmark {title}", unit="image") as bar:
+    packed = validation.class_maps.setdefault(name, {})
+    with progress_bar(len(dataset.val), f"benchmark {name}", unit="image") as bar:
 
         def look(index: int, class_map: ByteArray) -> None:
             class_map = class_map if contract == usual else resize_class_map(class_map, usual.height, usual.width)
@@ -226,7 +224,7 @@ def _scores(
             metrics=SegmentationMetrics(len(dataset.classes), keep_images=True) if keep is None else validation.student,
             on_class_map=look,
         )
-    validation.counts[name or title] = np.stack(metrics.per_image)
+    validation.counts[name] = np.stack(metrics.per_image)
     intervals = _known(score_intervals(metrics))
     classes = [None if np.isnan(item.value) else [item.low, item.high] for item in class_iou_intervals(metrics)]
     ends: dict[str, Any] = {**_ends(intervals), "class_iou": classes}
@@ -265,7 +263,6 @@ def _measure(
     if entry["status"] != "built":
         return result
     settings = context.recipe.benchmark
-    title = f"{entry['runtime']} {entry['precision']}"
     machines = TARGETS[entry["target"]].machines
     if platform.machine() not in machines:
         reason = f"not measured: it is for {' or '.join(machines)}, this machine is {platform.machine()}"
@@ -273,8 +270,8 @@ def _measure(
     try:
         directory = context.run.path("engines", entry["name"])
         with open_engine(directory, contract=validation.contract, threads=settings.threads) as runner:
-            scores = _scores(validation, runner.infer, title, name=entry["name"])
-            context.say(f"benchmark: timing {title} (at most {settings.budget_s:.0f} s unless it is slow)")
+            scores = _scores(validation, runner.infer, entry["name"])
+            context.say(f"benchmark: timing {entry['name']} (at most {settings.budget_s:.0f} s unless it is slow)")
             timing, times = time_engine(directory, runner, frames, settings, gated=gated)
     except RuntimeMissingError as error:
         return {**result, "status": "built", "reason": f"not measured: {error}"}
@@ -312,6 +309,7 @@ def _write(context: Context, benchmark: dict[str, Any], validation: _Validation)
             validation.class_maps,
             validation.counts,
             validation.contract,
+            engines=benchmark["engines"],
             wanted=context.recipe.benchmark.report_images,
         ),
         curves=report_curves(context.run),
@@ -330,7 +328,7 @@ def _evaluate_compared(context: Context, validation: _Validation) -> dict[str, A
     before = json.loads((directory / "benchmark.json").read_text(encoding="utf-8"))
     name = f"{before['student']['method']} ({before['recipe']})"
     with open_engine(engine, contract=validation.contract, threads=context.recipe.benchmark.threads) as runner:
-        return {"name": name, **_scores(validation, runner.infer, PLAIN_TITLE, name="compared")}
+        return {"name": name, **_scores(validation, runner.infer, "compared")}
 
 
 STAGE = Stage(

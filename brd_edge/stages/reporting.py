@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from brd_edge.data.dataset import Dataset, read_input, read_label
 from brd_edge.evaluate.accuracy import ByteArray
+from brd_edge.evaluate.formats import engine_labels
 from brd_edge.evaluate.report.gallery import PLAIN_TITLE, most_differing
 from brd_edge.run import Run
 from brd_edge.runtime.contract import InputContract
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PackedMap", "pack_map", "report_curves", "report_samples", "sample_indices", "unpack_map"]
 
-_TITLES = ("teacher", PLAIN_TITLE, "student")
+_TITLES = {"teacher": "teacher", "compared": PLAIN_TITLE, "student": "student"}
+"""From the names of models to the columns of the report, in their order."""
 
 
 def sample_indices(count: int, wanted: int) -> list[int]:
@@ -55,15 +57,18 @@ def report_samples(
     counts: Mapping[str, NDArray[np.int64]],
     contract: InputContract,
     *,
+    engines: Sequence[Mapping[str, Any]],
     wanted: int,
 ) -> list[ReportSample]:
     """Return the validation images whose class maps and labels differ most near boundaries, the most differing first.
 
     Args:
         dataset: The run's data set.
-        class_maps: By title, then by index of the sample; a title may lack samples.
+        class_maps: By name (`teacher`, `student`, `compared` and the names of engines), then by index of the sample;
+            a name may lack samples.
         counts: What was counted in each image, int64 (N, 10, K), by name (`most_differing`).
         contract: The engines' input contract.
+        engines: The entries of `benchmark.json`, in the order of the columns.
         wanted: How many images.
 
     Returns:
@@ -72,11 +77,14 @@ def report_samples(
     from brd_edge.evaluate.report.page import ReportSample
 
     samples = []
-    titles = [title for title in _TITLES if title in class_maps]
-    titles += [title for title in class_maps if title not in titles]
+    labels = zip((engine["name"] for engine in engines), engine_labels(engines), strict=True)
+    # several engines may have the same runtime and precision: titled as in the tables
+    titles = {name: title for name, title in (*_TITLES.items(), *labels) if name in class_maps}
     for index in most_differing(counts.values(), wanted):
         sample = dataset.val[index]
-        masks = {title: unpack_map(class_maps[title][index]) for title in titles if index in class_maps[title]}
+        masks = {
+            title: unpack_map(class_maps[name][index]) for name, title in titles.items() if index in class_maps[name]
+        }
         image, label = read_input(sample, contract), read_label(sample)
         label = resize_class_map(label, image.shape[0], image.shape[1])
         samples.append(ReportSample(sample.id, image, label, masks))
