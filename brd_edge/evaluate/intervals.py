@@ -7,7 +7,7 @@ again, so intervals over them are narrower than what another clip would give.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from brd_edge.runtime.statistics import Interval, widening
 __all__ = [
     "ScoreChange",
     "ScoreVerdict",
+    "agreement_interval",
     "class_iou_intervals",
     "score_changes",
     "score_intervals",
@@ -60,6 +61,21 @@ def score_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.95) -
     return {
         name: _interval(score(sums), len(counts), confidence, 0.0, _highest(name)) for name, score in _SCORES.items()
     }
+
+
+def agreement_interval(shares: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """Return the mean agreement over images with its interval, drawn and widened as those of `score_intervals` are.
+
+    Args:
+        shares: For each image, the share of pixels that agree, 0 to 1; at least one.
+        confidence: Of the interval, 0 to 1.
+
+    Returns:
+        Within 0 and 1; all of that where there is one image.
+    """
+    values = np.asarray(shares, np.float64)
+    means = _draws(values[:, None, None])[:, 0, 0] / len(values)
+    return _interval(means, len(values), confidence, 0.0, 1.0)
 
 
 def class_iou_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.95) -> list[Interval]:

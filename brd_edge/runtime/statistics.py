@@ -22,7 +22,6 @@ __all__ = [
     "FloatArray",
     "Interval",
     "Verdict",
-    "bootstrap_mean",
     "bootstrap_percentiles",
     "compare_ratios",
     "drift_ratio",
@@ -143,18 +142,6 @@ def bootstrap_percentiles(
         _interval(float(value), drawn, confidence)
         for value, drawn in zip(np.percentile(values, percents), found, strict=True)
     ]
-
-
-def bootstrap_mean(samples: Sequence[float] | FloatArray, *, confidence: float = 0.95) -> Interval:
-    """Return the mean of a series with its interval.
-
-    Args:
-        samples: The series, in the order taken; at least one value.
-        confidence: Of the interval, 0 to 1.
-    """
-    values = np.asarray(samples, np.float64)
-    drawn = values[resample_blocks(len(values), _DRAWS, _block_length(len(values)))].mean(axis=1)
-    return _interval(float(values.mean()), drawn, confidence)
 
 
 def mean_interval(samples: Sequence[float] | FloatArray, *, confidence: float = 0.95) -> Interval:

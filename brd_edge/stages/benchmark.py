@@ -22,7 +22,7 @@ from brd_edge.evaluate.benchmark.file import SCHEMA_VERSION, check_benchmark
 from brd_edge.evaluate.benchmark.images import write_image_counts
 from brd_edge.evaluate.benchmark.timings import write_timings
 from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
-from brd_edge.evaluate.intervals import class_iou_intervals, score_intervals, score_losses
+from brd_edge.evaluate.intervals import agreement_interval, class_iou_intervals, score_intervals, score_losses
 from brd_edge.evaluate.planned import is_planned
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
@@ -34,7 +34,7 @@ from brd_edge.runtime.errors import BrdEdgeError, RunError, RuntimeMissingError
 from brd_edge.runtime.files import write_json_atomic
 from brd_edge.runtime.frames import resize_class_map
 from brd_edge.runtime.metrics import SegmentationMetrics
-from brd_edge.runtime.statistics import Interval, bootstrap_mean
+from brd_edge.runtime.statistics import Interval
 from brd_edge.runtime.targets import TARGETS
 from brd_edge.stages.attribution import attribution_entry
 from brd_edge.stages.build import what_changes_speed
@@ -231,7 +231,7 @@ def _scores(
     scores: dict[str, Any] = {**metrics.to_json(), "intervals": ends}
     if not agreement:
         return scores
-    agreed = bootstrap_mean(agreement)
+    agreed = agreement_interval(agreement)
     lost = {name: item.to_json() for name, item in _known(score_losses(metrics, validation.student)).items()}
     return {
         **scores,

@@ -10,7 +10,13 @@ import pytest
 from scipy import stats
 
 from brd_edge.evaluate.gates import Limits, broken_accuracy_gates
-from brd_edge.evaluate.intervals import class_iou_intervals, score_changes, score_intervals, score_losses
+from brd_edge.evaluate.intervals import (
+    agreement_interval,
+    class_iou_intervals,
+    score_changes,
+    score_intervals,
+    score_losses,
+)
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.metrics import SegmentationMetrics
 
@@ -72,6 +78,20 @@ def test_intervals_of_classes_are_those_of_scipy() -> None:
     empty.update(np.zeros((9, 9), np.uint8), np.zeros((9, 9), np.uint8))
     last = class_iou_intervals(empty)[3]
     assert np.isnan([last.value, last.low, last.high]).all()
+
+
+def test_agreement_has_an_interval_as_scores_have() -> None:
+    shares = np.random.default_rng(1).beta(20, 2, 8)
+    found = agreement_interval(shares)
+    assert found.value == pytest.approx(shares.mean())
+    expected = stats.bootstrap((shares,), np.mean, n_resamples=4000, method="percentile", rng=0).confidence_interval
+    factor = stats.t(7).ppf(0.975) / stats.norm.ppf(0.975) * np.sqrt(8 / 7)
+    low, high = (found.value + factor * (end - found.value) for end in expected)
+    assert (found.low, found.high) == pytest.approx((low, min(high, 1)), abs=0.1 * (high - low))
+    # one image says nothing of others, and where all agree nothing is above 1
+    assert agreement_interval([0.99935]).to_json() == {"value": 0.99935, "low": 0, "high": 1, "confidence": 0.95}
+    certain = agreement_interval([1.0, 1.0, 1.0])
+    assert (certain.low, certain.value, certain.high) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from brd_edge.runtime.engine import open_engine
 from brd_edge.runtime.errors import EngineError
-from brd_edge.runtime.statistics import bootstrap_mean
 from brd_edge.runtime.throughput import _summarise, measure_throughput
 
 
@@ -105,12 +103,3 @@ def test_a_stream_that_fails_later_ends_the_others(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(EngineError, match="the device is gone"):
         measure_throughput(opened, streams=2, budget_s=30.0)
-
-
-def test_intervals_of_means_are_those_of_scipy() -> None:
-    values = np.random.default_rng(3).gamma(4.0, 5.0, 8)  # so few that blocks are of two
-    found = bootstrap_mean(values)
-    theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    assert found.value == pytest.approx(values.mean())
-    width = theirs.high - theirs.low
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.25 * width)

@@ -61,6 +61,8 @@ def test_engines_of_one_runtime_and_precision_have_columns_of_their_own(
     entries = [make_entry(name, number) for number, name in enumerate(NAMES, 1)]
     engines = [benchmark._measure(context, validation, entry, [], gated=False) for entry in entries]
     assert [engine["status"] for engine in engines] == ["measured", "measured"], engines
+    # one image says nothing of others
+    assert [engine["intervals"]["argmax_agreement"] for engine in engines] == [[0.0, 1.0]] * 2
     (sample,) = report_samples(dataset, validation.class_maps, validation.counts, contract, engines=engines, wanted=1)
     # titled as in the tables
     titles = ["onnxruntime fp32 (x86-cpu)", "onnxruntime fp32 (x86-cpu, batch 2)"]
