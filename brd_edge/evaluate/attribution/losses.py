@@ -61,7 +61,7 @@ class Step:
         title: What differs, in words; several things where ways between could not be measured.
         engine: The engine's name, of a step on the way to an engine; the last one's `after` is that name.
         before: The way before, in words.
-        after: The way after, in words.
+        after: The way after, in words; of a step that was not measured, the way that could not be run.
         scores: mIoU and Boundary IoU after the step, 0 to 1, by `"miou"` and `"boundary_iou"`; None for a score
             that is not defined, as without any labelled pixel. Nothing where the step was not measured.
         lost: By the same names, what was lost, above 0 where it is worse after the step.
@@ -192,7 +192,8 @@ def attribute_losses(
         elif chain.skipped and found.reason:
             raise DataError(f"attribution: the student cannot be run on the images: {found.reason}")
         elif chain.skipped:
-            steps.append(_unmeasured(found.way, chain.skipped[0].way.title, chain.skipped[0]))
+            # the chain begins here; what was not measured is the way that should have been its beginning
+            steps.append(_unmeasured(found.way, found.way.title, chain.skipped[0]))
         chain.add(found)
     assert shared.start is not None
     scores = _scores(_total(shared.start, student.classes))
@@ -290,10 +291,10 @@ def _step(before: _Result, after: _Result, skipped: Sequence[_Result], samples: 
     )
 
 
-def _unmeasured(way: Way, before: str, cause: _Result) -> Step:
-    return Step(
-        way.step, way.differs, way.engine, before, way.title, {}, {}, None, (), cause.reason, failed=cause.failed
-    )
+def _unmeasured(step: Way, before: str, cause: _Result) -> Step:
+    """Return the step of a way that was not measured: from the way `before`, which was, to the one that was not."""
+    after, failed = cause.way.title, cause.failed
+    return Step(step.step, step.differs, step.engine, before, after, {}, {}, None, (), cause.reason, failed=failed)
 
 
 def _change(before: _Result, after: _Result, index: int, sample: Sample) -> ChangedImage:

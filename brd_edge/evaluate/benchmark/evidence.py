@@ -118,7 +118,8 @@ class AttributionStep(Entry):
     before: Annotated[str, Field(alias="from")]
     """What it is compared with."""
     after: Annotated[str, Field(alias="to")]
-    """What it leads to; of an engine's last step, the engine's name."""
+    """What it leads to; of an engine's last step, the engine's name; of one that was not measured, what could not be
+    run."""
     miou: Unit | None
     """mIoU after it; null where it could not be taken."""
     boundary_iou: Unit | None

@@ -321,7 +321,10 @@ def test_windows_have_no_loader_step(made: Made) -> None:
     assert (loader.name, loader.lost, loader.agreement) == ("loader", {}, None)
     assert "windows" in loader.reason
     assert not loader.failed
-    assert found.title == loader.after == "reference preprocessing, PyTorch"
+    assert found.title == loader.before == "reference preprocessing, PyTorch"
+    # what was measured is not called unmeasured
+    assert loader.after.startswith("training loader (")
+    assert loader.after.endswith("), PyTorch")
     assert [step.name for step in others] == list(STEPS[1:-1])
     assert all(step.agreement > 0.999 for step in others)
 
