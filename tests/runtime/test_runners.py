@@ -4,9 +4,11 @@ import ctypes
 import dataclasses
 import enum
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +57,30 @@ def run_python(script: str, *arguments: str) -> str:
 def expected_class_maps(graph: Path, frames: list[np.ndarray]) -> list[np.ndarray]:
     reference = ReferenceEvaluator(str(graph))
     return [reference.run(None, {"image": frame[None]})[0][0] for frame in frames]
+
+
+def test_compiled_models_that_are_not_used_make_room(
+    engines: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("BRD_EDGE_NO_MODEL_CACHE", raising=False)
+    cache, now, day = tmp_path / "brd-edge" / "openvino", time.time(), 86400
+    cache.mkdir(parents=True)
+    # days since it was used, and since it was written; they take no space, but say that they do
+    for name, used, written in (("old", 3, 3), ("used", 1, 9), ("new", 0, 0), ("other.txt", 9, 9)):
+        path = cache / (name if "." in name else f"{name}.blob")
+        path.touch()
+        os.truncate(path, 400 << 20)
+        os.utime(path, (now - used * day, now - written * day))
+    open_engine(engines["openvino"], threads=1).close()
+    (written,) = {path.name for path in cache.iterdir()} - {"used.blob", "new.blob", "other.txt"}
+    assert written != "old.blob"
+    # however much it is, what may be in use stays
+    for name in ("used", "new"):
+        os.truncate(cache / f"{name}.blob", 2 << 30)
+    os.utime(cache / "used.blob", (now - day, now - day))
+    open_engine(engines["openvino"], threads=1).close()
+    assert {path.name for path in cache.iterdir()} == {written, "new.blob", "other.txt"}
 
 
 @pytest.mark.parametrize("runtime", CPU_RUNTIMES)

@@ -6,7 +6,9 @@ Graphics and NPU have not been run: none was at hand when this was written.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Self  # novm
 
 __all__ = [
+    "CACHE_BYTES_MAX",
     "CONTRACT_HASH_PATH",
     "INSTALL",
     "NO_CACHE",
@@ -46,6 +49,11 @@ INSTALL = 'pip install "brd-edge[openvino]"'
 
 NO_CACHE = "BRD_EDGE_NO_MODEL_CACHE"
 """Environment variable that, set to anything, keeps OpenVINO from keeping and reading compiled models."""
+
+CACHE_BYTES_MAX = 1 << 30
+"""What the compiled models in a cache may take together; each is about as large as its engine."""
+_IN_USE_S = 600.0
+"""Seconds for which a compiled model that was used stays in any case: another process may be about to read it."""
 
 CONTRACT_HASH_PATH = ["framework", CONTRACT_HASH_KEY]
 """Where OpenVINO keeps the contract's hash of an ONNX graph's metadata."""
@@ -81,8 +89,8 @@ def open_openvino(directory: Path, info: EngineInfo, threads: int | None) -> Ope
     """Load an OpenVINO engine for its target's device, one frame at a time.
 
     What OpenVINO compiled is kept in this account's cache (`XDG_CACHE_HOME`, else `~/.cache`), so that opening
-    the same engine again is faster; unless `BRD_EDGE_NO_MODEL_CACHE` is set, because on a processor some engines
-    may be a little slower when they come out of it.
+    the same engine again is faster, up to `CACHE_BYTES_MAX` in all; unless `BRD_EDGE_NO_MODEL_CACHE` is set, because on
+    a processor some engines may be a little slower when they come out of it.
 
     Args:
         directory: The engine's directory; its files are verified already.
@@ -134,9 +142,12 @@ def _load(directory: Path, info: EngineInfo, threads: int | None, cache: Path | 
         raise RuntimeMissingError(f"OpenVINO finds no {device} on this machine, only {', '.join(found)}")
     try:
         model = core.read_model(str(path), str(directory / weights))
-        return model, core.compile_model(model, device, settings)
+        compiled = core.compile_model(model, device, settings)
     except Exception as error:
         raise EngineError(f"{path}: OpenVINO {openvino.__version__} cannot load it: {error}") from error
+    if cache is not None:
+        _trim_cache(cache)
+    return model, compiled
 
 
 def _cache_directory() -> Path | None:
@@ -150,6 +161,28 @@ def _cache_directory() -> Path | None:
     except OSError:
         return None
     return directory if os.access(directory, os.W_OK) else None
+
+
+def _trim_cache(directory: Path) -> None:
+    """Remove compiled models, first those that were not used for longest, until the rest is within the limit.
+
+    OpenVINO never removes one, and every engine that is built anew adds another. Other processes may trim the same
+    cache meanwhile, or have removed it; what they have opened stays readable for them, and what is missed is compiled
+    again. Where the file system does not keep times of reading, what was written last stays.
+    """
+    found = []
+    with suppress(OSError):
+        for path in directory.glob("*.blob"):
+            with suppress(OSError):
+                state = path.stat()
+                found.append((max(state.st_mtime, state.st_atime), state.st_size, path))
+    total, recent = sum(size for _, size, _ in found), time.time() - _IN_USE_S
+    for used, size, path in sorted(found):
+        if total <= CACHE_BYTES_MAX or used > recent:
+            return
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+            total -= size
 
 
 class OpenVinoRunner:
