@@ -11,7 +11,6 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from brd_edge.data.dataset import IGNORE_ID
-from brd_edge.evaluate.formats import one_line
 from brd_edge.runtime.frames import overlay
 
 __all__ = ["Tile", "draw_contact_sheet"]
@@ -65,8 +64,7 @@ def draw_contact_sheet(
         RGB picture.
     """
     font, small = _fonts()
-    # a text of several lines can neither be measured nor be drawn here
-    title, classes = one_line(title), [one_line(name) for name in classes]
+    title, classes = _on_one_line(title), [_on_one_line(name) for name in classes]
     width, height = _picture_size(tiles[0].image)
     columns = min(columns, len(tiles))
     cell = (2 * width + _GAP, height + _LINE)
@@ -137,10 +135,15 @@ def _place_legend(classes: Sequence[str], font: Font, width: int) -> list[tuple[
     return places
 
 
+def _on_one_line(text: str) -> str:
+    # a text of several lines can neither be measured nor be drawn here
+    return " ".join(text.split())
+
+
 def _shorten(text: str, font: Font, width: int) -> str:
     """Cut a caption that is too long at its beginning: names differ at their end."""
     # a name that is no text (undecodable bytes) cannot be drawn
-    text = one_line(text.encode(errors="backslashreplace").decode())
+    text = _on_one_line(text.encode(errors="backslashreplace").decode())
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"…{text}") > width:
