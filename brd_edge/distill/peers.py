@@ -210,12 +210,13 @@ def memory_losses(
     losses = []
     for kind, most in enumerate((pixels, regions)):
         bank = memory.sample(kind, most)
-        if not len(bank):
-            losses.append(mine.sum() * 0)
-            continue
-        divergence = similarity_divergence(
-            (theirs.flatten(0, 1), bank), (mine.flatten(0, 1), bank), known, temperature=temperature
-        )
+        # a scalar of zero that still belongs to the student's graph
+        divergence = mine.sum() * 0
+        if len(bank):
+            divergence = similarity_divergence(
+                (theirs.flatten(0, 1), bank), (mine.flatten(0, 1), bank), known, temperature=temperature
+            )
+        # also without a bank: the other processes, which may have one, wait here
         losses.append(global_mean(divergence, known.sum()))
     memory.remember(theirs, ids)
     return losses[0], losses[1]

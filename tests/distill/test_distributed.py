@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[2]
 WORKER = str(Path(__file__).parent / "training_worker.py")
 TERMS_WORKER = str(Path(__file__).parent / "terms_worker.py")
+MEMORY_WORKER = str(Path(__file__).parent / "memory_worker.py")
 
 
 def _run(processes: int, *arguments: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
@@ -84,6 +85,11 @@ def test_every_term_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
             np.testing.assert_allclose(
                 together[variant][term], values, rtol=1e-6, atol=1e-8 * scale, err_msg=f"{variant}: {term}"
             )
+
+
+def test_a_process_that_remembers_nothing_yet_keeps_no_other_waiting() -> None:
+    """The second process has no label at first: its memory is still empty where that of the first one is not."""
+    assert sorted(_run(2, MEMORY_WORKER, seconds=120).stdout.split()) == ["0:found", "1:0.0"]
 
 
 def test_the_pipeline_under_torchrun(tmp_path: Path) -> None:
