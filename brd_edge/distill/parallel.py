@@ -52,7 +52,7 @@ def _has_unused(model: nn.Module, forward: Callable[[nn.Module, Tensor], Feature
     parameters = list(shadow.parameters())
     try:
         logits = forward(shadow, torch.zeros(1, 3, 64, 64, dtype=parameters[0].dtype)).logits
-    except (AssertionError, ModelError):
+    except (RuntimeError, ValueError, AssertionError, ModelError):
         # it takes no images of this size; to look for unused parameters in every step is slower, never wrong
         return True
     logits.sum().backward()  # type: ignore[no-untyped-call]
