@@ -240,20 +240,23 @@ def _dry_run(
     """
     import torch
 
+    # a batch normalisation that cannot train on one image raises the latter, which whoever asks for that wants to see
+    refusals = (RuntimeError,) if training else (RuntimeError, ValueError)
+
     def attempt(device: str) -> _T:
         shadow = copy.deepcopy(model).to(device).float().train(training)
-        try:
-            return run(shadow, torch.zeros(1, 3, height, width, device=device))
-        except AssertionError as error:
-            # transformers of windows take one size, or multiples of one that depends on their options
-            raise ModelError(f"{what}: {type(model).__name__} takes no images of {height}x{width}: {error}") from None
+        return run(shadow, torch.zeros(1, 3, height, width, device=device))
 
     with torch.no_grad():
         try:
-            return attempt("meta")
-        except (RuntimeError, NotImplementedError):
-            # some encoders make tensors on the CPU within their forward pass: these are really run
-            return attempt("cpu")
+            try:
+                return attempt("meta")
+            except refusals:
+                # some encoders make tensors on the CPU within their forward pass: these are really run
+                return attempt("cpu")
+        except (AssertionError, *refusals) as error:
+            # transformers take one size, or multiples of one that depends on their options
+            raise ModelError(f"{what}: {type(model).__name__} takes no images of {height}x{width}: {error}") from None
 
 
 def _info(name: str, feature: Tensor, image_height: int) -> FeatureInfo:

@@ -28,6 +28,7 @@ from brd_edge.models.segmentation import (
     require_contract,
     required_multiple,
     save_model,
+    trains_on_one_image,
 )
 from brd_edge.runtime.contract import SLIDING_WINDOW, InputContract
 from brd_edge.runtime.errors import ContractError, ModelError
@@ -204,6 +205,24 @@ def test_sizes_are_checked_before_training():
     assert (feature_table(any_size, 45, 71)[-1].height, required_multiple(any_size)) == (45, 1)
     with torch.no_grad():
         assert sorted(forward_features(any_size, images(45, 71)).encoder) == [2, 4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("encoder", ["tu-coatnet_pico_rw_224", "tu-gcvit_xxtiny"])
+def test_an_encoder_of_a_fixed_size_refuses_every_other(encoder):
+    model = build(encoder=encoder)
+    refused = "FPN takes no images of 256x256: "
+
+    assert (feature_table(model, 224, 224)[-1].height, trains_on_one_image(model, 224, 224)) == (224, True)
+    with pytest.raises(ModelError, match=f"^student on data.size: {refused}"):
+        feature_table(model, 256, 256, "student on data.size")
+    with pytest.raises(ModelError, match=refused):
+        count_macs(model, 256, 256)
+    with pytest.raises(ModelError, match=refused):
+        trains_on_one_image(model, 256, 256)
+
+
+def test_a_feature_of_one_pixel_is_not_normalised_over_one_image():
+    assert not trains_on_one_image(build("DeepLabV3", options={"decoder_channels": 16}), 64, 64)
 
 
 def test_macs_and_parameters_equal_a_count_by_hand():
