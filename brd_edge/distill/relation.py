@@ -8,6 +8,8 @@ project's own design.
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,6 +23,8 @@ from brd_edge.distill.grid import known_cells, to_grid, wide
 from brd_edge.distill.relation_tiles import OPERATIONS, TileOperations
 
 __all__ = ["relation_loss", "relation_pixels", "streamed_relation"]
+
+log = logging.getLogger("brd_edge")
 
 _TILE = {"cpu": 512, "cuda": 2048}
 # the places within a larger tile would not fit into 32 bits
@@ -111,8 +115,8 @@ def streamed_relation(
         block: Side of the tiles of the two N x N relations that are held at a time; it changes the rounding only. Not
             given: 512 on the CPU, whose caches hold that much, and 2048 on a GPU, which a tile should keep busy.
         operations: How the tiles are worked on. Not given: Triton kernels for float32 on a GPU where Triton is
-            installed, as it is with PyTorch's CUDA packages for Linux, and PyTorch elsewhere; the two differ in
-            rounding only.
+            installed, as it is with PyTorch's CUDA packages for Linux, and works, and PyTorch elsewhere; the two differ
+            in rounding only.
 
     Returns:
         A scalar that can be differentiated once.
@@ -126,10 +130,38 @@ def streamed_relation(
 
 def _operations(student: Tensor) -> TileOperations:
     if student.is_cuda and student.dtype == torch.float32 and find_spec("triton"):
-        from brd_edge.distill import relation_kernels
-
-        return relation_kernels.OPERATIONS
+        return _fastest_operations(student.device)
     return OPERATIONS
+
+
+@cache
+def _fastest_operations(device: torch.device) -> TileOperations:
+    """Return the kernels if they run on a GPU: Triton first builds a library, for which slim systems have no compiler.
+
+    No CUDA graph may be recorded meanwhile; relations of pixels, which wait for the GPU, are part of none.
+    """
+    try:
+        return _tried_kernels(device)
+    except Exception as error:
+        # whatever Triton and the compiler raise: training goes on without them
+        log.warning(
+            "relation: the Triton kernels do not run on %s (%s: %s); PyTorch's own operations, which are slower, take "
+            "their place. Triton needs a C compiler and Python's headers, such as the packages gcc and python3-dev",
+            device,
+            type(error).__name__,
+            error,
+        )
+        return OPERATIONS
+
+
+def _tried_kernels(device: torch.device) -> TileOperations:
+    """Return the kernels after they have worked on tiny tiles, on the diagonal and off it."""
+    from brd_edge.distill import relation_kernels
+
+    rows = torch.full((32, 4), 0.5, device=device)
+    # as a number, so that a kernel that fails later fails here
+    float(streamed_relation(rows, rows, temperature=1.0, block=16, operations=relation_kernels.OPERATIONS))
+    return relation_kernels.OPERATIONS
 
 
 class _StreamedRelation(torch.autograd.Function):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.special import log_softmax, softmax
 
+from brd_edge.distill import relation, relation_tiles
 from brd_edge.distill.boundary import (
     OPERATORS,
     boundary_class_loss,
@@ -258,6 +261,24 @@ def test_streamed_relation_gradcheck() -> None:
     student = torch.nn.functional.normalize(_random(9, 3, seed=2).double(), dim=1).requires_grad_()
 
     assert torch.autograd.gradcheck(lambda s: streamed_relation(teacher, s, temperature=0.3, block=4), (student,))
+
+
+def test_kernels_that_do_not_run_are_left_out_and_it_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_device: torch.device) -> relation_tiles.TileOperations:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(relation, "find_spec", lambda _name: True)
+    monkeypatch.setattr(relation, "_tried_kernels", fail)
+    on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device("cuda", 7))
+
+    assert {relation._operations(on_gpu) for _ in range(3)} == {relation_tiles.OPERATIONS}
+
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "do not run on cuda:7 (RuntimeError: Failed to find C compiler)" in record.message
+    assert "Triton needs a C compiler" in record.message
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

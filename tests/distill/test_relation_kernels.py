@@ -41,6 +41,15 @@ for count, block in ((130, 70), (90, 512), (64, 32), (70, 20)):
 print("equal")
 """
 
+_TRIED = """
+import torch
+
+from brd_edge.distill import relation, relation_kernels
+
+assert relation._tried_kernels(torch.device("cpu")) is relation_kernels.OPERATIONS
+print("tried")
+"""
+
 _COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -74,6 +83,10 @@ def _run(script: str, **environment: str) -> str:
 
 def test_kernels_against_numpy() -> None:
     assert _run(_AGAINST_NUMPY, TRITON_INTERPRET="1") == "equal"
+
+
+def test_kernels_are_tried_before_they_are_used() -> None:
+    assert _run(_TRIED, TRITON_INTERPRET="1") == "tried"
 
 
 def test_kernels_compile_for_gpus_that_are_not_here(tmp_path_factory: pytest.TempPathFactory) -> None:
