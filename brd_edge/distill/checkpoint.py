@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from brd_edge.distill.records import remove_records
 from brd_edge.runtime.errors import TrainingError
 from brd_edge.runtime.files import atomic_path
 
@@ -22,6 +24,7 @@ __all__ = [
     "restore_checkpoint",
     "save_checkpoint",
     "save_weights",
+    "set_aside",
 ]
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -57,8 +60,11 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     loader_state: bytes,
+    device: torch.device,
 ) -> None:
     """Write everything that is needed to go on to the same final weights, atomically.
+
+    A training on the CPU leaves a GPU that is here alone.
 
     Raises:
         TrainingError: It cannot be written; an earlier checkpoint stays.
@@ -70,8 +76,8 @@ def save_checkpoint(
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
     tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
     tensors["loader"] = torch.frombuffer(bytearray(loader_state), dtype=torch.uint8)
     _save(path, tensors, {"state": json.dumps(asdict(state)), "scaler": json.dumps(scaler.state_dict())})
 
@@ -85,10 +91,11 @@ def restore_checkpoint(
     layers: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    device: torch.device,
 ) -> tuple[TrainState, bytes] | None:
     """Read a checkpoint back into everything that `save_checkpoint` was given, and torch's generators.
 
-    The number of processes may be another one than when it was saved.
+    The number of processes, and the kind of device, may be another one than when it was saved.
 
     Returns:
         The state and the loader's state; nothing when there is no checkpoint of this key.
@@ -113,8 +120,8 @@ def restore_checkpoint(
         if scaler.is_enabled() and scale:
             scaler.load_state_dict(scale)
         torch.set_rng_state(tensors["random/cpu"])
-        if "random/cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random/cuda"])
+        if "random/cuda" in tensors and device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random/cuda"], device)
         return state, bytes(tensors["loader"].numpy())
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise TrainingError(f"{path}: damaged checkpoint ({error}); delete it to train from the start") from error
@@ -158,6 +165,18 @@ def load_tensors(path: Path, *, lost: str = "it") -> tuple[dict[str, Tensor], di
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{path}: cannot be read ({error}); delete {lost} to train from the start") from error
+
+
+def set_aside(directory: Path) -> None:
+    """Make room for a new training; an unfinished one of other settings is kept under another name, once."""
+    checkpoint = directory / CHECKPOINT
+    if checkpoint.exists():
+        other = directory / "other-settings.checkpoint.safetensors"
+        checkpoint.replace(other)
+        print(f"{directory.name}: an unfinished training of other settings was set aside as {other}", file=sys.stderr)
+    for name in ("best.safetensors", "step_time.json"):
+        (directory / name).unlink(missing_ok=True)
+    remove_records(directory)
 
 
 def _save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from brd_edge.distill.checkpoint import (
     restore_checkpoint,
     save_checkpoint,
     save_weights,
+    set_aside,
 )
 from brd_edge.distill.clock import StepClock, describe_step
 from brd_edge.distill.cuda_graphs import StepGraphs
@@ -37,7 +37,7 @@ from brd_edge.distill.distributed import (
 )
 from brd_edge.distill.objective import Objective
 from brd_edge.distill.parallel import parallel_forward
-from brd_edge.distill.records import Records, drop_records_after, open_records, remove_records
+from brd_edge.distill.records import Records, drop_records_after, open_records
 from brd_edge.distill.schedule import learning_rate, make_optimizer
 from brd_edge.distill.step import Stepper, amp_dtype
 from brd_edge.interrupt import Stop
@@ -95,6 +95,7 @@ class _Training:
     loader: TrainLoader
     state: TrainState
     directory: Path
+    device: torch.device
     saved: float
     left_out: int = 0
 
@@ -111,6 +112,7 @@ class _Training:
                 optimizer=self.stepper.optimizer,
                 scaler=self.stepper.scaler,
                 loader_state=self.loader.state(),
+                device=self.device,
             )
 
 
@@ -196,7 +198,7 @@ def _prepare(
     share_batch_statistics(model.train(), device)
     share_batch_statistics(objective.layers.train(), device)
     stepper = _stepper(model, objective, settings, device)
-    training = _Training(model, average, stepper, loader, TrainState(key=key), directory, time.monotonic())
+    training = _Training(model, average, stepper, loader, TrainState(key=key), directory, device, time.monotonic())
     if rank() == 0:
         for leftover in directory.glob(".*.safetensors"):
             # what a killed process was writing
@@ -209,12 +211,13 @@ def _prepare(
         layers=objective.layers,
         optimizer=stepper.optimizer,
         scaler=stepper.scaler,
+        device=device,
     )
     # every process has read before the first one changes anything
     gather_objects(None)
     if restored is None:
         if rank() == 0:
-            _set_aside(directory)
+            set_aside(directory)
     else:
         training.state, loader_state = restored
         loader.restore(loader_state)
@@ -366,18 +369,6 @@ def _where(training: _Training, batch: Batch, names: Sequence[str]) -> str:
     saved = (training.directory / CHECKPOINT).exists()
     kept = "the last checkpoint is kept" if saved else "there is no checkpoint yet"
     return f"at step {training.state.step}, on {files}; {kept}"
-
-
-def _set_aside(directory: Path) -> None:
-    """Make room for a new training; an unfinished one of other settings is kept under another name, once."""
-    checkpoint = directory / CHECKPOINT
-    if checkpoint.exists():
-        other = directory / "other-settings.checkpoint.safetensors"
-        checkpoint.replace(other)
-        print(f"{directory.name}: an unfinished training of other settings was set aside as {other}", file=sys.stderr)
-    for name in ("best.safetensors", "step_time.json"):
-        (directory / name).unlink(missing_ok=True)
-    remove_records(directory)
 
 
 def _validate(training: _Training, evaluate: Callable[[nn.Module], float]) -> float:

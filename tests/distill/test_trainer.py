@@ -5,16 +5,18 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from full_disk import full_disk
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from brd_edge.data.loader import Batch
 from brd_edge.distill import step
-from brd_edge.distill.checkpoint import load_tensors
+from brd_edge.distill.checkpoint import TrainState, load_tensors, restore_checkpoint, save_checkpoint
 from brd_edge.distill.objective import Objective, Supervised, Term
 from brd_edge.distill.schedule import learning_rate, make_optimizer
 from brd_edge.distill.trainer import FitResult, TrainSettings, fit
@@ -486,6 +488,31 @@ def test_a_checkpoint_holds_no_pickle_and_every_state(tmp_path: Path) -> None:
     tensors, metadata = load_tensors(tmp_path / "checkpoint.safetensors")
     assert json.loads(metadata["state"])["step"] == 12
     assert {name.split("/")[0] for name in tensors} >= {"model", "average", "optimizer", "random", "loader"}
+
+
+def test_a_training_on_the_cpu_leaves_a_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def touched(*_arguments: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", touched)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", touched)
+    path, model = tmp_path / "checkpoint.safetensors", _model()
+    kept: dict[str, Any] = {
+        "model": model,
+        "average": None,
+        "layers": nn.ModuleDict(),
+        "optimizer": torch.optim.SGD(model.parameters()),
+        "scaler": torch.amp.GradScaler("cpu", enabled=False),
+        "device": torch.device("cpu"),
+    }
+    save_checkpoint(path, state=TrainState("key", step=5), loader_state=b"7", **kept)
+    tensors, metadata = load_tensors(path)
+    assert "random/cuda" not in tensors
+
+    # as a training on a GPU would have left it
+    save_file({**tensors, "random/cuda": torch.zeros(16, dtype=torch.uint8)}, path, metadata)
+    assert restore_checkpoint(path, key="key", **kept) == (TrainState("key", step=5), b"7")
 
 
 def test_schedules() -> None:
