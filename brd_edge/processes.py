@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from brd_edge.runtime.errors import RunError
 
-__all__ = ["is_follower", "local_rank", "started_processes"]
+__all__ = ["is_follower", "local_processes", "local_rank", "started_processes"]
 
 
 def started_processes(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
@@ -44,6 +44,17 @@ def local_rank() -> int:
     """
     _, count = started_processes()
     return _number(os.environ, "LOCAL_RANK", default=0) if count > 1 else 0
+
+
+def local_processes() -> int:
+    """Return how many processes `torchrun` started on this machine; 1 without it.
+
+    Raises:
+        RunError: As `started_processes`.
+    """
+    _, count = started_processes()
+    # another launcher may not say it: then at least the ones up to this one
+    return _number(os.environ, "LOCAL_WORLD_SIZE", default=local_rank() + 1) if count > 1 else 1
 
 
 def is_follower() -> bool:

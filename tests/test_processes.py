@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from brd_edge.pipeline import main
-from brd_edge.processes import is_follower, local_rank, started_processes
+from brd_edge.processes import is_follower, local_processes, local_rank, started_processes
 from brd_edge.progress import progress_bar
+from brd_edge.recipe import load_recipe
 from brd_edge.runtime.errors import RunError
+from brd_edge.stages.context import training_device
 
 ROOT = Path(__file__).parents[1]
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 @pytest.fixture
@@ -59,6 +62,41 @@ def test_one_process_takes_the_first_gpu_whatever_was_left_behind(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert local_rank() == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes"),
+    [
+        ({"LOCAL_WORLD_SIZE": "4"}, 1),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, 2),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, 4),
+    ],
+)
+@pytest.mark.usefixtures("alone")
+def test_how_many_processes_share_a_machine(
+    environment: dict[str, str], processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert local_processes() == processes
+
+
+@pytest.mark.parametrize("rank", ["0", "3"])
+@pytest.mark.usefixtures("alone")
+def test_every_process_refuses_more_processes_than_gpus(rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(ROOT / "pipelines" / "quickstart.yaml", overrides=["device=auto"])
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    with pytest.raises(RunError, match=r"torchrun started 4 processes here, torch finds 2 GPUs.*nproc-per-node=2"):
+        training_device(recipe)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert training_device(recipe) == torch.device("cuda", int(rank))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert training_device(recipe) == torch.device("cpu")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from brd_edge.environment import gpu_names
 from brd_edge.interrupt import Stop
-from brd_edge.processes import local_rank
+from brd_edge.processes import local_processes, local_rank
 from brd_edge.recipe import Recipe
 from brd_edge.run import Artifact, Run
 from brd_edge.runtime.contract import RESIZED, SLIDING_WINDOW, InputContract
@@ -139,11 +139,22 @@ def slow_without_gpu(recipe: Recipe) -> list[str]:
 
 
 def training_device(recipe: Recipe) -> torch.device:
-    """Return where models are trained and evaluated; every process of `torchrun` has a GPU of its own."""
+    """Return where models are trained and evaluated; every process of `torchrun` has a GPU of its own.
+
+    Raises:
+        RunError: The recipe asks for a GPU and there is none, or there are fewer than processes on this machine.
+    """
     import torch
 
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise RunError("device: the recipe asks for cuda, but torch finds no GPU here; --set device=cpu works anywhere")
     if recipe.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    processes, gpus = local_processes(), torch.cuda.device_count()
+    if processes > gpus:
+        # in every process, not only in those that get none: what the first one says is what is shown
+        raise RunError(
+            f"device: torchrun started {processes} processes here, torch finds {gpus} GPU{'s' if gpus > 1 else ''}; "
+            f"each process needs one of its own: start it with --nproc-per-node={gpus}, or --set device=cpu"
+        )
     return torch.device("cuda", local_rank())
