@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from brd_edge.models.segmentation import FeatureInfo, Features, feature_table, required_multiple
 from brd_edge.runtime.errors import ModelError
 
-__all__ = ["Layer", "Pair", "layer_channels", "matched_layers", "matched_strides", "pair_up", "pick_layer"]
+__all__ = [
+    "Layer",
+    "Pair",
+    "layer_channels",
+    "layer_stride",
+    "matched_layers",
+    "matched_strides",
+    "pair_up",
+    "pick_layer",
+]
 
 Layer = Literal["deepest", "decoder", 2, 4, 8, 16, 32]
 """The backbone's last stage, the decoder's output, or the backbone's stage of a stride."""
@@ -76,7 +85,12 @@ def layer_channels(table: Sequence[FeatureInfo], layer: Layer | int) -> int:
     if layer == "decoder":
         return next(row.channels for row in table if row.name == "decoder")
     stages = {row.stride: row.channels for row in table if row.name.startswith("encoder.")}
-    return stages[max(stages) if layer == "deepest" else int(layer)]
+    return stages[layer_stride(table, layer)]
+
+
+def layer_stride(table: Sequence[FeatureInfo], layer: Layer | int) -> int:
+    """Return the stride of a stage of the backbone, given by name or stride."""
+    return max(row.stride for row in table if row.name.startswith("encoder.")) if layer == "deepest" else int(layer)
 
 
 def matched_strides(pair: Pair, wanted: Sequence[int]) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from brd_edge.distill.matching import (
     Layer,
     Pair,
     layer_channels,
+    layer_stride,
     matched_layers,
     matched_strides,
     pair_up,
@@ -116,6 +117,7 @@ class Objective:
         curriculum: Share of the training that is done to a factor on the terms.
         layers: Layers that exist only for distillation: they are trained, and never exported.
         forward: Student and images to the student's features.
+        strides: Of the stages of the student's encoder that the terms read.
         recordable: What a CUDA graph can hold, of `teacher`, `student`, `ce` and the terms: it has always the same
             shapes, trains no layers of its own and never waits for the GPU.
         teacher_scale: Ratio of the side lengths of the batch's images, which the teacher sees, to the student's.
@@ -130,6 +132,7 @@ class Objective:
     curriculum: Callable[[float], float] = CURRICULA["constant"]
     layers: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     forward: Callable[[nn.Module, Tensor], Features] = forward_features
+    strides: frozenset[int] = frozenset()
     recordable: frozenset[str] = frozenset()
     teacher_scale: int = 1
     student_view: StudentView | None = None
@@ -196,6 +199,7 @@ def distillation(
         terms={name: (getattr(settings, f"lambda_{name}"), builders[name]) for name in names},
         curriculum=CURRICULA[settings.curriculum],
         layers=layers,
+        strides=_strides(settings, pair),
         recordable=recordable,
         teacher_scale=teacher_scale,
         student_view=student_view,
@@ -225,6 +229,15 @@ def _recordable(
 def _active(settings: DistillSettings) -> list[str]:
     """Return the method's terms; a weight of 0 leaves a term out, and costs nothing."""
     return [name for name in METHODS[settings.method] if getattr(settings, f"lambda_{name}") > 0]
+
+
+def _strides(settings: DistillSettings, pair: Pair) -> frozenset[int]:
+    """Return the strides of the stages of the student's encoder that the active terms read."""
+    names = _active(settings)
+    of_boundary = matched_strides(pair, settings.boundary_strides) if "boundary" in names else ()
+    layers = matched_layers(pair, settings.relation_layers) if "relation" in names else ()
+    of_relation = (layer_stride(pair.student, layer) for layer in layers if layer != "decoder")
+    return frozenset((*of_boundary, *of_relation))
 
 
 def _builders(settings: DistillSettings, pair: Pair) -> dict[str, Term]:

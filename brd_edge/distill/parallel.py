@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +17,35 @@ __all__ = ["parallel_forward"]
 
 
 class _Forward(nn.Module):
-    """A model whose forward pass returns all its features, as DistributedDataParallel must see it."""
+    """A model whose forward pass returns all its features, as DistributedDataParallel must see it.
 
-    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Tensor], Features]) -> None:
+    What reaches any of them gets a gradient, it believes, and it waits for that; so stages that nothing reads are cut
+    off. An encoder may have layers that lead to nothing else, as HRNet's stage at stride 4 has under PSPNet.
+    """
+
+    def __init__(
+        self, model: nn.Module, forward: Callable[[nn.Module, Tensor], Features], strides: frozenset[int] | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self._forward = forward
+        self._strides = strides
 
     def forward(self, images: Tensor) -> Features:
-        return self._forward(self.model, images)
+        found = self._forward(self.model, images)
+        if self._strides is None:
+            return found
+        stages = found.encoder.items()
+        return replace(
+            found, encoder={stride: stage if stride in self._strides else stage.detach() for stride, stage in stages}
+        )
 
 
 def parallel_forward(
-    model: nn.Module, forward: Callable[[nn.Module, Tensor], Features], device: torch.device
+    model: nn.Module,
+    forward: Callable[[nn.Module, Tensor], Features],
+    device: torch.device,
+    strides: frozenset[int],
 ) -> nn.Module:
     """Return a module from images to features, through DistributedDataParallel where there are several processes.
 
@@ -36,11 +53,12 @@ def parallel_forward(
         model: What is trained, on `device`; the parameters stay its own.
         forward: Model and images to features.
         device: This process's device.
+        strides: Of the encoder's stages that a loss may read; in several processes the others give no gradient.
     """
     if world() == 1:
         return _Forward(model, forward)
     return nn.parallel.DistributedDataParallel(
-        _Forward(model, forward),
+        _Forward(model, forward, strides),
         device_ids=[device.index] if device.type == "cuda" else None,
         find_unused_parameters=_has_unused(model, forward),
     )

@@ -234,7 +234,7 @@ def _stepper(model: nn.Module, objective: Objective, settings: TrainSettings, de
     # in half precision the scale of the loss changes; in several processes the terms exchange sums
     recorded = device.type == "cuda" and dtype != torch.float16 and world() == 1 and bool(objective.recordable)
     return Stepper(
-        forward=parallel_forward(model, objective.forward, device),
+        forward=parallel_forward(model, objective.forward, device, objective.strides),
         model=model,
         objective=objective,
         optimizer=make_optimizer(

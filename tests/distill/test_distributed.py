@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).parents[2]
 WORKER = str(Path(__file__).parent / "training_worker.py")
 TERMS_WORKER = str(Path(__file__).parent / "terms_worker.py")
+UNREAD_WORKER = str(Path(__file__).parent / "unread_worker.py")
 MEMORY_WORKER = str(Path(__file__).parent / "memory_worker.py")
 
 
@@ -90,6 +91,10 @@ def test_every_term_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
 def test_a_process_that_remembers_nothing_yet_keeps_no_other_waiting() -> None:
     """The second process has no label at first: its memory is still empty where that of the first one is not."""
     assert sorted(_run(2, MEMORY_WORKER, seconds=120).stdout.split()) == ["0:found", "1:0.0"]
+
+
+def test_a_stage_that_nothing_reads_is_not_waited_for() -> None:
+    assert _run(2, UNREAD_WORKER, seconds=200).stdout.split() == ["done", "done"]
 
 
 def test_the_pipeline_under_torchrun(tmp_path: Path) -> None:

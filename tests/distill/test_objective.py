@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,36 @@ def test_every_method_trains_a_pair_of_unlike_architectures(
     assert not any(parameter.grad is not None for parameter in teacher.parameters())
     reached = [parameter.grad is not None for name, parameter in student.named_parameters() if "encoder" in name]
     assert any(reached)
+    student.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "strides"),
+    [
+        ({"method": "cirkd"}, set()),
+        ({"method": "relation", "relation_layers": ("decoder",)}, set()),
+        ({"method": "relation", "relation_layers": ("deepest", 4)}, {4, 16}),
+        ({"method": "brd", "boundary_strides": (2, 8), "relation_layers": ("deepest", "decoder")}, {2, 8, 16}),
+        ({"method": "boundary", "boundary_strides": (4, 8), "boundary_operator": "projected"}, {4, 8}),
+        ({"method": "brd", "boundary_strides": (2,), "lambda_boundary": 0.0, "relation_layers": (8,)}, {8}),
+    ],
+)
+def test_the_terms_read_the_stages_that_the_objective_names(
+    teacher: nn.Module, student: nn.Module, changes: dict[str, Any], strides: set[int]
+) -> None:
+    objective = distillation(teacher, student, replace(SETTINGS, **changes), _loss, classes=3)
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 3, (2, 64, 96), generator=torch.Generator().manual_seed(1))
+    assert objective.teacher is not None
+    mine = forward_features(student, images)
+    leaves = {stride: stage.detach().requires_grad_() for stride, stage in mine.encoder.items()}
+    theirs = objective.teacher(images)
+
+    for _, term in objective.terms.values():
+        term(theirs, replace(mine, encoder=leaves), labels).backward(retain_graph=True)
+
+    assert {stride for stride, leaf in leaves.items() if leaf.grad is not None} == strides
+    assert objective.strides == strides
     student.zero_grad(set_to_none=True)
 
 
