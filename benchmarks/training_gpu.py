@@ -4,8 +4,8 @@
 
 In this order: the tests that need a GPU; the streaming relation loss, which at 8192 pixels may take a tenth of the
 naive memory and no more than the naive time; a short teacher; short distillations alone on the GPU, in bf16 and fp16,
-whose own terms may take a tenth of a step, and with `torchrun` on every GPU. A check that fails does not stop the
-others.
+whose own terms may take a tenth of a step, and with `torchrun` on every GPU, which is left out where there is one. A
+check that fails does not stop the others. Nothing is kept from an earlier command: every training is done again.
 
 Written after each check is a JSON file with what was found and how long it took; the exit code is 1 if one failed.
 """
@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from benchmarks import argument_types
 from benchmarks.output import output_file
 from brd_edge.distill.objective import METHODS
 from brd_edge.environment import describe_environment
+from brd_edge.recipe import load_recipe
+from brd_edge.runtime.errors import BrdEdgeError
 from brd_edge.runtime.files import write_json_atomic
 
 MEMORY_RATIO_MAX, TIME_RATIO_MAX, TERMS_SHARE_MAX = 0.1, 1.0, 0.1
@@ -42,15 +45,22 @@ class Check:
         name: What is shown.
         command: Program and arguments.
         read: Returns what was found, and whether it holds, once the command has succeeded.
+        skipped: Why it is left out here, if it is.
     """
 
     name: str
     command: tuple[str, ...]
     read: Callable[[], tuple[dict[str, Any], bool]]
+    skipped: str | None = None
 
 
 def checks(recipe: Path, directory: Path, epochs: int, gpus: int) -> list[Check]:
-    """Return all checks, in order; trainings go to `directory`."""
+    """Return all checks, in order; trainings go to `directory`.
+
+    Raises:
+        BrdEdgeError: The recipe cannot be used.
+    """
+    train = load_recipe(recipe).distill.train
     python, relation = sys.executable, directory / "relation_loss.json"
     sizes = [part for count in (1024, 8192, 32768) for part in ("--n", str(count))]
     model = directory / "teacher" / "teacher" / "model"
@@ -58,10 +68,12 @@ def checks(recipe: Path, directory: Path, epochs: int, gpus: int) -> list[Check]
 
     def pipeline(name: str, until: str, settings: Sequence[str]) -> tuple[str, ...]:
         parts = [part for setting in ("device=cuda", *settings) for part in ("--set", setting)]
-        return ("-m", "brd_edge.pipeline", str(recipe), "--run-dir", str(directory / name), "--until", until, *parts)
+        # what an earlier command did says nothing about this machine and this code
+        place = ("--run-dir", str(directory / name), "--until", until, "--force")
+        return ("-m", "brd_edge.pipeline", str(recipe), *place, *parts)
 
-    def distillation(name: str, precision: str, program: Sequence[str]) -> Check:
-        settings = [f"distill.train.epochs={epochs}", f"distill.train.precision={precision}", *teacher]
+    def distillation(name: str, precision: str, program: Sequence[str], *more: str) -> Check:
+        settings = [f"distill.train.epochs={epochs}", f"distill.train.precision={precision}", *teacher, *more]
         return Check(
             f"distillation, {name}",
             (*program, *pipeline(name, "distill", settings)),
@@ -69,6 +81,9 @@ def checks(recipe: Path, directory: Path, epochs: int, gpus: int) -> list[Check]
         )
 
     several = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
+    # whatever the number of GPUs, they must have equal shares
+    parts = gpus * train.accumulate
+    batch = f"distill.train.batch_size={math.ceil(train.batch_size / parts) * parts}"
     return [
         Check("tests", (python, "-m", "pytest", "-q", *_TESTS), lambda: ({}, True)),
         Check(
@@ -84,7 +99,11 @@ def checks(recipe: Path, directory: Path, epochs: int, gpus: int) -> list[Check]
         distillation("bf16", "bf16", [python]),
         distillation("fp16", "fp16", [python]),
         # the terms' share is that of one process, above
-        replace(distillation("nccl", "bf16", several), read=lambda: ({"gpus": gpus}, True)),
+        replace(
+            distillation("nccl", "bf16", several, batch),
+            read=lambda: ({"gpus": gpus}, True),
+            skipped="NCCL joins two GPUs or more" if gpus == 1 else None,
+        ),
     ]
 
 
@@ -106,7 +125,10 @@ def read_step_time(file: Path) -> tuple[dict[str, Any], bool]:
 
 
 def run(check: Check) -> dict[str, Any]:
-    """Run one check and say how it went."""
+    """Run one check, unless it is left out, and say how it went."""
+    if check.skipped is not None:
+        print(f"{check.name}: skipped, {check.skipped}\n", file=sys.stderr, flush=True)
+        return {"check": check.name, "held": None, "reason": check.skipped}
     print(f"{check.name}: {' '.join(check.command)}", file=sys.stderr, flush=True)
     start = time.monotonic()
     code = subprocess.run(check.command, stdout=sys.stderr, check=False).returncode  # noqa: S603
@@ -136,17 +158,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("training_gpu: torch finds no GPU here; nothing of this can be shown without one", file=sys.stderr)
         return 2
-    options.directory.mkdir(parents=True, exist_ok=True)
     gpus, found = torch.cuda.device_count(), list[dict[str, Any]]()
+    try:
+        wanted = checks(options.recipe, options.directory, options.epochs, gpus)
+    except BrdEdgeError as error:
+        print(f"training_gpu: {error}", file=sys.stderr)
+        return error.exit_code
+    options.directory.mkdir(parents=True, exist_ok=True)
     environment = describe_environment() | {"gpu": torch.cuda.get_device_name(), "gpus": gpus}
     result = {"benchmark": "training_gpu", "recipe": str(options.recipe), "checks": found, "environment": environment}
-    for check in checks(options.recipe, options.directory, options.epochs, gpus):
+    for check in wanted:
         found.append(run(check))
         write_json_atomic(options.output, result)
     for entry in found:
-        print(f"{'holds' if entry['held'] else 'DOES NOT HOLD':14} {entry['check']}")
+        print(describe(entry))
     print(f"written: {options.output}")
-    return 0 if all(check["held"] for check in found) else 1
+    return 1 if any(entry["held"] is False for entry in found) else 0
+
+
+def describe(entry: Mapping[str, Any]) -> str:
+    """Return the line of the printed table that says how a check went."""
+    how = {True: "holds", False: "DOES NOT HOLD", None: "skipped"}[entry["held"]]
+    return f"{how:14} {entry['check']}" + (f" ({entry['reason']})" if "reason" in entry else "")
 
 
 if __name__ == "__main__":

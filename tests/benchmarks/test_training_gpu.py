@@ -9,6 +9,8 @@ import torch
 
 from benchmarks import training_gpu
 
+RECIPE = Path(__file__).parents[2] / "pipelines" / "quickstart.yaml"
+
 
 @pytest.mark.parametrize(("memory", "time", "held"), [(0.081, 1.22, False), (0.12, 0.9, False), (0.08, 0.9, True)])
 def test_the_relation_is_held_to_its_bounds_at_8192_pixels(
@@ -44,6 +46,48 @@ def test_terms_share(relation_s: float, share: float, held: bool, tmp_path: Path
     assert found["terms_share"] == pytest.approx((0.005 + relation_s) / sum(seconds.values()))
     assert held == holds
     assert share == pytest.approx(found["terms_share"], abs=0.001)
+
+
+@pytest.mark.parametrize(("gpus", "batch"), [(2, 8), (3, 9), (5, 10), (6, 12), (16, 16)])
+def test_every_gpu_gets_an_equal_share_of_a_batch(gpus: int, batch: int, tmp_path: Path) -> None:
+    check = training_gpu.checks(RECIPE, tmp_path, 3, gpus)[-1]
+
+    assert (check.name, check.skipped) == ("distillation, nccl", None)
+    assert f"--nproc-per-node={gpus}" in check.command
+    assert f"distill.train.batch_size={batch}" in check.command
+
+
+def test_no_training_is_kept_from_an_earlier_command(tmp_path: Path) -> None:
+    pipelines = [
+        check.command for check in training_gpu.checks(RECIPE, tmp_path, 3, 2) if "brd_edge.pipeline" in check.command
+    ]
+
+    assert len(pipelines) == 4
+    assert all("--force" in command for command in pipelines)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_one_gpu_joins_nothing_and_that_is_no_failure(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = (sys.executable, "-c", f"raise SystemExit({code})")
+    first = training_gpu.Check("first", script, lambda: ({"share": 1}, True))
+    chosen = [first, training_gpu.checks(RECIPE, tmp_path, 3, 1)[-1]]
+    output = tmp_path / "found.json"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(training_gpu, "describe_environment", dict)
+    monkeypatch.setattr(training_gpu, "checks", lambda *_arguments: chosen)
+
+    assert training_gpu.main([str(RECIPE), "--directory", str(tmp_path), "--output", str(output)]) == int(code > 0)
+
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].split("  ")[0] == ("DOES NOT HOLD" if code else "holds")
+    assert lines[1] == "skipped        distillation, nccl (NCCL joins two GPUs or more)"
+    first, nccl = json.loads(output.read_text(encoding="utf-8"))["checks"]
+    assert first["held"] is (code == 0)
+    assert nccl == {"check": "distillation, nccl", "held": None, "reason": "NCCL joins two GPUs or more"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what it says without a GPU")
