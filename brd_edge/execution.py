@@ -254,7 +254,7 @@ def _run_stage(stage: Stage, context: Context, wanted: Artifact) -> Artifact:
     context.run.forget(stage.name)
     start = time.monotonic()
     outcome = stage.work(context)
-    duration_s = round(time.monotonic() - start, 1)
+    duration_s = round(outcome.earlier_s + time.monotonic() - start, 1)
     finished = replace(wanted, result=outcome.result, duration_s=duration_s, essence=outcome.essence)
     kept = context.run.keep(finished, outcome.outputs)
     # only now is the unfinished work of a training not needed any more

@@ -51,7 +51,7 @@ class Artifact:
         code: Digest of the code that made it.
         outputs: Path in the run directory to SHA-256 of each file.
         result: What later stages and people want to know, as JSON types.
-        duration_s: Seconds it took.
+        duration_s: Seconds it took, with the interrupted parts of a training.
         essence: Digest of what later stages take from it, where the files hold more, such as their places.
     """
 

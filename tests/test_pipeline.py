@@ -18,14 +18,16 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
 from brd_edge.comparing import compare
 from brd_edge.data.index import load_dataset
+from brd_edge.distill.checkpoint import load_tensors
 from brd_edge.evaluate.benchmark.file import read_benchmark
 from brd_edge.evaluate.benchmark.images import read_image_counts
 from brd_edge.pipeline import main
 from brd_edge.recipe import load_recipe
-from brd_edge.run import changed_inputs
+from brd_edge.run import Run, changed_inputs
 from brd_edge.runtime.archive import verify_archive
 from brd_edge.runtime.segmenter import keys_for
 from brd_edge.ship.keys import make_keys
@@ -574,9 +576,22 @@ def test_an_interrupted_training_ends_with_the_same_weights(
 
     assert process.returncode == (130 if number == signal.SIGTERM else -signal.SIGKILL), error
     assert not (broken / "stages" / f"{stage}.json").exists(), "the training was over before the signal"
+    _add_an_hour(broken / stage / "checkpoint.safetensors")
     subprocess.run(command, check=True, capture_output=True)
+    artifact = Run(broken).artifact(stage)
+    assert artifact is not None
+    assert 3600 < artifact.duration_s < 2 * 3600
     for name in (f"{stage}/model/model.safetensors", f"{stage}/metrics.jsonl"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes(), name
+
+
+def _add_an_hour(checkpoint: Path) -> None:
+    """Let an interrupted training have taken an hour more than it did."""
+    tensors, metadata = load_tensors(checkpoint)
+    state = json.loads(metadata["state"])
+    assert 0 < state["seconds"] < 600
+    state["seconds"] += 3600
+    save_file(tensors, checkpoint, {**metadata, "state": json.dumps(state)})
 
 
 def test_an_interrupted_benchmark_is_not_a_failed_engine(finished: Path, tmp_path: Path) -> None:

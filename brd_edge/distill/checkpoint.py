@@ -41,6 +41,7 @@ class TrainState:
         best_miou: Best validation mIoU so far, 0 to 1; -1 before the first validation.
         best_step: Step of that validation.
         validated_step: Step of the last validation, good or not.
+        seconds: How long it took to come here, over all the parts of an interrupted training.
     """
 
     key: str
@@ -48,6 +49,8 @@ class TrainState:
     best_miou: float = -1.0
     best_step: int = 0
     validated_step: int = 0
+    # a checkpoint of before it was counted has none
+    seconds: float = 0.0
 
 
 def save_checkpoint(

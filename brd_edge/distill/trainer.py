@@ -78,11 +78,13 @@ class FitResult:
         miou: Best validation mIoU, 0 to 1; the model holds the weights of that step.
         step: The step of the best validation.
         steps: Steps in all.
+        earlier_s: Seconds that the interrupted parts of the training before this one took, up to their checkpoints.
     """
 
     miou: float
     step: int
     steps: int
+    earlier_s: float = 0.0
 
 
 @dataclass
@@ -96,16 +98,18 @@ class _Training:
     state: TrainState
     directory: Path
     device: torch.device
+    begun: float
     saved: float
     left_out: int = 0
 
     def save(self) -> None:
         """Write a checkpoint; process 0 alone does."""
         self.saved = time.monotonic()
+        spent_s = self.state.seconds + self.saved - self.begun
         if rank() == 0:
             save_checkpoint(
                 self.directory / CHECKPOINT,
-                state=self.state,
+                state=replace(self.state, seconds=spent_s),
                 model=self.model,
                 average=self.average,
                 layers=self.stepper.objective.layers,
@@ -174,7 +178,8 @@ def fit(
     # what process 0 wrote is there for all once it has come here
     broadcast_object()
     best = load_weights(directory / "best.safetensors", model)
-    return FitResult(miou=float(best["miou"]), step=int(best["step"]), steps=total)
+    earlier_s = training.state.seconds
+    return FitResult(miou=float(best["miou"]), step=int(best["step"]), steps=total, earlier_s=earlier_s)
 
 
 def _prepare(
@@ -187,6 +192,7 @@ def _prepare(
     seed: int,
     device: torch.device,
 ) -> _Training:
+    begun = time.monotonic()
     directory.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     average = copy.deepcopy(model) if settings.ema > 0 else None
@@ -198,7 +204,7 @@ def _prepare(
     share_batch_statistics(model.train(), device)
     share_batch_statistics(objective.layers.train(), device)
     stepper = _stepper(model, objective, settings, device)
-    training = _Training(model, average, stepper, loader, TrainState(key=key), directory, device, time.monotonic())
+    training = _Training(model, average, stepper, loader, TrainState(key=key), directory, device, begun, begun)
     if rank() == 0:
         for leftover in directory.glob(".*.safetensors"):
             # what a killed process was writing

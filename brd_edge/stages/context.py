@@ -65,12 +65,14 @@ class Outcome:
         result: What later stages and people want to know, as JSON types.
         summary: One line for the user.
         essence: Digest of what later stages take from the files, where these hold more, such as their own places.
+        earlier_s: Seconds that was worked on it before, by a process that was interrupted.
     """
 
     outputs: list[Path]
     result: dict[str, Any] = field(default_factory=dict)
     summary: str = ""
     essence: str | None = None
+    earlier_s: float = 0.0
 
 
 @dataclass(frozen=True)

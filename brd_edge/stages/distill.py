@@ -66,7 +66,7 @@ def _work(context: Context) -> Outcome:
     teacher.to(device=device)
     weights = training_class_weights(dataset, recipe.distill.train.class_weights, device)
     loss = supervised_loss(recipe.distill.train, weights)
-    files, result = train_and_save(
+    return train_and_save(
         context,
         title="distill",
         model=student,
@@ -93,7 +93,6 @@ def _work(context: Context) -> Outcome:
         contract=contract,
         seed=recipe.seed,
     )
-    return Outcome(files, result, f"validation mIoU {100 * result['miou']:.1f} % after {result['step']} steps")
 
 
 STAGE = Stage(

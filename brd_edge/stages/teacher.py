@@ -84,7 +84,7 @@ def _train(context: Context) -> Outcome:
     spec = model_spec(recipe.teacher, dataset)
     model = build_model(spec, encoder_weights=encoder_weights(recipe.teacher), seed=recipe.seed)
     weights = training_class_weights(dataset, section.class_weights, training_device(recipe))
-    files, result = train_and_save(
+    return train_and_save(
         context,
         title="teacher",
         model=model,
@@ -95,7 +95,6 @@ def _train(context: Context) -> Outcome:
         contract=teacher_contract(recipe),
         seed=recipe.seed,
     )
-    return Outcome(files, result, f"validation mIoU {100 * result['miou']:.1f} % after {result['step']} steps")
 
 
 def _load(context: Context) -> Outcome:

@@ -14,7 +14,7 @@ from brd_edge.recipe_training import DistillSection, ModelSection, TrainSection
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import InterruptedRunError
 from brd_edge.runtime.files import sha256_file
-from brd_edge.stages.context import Context, input_contract, training_device
+from brd_edge.stages.context import Context, Outcome, input_contract, training_device
 
 if TYPE_CHECKING:
     import torch
@@ -172,14 +172,14 @@ def train_and_save(
     objective: Objective,
     contract: InputContract,
     seed: int,
-) -> tuple[list[Path], dict[str, Any]]:
+) -> Outcome:
     """Train a model as a recipe's section says and save its best weights in `<title>/model`.
 
     Frames are those of the contract; batches are as many times larger as the objective's teacher sees them. Where there
     are several processes, the first one calls the others to its side.
 
     Returns:
-        The files of the model, and `miou` (best validation, 0 to 1), `step` and `steps`.
+        The files of the model, its curves, and as result `miou` (best validation, 0 to 1), `step` and `steps`.
     """
     from brd_edge.distill.distributed import broadcast_object, rank
     from brd_edge.distill.trainer import fit
@@ -212,10 +212,12 @@ def train_and_save(
     finally:
         loader.close()
     found = {"miou": result.miou, "step": result.step, "steps": result.steps}
-    if rank() > 0:
-        return [], found
-    save_model(model, spec, directory / "model", contract=contract)
-    return [*model_files(directory / "model"), directory / "metrics.jsonl"], found
+    files: list[Path] = []
+    if rank() == 0:
+        save_model(model, spec, directory / "model", contract=contract)
+        files = [*model_files(directory / "model"), directory / "metrics.jsonl"]
+    summary = f"validation mIoU {100 * result.miou:.1f} % after {result.step} steps"
+    return Outcome(files, found, summary, result.earlier_s)
 
 
 def augmentation_of(section: TrainSection, contract: InputContract, *, scale: int = 1) -> Augmentation:

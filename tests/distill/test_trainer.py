@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -241,6 +242,40 @@ def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     _fit(tmp_path / "parts")
 
     _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_time_of_every_part_is_counted(tmp_path: Path) -> None:
+    """The checkpoint of a part without a count, as there were before, counts as nothing."""
+    stop, steps = Stop(), 0
+
+    def slow(logits: Tensor, labels: Tensor) -> Tensor:
+        nonlocal steps
+        steps += 1
+        stop.requested = steps in {4, 7}
+        time.sleep(0.05)
+        return _cross_entropy(logits, labels)
+
+    def seconds() -> float:
+        spent = json.loads(load_tensors(checkpoint)[1]["state"])["seconds"]
+        assert isinstance(spent, float)
+        return spent
+
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    for least in (0.2, 0.35):
+        with pytest.raises(InterruptedRunError):
+            _fit(tmp_path, objective=_objective(slow), stop=stop)
+        stop.requested = False
+        assert seconds() >= least
+    before = seconds()
+    _, result = _fit(tmp_path, objective=_objective(slow))
+    assert result.earlier_s == before
+    assert seconds() >= before + 0.25
+
+    tensors, metadata = load_tensors(checkpoint)
+    state = {name: value for name, value in json.loads(metadata["state"]).items() if name != "seconds"}
+    save_file(tensors, checkpoint, {**metadata, "state": json.dumps(state)})
+    _, result = _fit(tmp_path)
+    assert result.earlier_s == 0.0
 
 
 def test_terms_are_weighted_and_follow_the_curriculum(tmp_path: Path) -> None:
