@@ -217,7 +217,7 @@ def train_and_save(
         save_model(model, spec, directory / "model", contract=contract)
         files = [*model_files(directory / "model"), directory / "metrics.jsonl"]
     summary = f"validation mIoU {100 * result.miou:.1f} % after {result.step} steps"
-    return Outcome(files, found, summary, result.earlier_s)
+    return Outcome(files, found, summary, earlier_s=result.earlier_s)
 
 
 def augmentation_of(section: TrainSection, contract: InputContract, *, scale: int = 1) -> Augmentation:
