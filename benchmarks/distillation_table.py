@@ -49,11 +49,7 @@ def format_table(result: Mapping[str, Any]) -> str:
         ]
     # the table may be written elsewhere than its cells were trained
     machines = sorted({_machine(cell["environment"]) for cell in result["cells"]})
-    minutes = sum(cell["duration_s"] for cell in result["cells"]) / 60
-    lines += [
-        "",
-        f"{len(result['cells'])} trainings, {minutes:.0f} min in all, on {' and '.join(machines)}.",
-    ]
+    lines += ["", f"{len(result['cells'])} trainings on {' and '.join(machines)}."]
     return "\n".join(lines) + "\n"
 
 
