@@ -14,7 +14,7 @@ from typing import Any
 from brd_edge.data.dataset import Dataset
 from brd_edge.data.index import load_dataset
 from brd_edge.evaluate.attribution.losses import Attribution, Step
-from brd_edge.evaluate.formats import one_line, percent
+from brd_edge.evaluate.formats import agreement_percent, one_line, percent
 from brd_edge.interrupt import listen_for_stop
 from brd_edge.recipe import Recipe, load_recipe
 from brd_edge.run import Artifact, Run, digest, open_run
@@ -199,7 +199,7 @@ def _row(step: Step) -> list[str]:
     for name in _SCORES:
         lost = step.lost.get(name)
         cells += [_percent(step.scores.get(name)), "-" if lost is None else _interval(lost)]
-    return [*(one_line(cell) for cell in cells), _agreement(step.agreement)]
+    return [*(one_line(cell) for cell in cells), agreement_percent(step.agreement, missing="-")]
 
 
 def _images(step: Step) -> list[str]:
@@ -217,11 +217,6 @@ def _share(changed: float) -> str:
 
 def _percent(fraction: float | None) -> str:
     return percent(fraction, digits=2, missing="-")
-
-
-def _agreement(fraction: float | None) -> str:
-    # what is not all must not look as if it were
-    return "99.99" if fraction is not None and 0.99995 <= fraction < 1 else _percent(fraction)
 
 
 def _interval(lost: Interval) -> str:

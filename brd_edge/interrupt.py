@@ -37,7 +37,7 @@ class Stop:
         """Take a signal."""
         again, self.requested = self.requested, True
         if again or not self._cooperative:
-            raise InterruptedRunError(f"stopped by {signal.Signals(number).name}")
+            raise InterruptedRunError(f"stopped by {signal.Signals(number).name}; run it again to go on")
 
 
 @contextmanager

@@ -51,9 +51,11 @@ def _describe(details: Any, model: type[BaseModel], content: Mapping[str, Any]) 
     kind = details["type"]
     if kind == "extra_forbidden":
         known = _known_keys(model, details["loc"][:-1])
-        nearest = difflib.get_close_matches(str(details["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"known here: {', '.join(known)}"
-        return f"{path}: unknown key; {hint}"
+        key = str(details["loc"][-1])
+        elsewhere = _places(model, key)
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {' or '.join(elsewhere or nearest)}?"
+        return f"{path}: unknown key; {hint if elsewhere or nearest else 'known here: ' + ', '.join(known)}"
     if kind == "missing" and isinstance(details["loc"][-1], int):
         return f"{path}: missing; the list before it is too short"
     if kind == "missing":
@@ -89,6 +91,19 @@ def _lookup(content: Any, location: Sequence[int | str], fallback: Any) -> Any:
 def _known_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
     found = _model_at(model, location)
     return sorted(found.model_fields) if found is not None else []
+
+
+def _places(model: type[BaseModel], key: str, path: str = "") -> list[str]:
+    """Return the paths of the sections' keys of this name."""
+    found = []
+    for name, field in model.model_fields.items():
+        inner = _model_in(field.annotation)
+        # a list of sections has numbers in its paths, which nobody can guess
+        if name == key and path:
+            found.append(f"{path}{name}")
+        if inner is not None and get_origin(field.annotation) not in (tuple, list):
+            found += _places(inner, key, f"{path}{name}.")
+    return found
 
 
 def _expected(model: type[BaseModel], location: Sequence[int | str]) -> str:

@@ -109,7 +109,10 @@ class TeacherSection(ModelSection):
     @model_validator(mode="after")
     def _one_source(self) -> TeacherSection:
         if (self.checkpoint is None) == (self.train is None):
-            raise ValueError("give either `checkpoint` (a trained teacher) or `train` (how to train one)")
+            raise ValueError(
+                "give either `checkpoint` (a trained teacher) or `train` (how to train one); a checkpoint in place of "
+                "the training of a ready-made recipe also takes --set teacher.train=null"
+            )
         return self
 
 

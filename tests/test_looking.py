@@ -164,6 +164,31 @@ def test_force_converts_labels_that_look_unchanged(root: Path, option: str) -> N
         assert found == [1 if more else 0]
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("[road]", "folder: road is the only class, so that there is nothing to tell apart"),
+        ("[ground, road]", "folder: of 2 classes only ground is in the train labels, so that there is nothing"),
+    ],
+)
+def test_a_mask_of_0_and_255_without_its_colours_is_refused_with_the_cure(
+    root: Path, names: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "classes.yaml").write_text(f"names: {names}\n")
+    for path in (root / "labels").rglob("*.png"):
+        label = np.zeros((40, 60), np.uint8)
+        label[:, 30:] = 255
+        Image.fromarray(label).save(path)
+    assert look(root) == 1
+    told = capsys.readouterr().err
+    assert message in told
+    cure = "colors: [[0, 0, 0], [255, 255, 255]]"
+    assert cure in told
+    (root / "classes.yaml").write_text(f"names: [ground, road]\n{cure}\n")
+    assert look(root) == 0
+    assert "0.0 % of the pixels ignored" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_split_without_labels_is_refused(root: Path, split: str, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (root / "labels" / split).iterdir():

@@ -35,6 +35,13 @@ def test_every_recipe_is_valid_and_can_be_planned(path: Path, tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == [], "a plan changes nothing"
 
 
+def test_crops_that_are_larger_than_frames_are_told() -> None:
+    recipe = load_recipe(ROOT / "pipelines" / "camvid_cpu.yaml", overrides=["data.size=[96, 128]"], environment={})
+    (note,) = STAGES["teacher"].notes(recipe)
+    assert note.startswith("teacher.train.crop: 128x176 (height x width) is larger than a frame of 96x128")
+    assert STAGES["distill"].notes(recipe) == []
+
+
 def test_layouts_of_the_schema_are_those_of_the_package() -> None:
     schema = DataSection.model_json_schema()
 
@@ -62,6 +69,12 @@ def test_json_schema_describes_every_key(kind: str) -> None:
         for key, value in section["properties"].items():
             assert "description" in value or "$ref" in value or "allOf" in value, f"{name}.{key} has no description"
     json.dumps(schema, allow_nan=False)
+
+
+def test_a_key_of_other_sections_is_told_with_its_paths() -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(QUICKSTART, overrides=["epochs=3"], environment={})
+    assert "epochs: unknown key; did you mean teacher.train.epochs or distill.train.epochs?" in str(caught.value)
 
 
 def test_all_errors_are_shown_together_with_their_paths() -> None:

@@ -105,9 +105,10 @@ def describe_absent(dataset: Dataset) -> list[str]:
         missing = [title for number, title in enumerate(dataset.classes) if number not in present]
         if missing:
             listed = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN} more" if missing[_SHOWN:] else "")
-            share = f"{100 * _describe_split(name, samples).ignored:.0f} % of the pixels are ignored"
+            ignored = 100 * _describe_split(name, samples).ignored
             verb, they = ("is", "it") if len(missing) == 1 else ("are", "they")
-            sentences.append(f"{listed} {verb} in no {name} image: {they} cannot be {effect} ({share})")
+            share = f" ({ignored:.0f} % of the pixels are ignored)" if ignored else ""
+            sentences.append(f"{listed} {verb} in no {name} image: {they} cannot be {effect}{share}")
     return sentences
 
 

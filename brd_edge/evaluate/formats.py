@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = [
     "MISSING",
+    "agreement_percent",
     "duration",
     "engine_labels",
     "latency_digits",
@@ -28,6 +29,17 @@ MISSING = "–"  # noqa: RUF001 (an en dash, not a hyphen: it stands in columns 
 def percent(fraction: float | None, *, digits: int = 1, missing: str = MISSING) -> str:
     """Write a fraction (0 to 1) as a percentage without its sign: `0.6123` gives `"61.2"`."""
     return missing if _absent(fraction) else f"{100 * float(fraction or 0):.{digits}f}"
+
+
+def agreement_percent(fraction: float | None, *, missing: str = MISSING) -> str:
+    """Write an agreement as a percentage with two digits; what is not all does not look as if it were.
+
+    Example:
+        >>> agreement_percent(0.9999992)
+        '>99.99'
+    """
+    almost = fraction is not None and 0.99995 <= fraction < 1
+    return ">99.99" if almost else percent(fraction, digits=2, missing=missing)
 
 
 def points(difference: float | None, *, digits: int = 1, missing: str = MISSING) -> str:

@@ -131,9 +131,10 @@ def _imagenet(spec: ModelSpec, seed: int) -> dict[str, Any]:
     except Exception as error:
         cause = str(error).strip().splitlines() or [""]
         raise ModelError(
-            f"model: the ImageNet weights of encoder {spec.encoder!r} could not be downloaded "
+            f"encoder_weights: the ImageNet weights of encoder {spec.encoder!r} could not be downloaded "
             f"({type(error).__name__}: {cause[0]}). Is there a network? Without one, "
-            "give the path of a local safetensors file instead of 'imagenet', or none to start from random weights"
+            "give the path of a local safetensors file instead of 'imagenet' (teacher.encoder_weights or "
+            "student.encoder_weights; some recipes read it from TEACHER_WEIGHTS), or null to start from random weights"
         ) from error
     return pretrained.get_submodule("encoder").state_dict()
 

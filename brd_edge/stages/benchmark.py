@@ -98,7 +98,8 @@ def _files(recipe: Recipe) -> dict[str, str]:
 
 
 def _plan(recipe: Recipe) -> str:
-    return f"run {len(recipe.engines)} engines over the validation split, measure latency, write report.html"
+    engines = "1 engine" if len(recipe.engines) == 1 else f"{len(recipe.engines)} engines"
+    return f"run {engines} over the validation split, measure latency, write report.html"
 
 
 def _work(context: Context) -> Outcome:

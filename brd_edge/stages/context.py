@@ -11,6 +11,7 @@ from brd_edge.environment import gpu_names
 from brd_edge.interrupt import Stop
 from brd_edge.processes import local_processes, local_rank
 from brd_edge.recipe import Recipe
+from brd_edge.recipe_training import TrainSection
 from brd_edge.run import Artifact, Run
 from brd_edge.runtime.contract import RESIZED, SLIDING_WINDOW, InputContract
 from brd_edge.runtime.errors import RunError
@@ -22,6 +23,7 @@ __all__ = [
     "Context",
     "Outcome",
     "Stage",
+    "crops_beyond_frames",
     "input_contract",
     "missing_gpu",
     "slow_without_gpu",
@@ -129,6 +131,19 @@ def missing_gpu(recipe: Recipe) -> list[str]:
     if recipe.device == "cuda" and not gpu_names():
         return ["device: the recipe asks for cuda, but there is no NVIDIA GPU here; --set device=cpu is slow but works"]
     return []
+
+
+def crops_beyond_frames(name: str, train: TrainSection | None, contract: InputContract) -> list[str]:
+    """Return a note where crops are larger than frames, as when only `data.size` of a ready-made recipe was changed."""
+    if train is None or train.crop is None or contract.resize != RESIZED:
+        return []
+    (rows, columns), height, width = train.crop, contract.height, contract.width
+    if rows <= height and columns <= width:
+        return []
+    return [
+        f"{name}.train.crop: {rows}x{columns} (height x width) is larger than a frame of {height}x{width}: most crops "
+        "are padded; null takes whole frames"
+    ]
 
 
 def slow_without_gpu(recipe: Recipe) -> list[str]:

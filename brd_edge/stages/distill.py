@@ -6,7 +6,15 @@ from functools import partial
 from typing import Any
 
 from brd_edge.recipe import Recipe
-from brd_edge.stages.context import Context, Outcome, Stage, input_contract, missing_gpu, training_device
+from brd_edge.stages.context import (
+    Context,
+    Outcome,
+    Stage,
+    crops_beyond_frames,
+    input_contract,
+    missing_gpu,
+    training_device,
+)
 from brd_edge.stages.model_checks import check_training
 from brd_edge.stages.training import (
     TRAINING_CODE,
@@ -41,6 +49,10 @@ def _files(recipe: Recipe) -> dict[str, str]:
 
 def _missing(recipe: Recipe) -> list[str]:
     return [*missing_gpu(recipe), *missing_weights("student", recipe.student)]
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    return crops_beyond_frames("distill", recipe.distill.train, input_contract(recipe))
 
 
 def _plan(recipe: Recipe) -> str:
@@ -104,4 +116,5 @@ STAGE = Stage(
     plan=_plan,
     files=_files,
     missing=_missing,
+    notes=_notes,
 )

@@ -90,6 +90,7 @@ def _work(context: Context) -> Outcome:
     out = context.run.path("data")
     dataset = _draw(recipe, out) if recipe.data.layout == "scenes" else _convert(recipe, out)
     _require_labels(dataset)
+    _require_two_classes(dataset)
     skipped = load_skipped(out)
     checksums = load_checksums(out)
     shared = len(set(checksums["train"].values()) & set(checksums["val"].values()))
@@ -120,6 +121,24 @@ def _require_labels(dataset: Dataset) -> None:
                 f"{dataset.name}: no pixel of the {len(samples)} labels of the split {name} is of a known class; "
                 "expected class ids below the number of classes, or the colours of classes"
             )
+
+
+def _require_two_classes(dataset: Dataset) -> None:
+    """Refuse labels between which there is nothing to tell apart, whose scores would be perfect."""
+    present = {found.id for sample in dataset.train for found in sample.classes}
+    if len(present) > 1:
+        return
+    name, count = dataset.classes[min(present)], len(dataset.classes)
+    what = f"{name} is the only class" if count == 1 else f"of {count} classes only {name} is in the train labels"
+    hint = (
+        "; a mask of 0 and 255 needs names for both, such as names: [other, road], and colors: [[0, 0, 0], "
+        "[255, 255, 255]] in classes.yaml, since 255 is void otherwise"
+        if dataset.name == "folder"
+        else ""
+    )
+    raise DataError(
+        f"{dataset.name}: {what}, so that there is nothing to tell apart; expected two classes or more{hint}"
+    )
 
 
 def _check(run: Run) -> str | None:

@@ -13,6 +13,7 @@ from brd_edge.stages.context import (
     Context,
     Outcome,
     Stage,
+    crops_beyond_frames,
     missing_gpu,
     slow_without_gpu,
     teacher_contract,
@@ -58,6 +59,13 @@ def _missing(recipe: Recipe) -> list[str]:
     if checkpoint is not None and not (checkpoint / "config.json").is_file():
         return [*gpu, f"teacher.checkpoint: {checkpoint} has no config.json; expected a saved segmentation model"]
     return [*gpu, *missing_weights("teacher", recipe.teacher)]
+
+
+def _notes(recipe: Recipe) -> list[str]:
+    return [
+        *slow_without_gpu(recipe),
+        *crops_beyond_frames("teacher", recipe.teacher.train, teacher_contract(recipe)),
+    ]
 
 
 def _plan(recipe: Recipe) -> str:
@@ -130,5 +138,5 @@ STAGE = Stage(
     plan=_plan,
     files=_files,
     missing=_missing,
-    notes=slow_without_gpu,
+    notes=_notes,
 )

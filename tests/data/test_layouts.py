@@ -535,6 +535,15 @@ def test_folder_black_and_white_masks(
     np.testing.assert_array_equal(scan("folder", tmp_path).read_label(path), [expected])
 
 
+def test_folder_a_smoothed_mask_is_refused_as_one(tmp_path: Path) -> None:
+    make_folder(tmp_path, BLACK_AND_WHITE)
+    with pytest.raises(DataError, match=r"a\.png: grey level 3, 250 beside those of colors \(0, 255\); .*smoothing"):
+        read_folder(tmp_path, np.array([[0, 3, 250, 255]], np.uint8))
+    # ids of no class, without a level of a colour, are ids
+    with pytest.raises(DataError, match="unknown id 7 in 1 of 2 pixels"):
+        read_folder(tmp_path, np.array([[1, 7]], np.uint8))
+
+
 def test_folder_palette_of_some_known_colours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.png: unknown color \[1, 2, 3\] in the palette"):
         read_palette(tmp_path, [[0, 1]], [CLASS_COLORS[1], [1, 2, 3]])

@@ -161,7 +161,7 @@ def _read_label(path: Path, *, classes: _Classes) -> NDArray[np.uint8]:
     if classes.colors and image.mode == "P" and not _is_plain(_entries(image)):
         mapped = _map_palette(image, table, classes.ignored, path)
     elif classes.colors and image.mode in {"1", "L", "P"}:
-        mapped = _map_greys(image, table, classes.ignored if classes.chosen else ())
+        mapped = _map_greys(image, table, classes, path)
     if mapped is not None:
         return mapped
     return map_ids(read_ids(path), {**dict.fromkeys(classes.ignored, IGNORE_ID), **numbers}, path)
@@ -209,19 +209,32 @@ def _is_plain(entries: list[Color]) -> bool:
     return len(entries) > 1 and all(color == (i, i, i) for i, color in enumerate(entries))
 
 
-def _map_greys(image: Image.Image, table: Mapping[Color, int], ignored: tuple[int, ...]) -> NDArray[np.uint8] | None:
+def _map_greys(
+    image: Image.Image, table: Mapping[Color, int], classes: _Classes, path: Path
+) -> NDArray[np.uint8] | None:
     """Replace the grey levels of a mask, such as 0 and 255, by the train ids of those colours.
 
     Returns:
         uint8 (height, width); None where the levels are ids: a class has another colour than grey, or a level is no
         class's colour, or is what `classes.yaml` calls void.
+
+    Raises:
+        DataError: The levels are neither, as after smoothing.
     """
     if any(len(set(color)) > 1 for color in table):
         return None
     # an index into a plain palette is a level; 1 bit is black and white
     levels = np.array(image if image.mode == "P" else image.convert("L"))
     train_ids = {color[0]: number for color, number in table.items()}
-    if any(level not in train_ids or level in ignored for level in np.unique(levels).tolist()):
+    used, void = np.unique(levels).tolist(), classes.ignored if classes.chosen else ()
+    if any(level not in train_ids or level in void for level in used):
+        strange = [level for level in used if not {level} & {*train_ids, *classes.names, *classes.ignored}]
+        if strange and any(level in train_ids and level not in classes.names for level in used):
+            shown = ", ".join(map(str, strange[:_SHOWN_COLORS])) + (", ..." if strange[_SHOWN_COLORS:] else "")
+            raise DataError(
+                f"{path}: grey level {shown} beside those of colors ({', '.join(map(str, train_ids))}); "
+                "add it to classes.yaml, or export labels without smoothing (resize and rotate to the nearest pixel)"
+            )
         return None
     lookup = np.full(256, IGNORE_ID, np.uint8)
     lookup[list(train_ids)] = list(train_ids.values())

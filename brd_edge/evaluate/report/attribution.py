@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brd_edge.evaluate.formats import percent, points
+from brd_edge.evaluate.formats import agreement_percent, percent, points
 from brd_edge.evaluate.report.engines import chart
 from brd_edge.evaluate.report.waterfall import WaterfallStep, waterfall_svg
 
@@ -32,7 +32,7 @@ def _row(step: Mapping[str, Any]) -> dict[str, Any]:
             (percent(step.get(key), digits=2), _change(lost.get(key)), _change_interval(lost.get(key)))
             for key, _ in _SCORES
         ],
-        "agreement": percent(step.get("agreement"), digits=2),
+        "agreement": agreement_percent(step.get("agreement")),
         "worst": [f"{item['image']} ({_share(item['changed'])} % of the pixels)" for item in step.get("worst") or ()],
     }
 
