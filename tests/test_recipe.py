@@ -12,6 +12,7 @@ from brd_edge.planning import format_plan, plan
 from brd_edge.recipe import DataSection, load_recipe
 from brd_edge.recipe_yaml import read_yaml, used_variables
 from brd_edge.run import Run
+from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import RecipeError
 from brd_edge.stages import STAGES
 
@@ -33,6 +34,21 @@ def test_every_recipe_is_valid_and_can_be_planned(path: Path, tmp_path: Path, mo
         variable = LAYOUTS[recipe.data.layout].variable
         assert f"missing: {LAYOUTS[recipe.data.layout].title}: {variable} is not set" in text
     assert list(tmp_path.iterdir()) == [], "a plan changes nothing"
+
+
+def test_a_teacher_of_other_frames_is_told_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    contract = InputContract(height=64, width=96, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+    sidecar = {"contract": contract.to_json()}
+    (tmp_path / "brd_edge.json").write_text(json.dumps(sidecar), encoding="utf-8")
+    overrides = ["teacher.train=null", f"teacher.checkpoint={tmp_path}"]
+    recipe = load_recipe(QUICKSTART, overrides=overrides, environment={})
+    (problem,) = STAGES["teacher"].missing(recipe)
+    assert problem.startswith(f"teacher.checkpoint: {tmp_path} was trained with another input contract (mean: ")
+    same = load_recipe(
+        QUICKSTART, overrides=[*overrides, "data.mean=[0.1,0.2,0.3]", "data.std=[1,1,1]"], environment={}
+    )
+    assert STAGES["teacher"].missing(same) == []
 
 
 def test_crops_that_are_larger_than_frames_are_told() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from brd_edge.recipe import Recipe
 from brd_edge.run import tree_files
-from brd_edge.runtime.errors import ModelError
+from brd_edge.runtime.errors import BrdEdgeError, ModelError
 from brd_edge.runtime.files import sha256_file
 from brd_edge.stages.context import (
     Context,
@@ -58,6 +58,13 @@ def _missing(recipe: Recipe) -> list[str]:
     gpu = missing_gpu(recipe)
     if checkpoint is not None and not (checkpoint / "config.json").is_file():
         return [*gpu, f"teacher.checkpoint: {checkpoint} has no config.json; expected a saved segmentation model"]
+    if checkpoint is not None:
+        from brd_edge.models.storage import require_contract
+
+        try:
+            require_contract(checkpoint, teacher_contract(recipe))
+        except BrdEdgeError as error:
+            return [*gpu, f"teacher.checkpoint: {error}"]
     return [*gpu, *missing_weights("teacher", recipe.teacher)]
 
 
