@@ -20,11 +20,12 @@ import yaml
 from benchmarks.distillation_table import format_difference, format_mean
 from benchmarks.statistics import paired_difference, summarise
 
-__all__ = ["beyond_chance", "glance_rows", "method_rows"]
+__all__ = ["beyond_chance", "glance_rows", "method_rows", "pooled_rows"]
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = Path(__file__).with_suffix(".yaml")
 _SCORES = ("miou", "boundary_iou", "connectivity_error")
+_ALL_SCORES = ("miou", "boundary_iou", "boundary_f", "connectivity_error")
 _COUNTS = {1: "one seed", 2: "two seeds"}
 _FULL = 3
 """Seeds that a row has without saying so."""
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for title, lines in (
         ("README.md, methods", method_rows(rows["methods"])),
         ("docs/evidence.md, at a glance", glance_rows(rows["glance"])),
+        ("docs/evidence.md, six seeds", pooled_rows(**rows["six_seeds"])),
         ("docs/evidence.md, beyond chance", [beyond_chance(rows["glance"])]),
     ):
         print("\n".join([f"{title}:", *lines, ""]))
@@ -51,6 +53,21 @@ def method_rows(results: Sequence[str]) -> list[str]:
     for arm in tables[0]:
         cells = [format_mean(summarise(list(table[arm][score].values()))) for table in tables for score in _SCORES]
         lines.append(_row([f"**{arm}**" if arm == "brd" else arm, *cells]))
+    return lines
+
+
+def pooled_rows(results: Sequence[str], arms: Sequence[str]) -> list[str]:
+    """Return a row an arm: its mIoU, and every score over plain training, over the seeds of several results."""
+    pooled: dict[str, dict[str, dict[int, float]]] = {}
+    for name in results:
+        for arm, scores in _scores(name).items():
+            for score, values in scores.items():
+                pooled.setdefault(arm, {}).setdefault(score, {}).update(values)
+    lines = []
+    for arm in arms:
+        found = [paired_difference(pooled[arm][score], pooled["none"][score]) for score in _ALL_SCORES]
+        differences = [format_difference(item) for item in found if item is not None]
+        lines.append(_row([arm, format_mean(summarise(list(pooled[arm]["miou"].values()))), *differences]))
     return lines
 
 
@@ -106,8 +123,8 @@ def _scores(name: str) -> dict[str, dict[str, dict[int, float]]]:
     """Return the scores of a result by arm, score and seed."""
     found: dict[str, dict[str, dict[int, float]]] = {}
     for cell in json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["cells"]:
-        arm = found.setdefault(cell["arm"], {score: {} for score in _SCORES})
-        for score in _SCORES:
+        arm = found.setdefault(cell["arm"], {score: {} for score in _ALL_SCORES})
+        for score in _ALL_SCORES:
             arm[score][cell["seed"]] = cell[score]
     return found
 
