@@ -9,10 +9,13 @@ from typing import Any
 
 from brd_edge.runtime.files import write_text_atomic
 
-__all__ = ["BEGIN", "END", "add_devices", "clear_devices", "devices_section"]
+__all__ = ["BEGIN", "END", "LINK_BEGIN", "LINK_END", "add_devices", "clear_devices", "devices_section"]
 
 BEGIN, END = "<!-- devices -->", "<!-- /devices -->"
 """The report's template holds these two, one after the other."""
+LINK_BEGIN, LINK_END = "<!-- link to devices -->", "<!-- /link to devices -->"
+"""The same for the way to them."""
+_LINK = '<li><a href="#devices">Devices</a></li>'
 
 _HEADERS = ("Device", "Status", "Release", "Engine", "p50, ms", "p95, ms", "Agreement, %", "mJ a frame")
 _TEXT_COLUMNS = 4
@@ -39,12 +42,18 @@ def clear_devices(path: Path) -> None:
 
 
 def _replace(path: Path, section: str) -> bool:
-    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
+    text = _between(path.read_text(encoding="utf-8"), BEGIN, END, section)
+    if text is None:
         return False
-    write_text_atomic(path, before + BEGIN + section + END + after)
+    # a report of an earlier version has no place for the link
+    write_text_atomic(path, _between(text, LINK_BEGIN, LINK_END, _LINK if section else "") or text)
     return True
+
+
+def _between(text: str, begin: str, end: str, content: str) -> str | None:
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    return before + begin + content + end + after if found and closed else None
 
 
 def devices_section(outcome: Mapping[str, Any]) -> str:

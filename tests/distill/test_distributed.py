@@ -94,7 +94,7 @@ def test_a_process_that_remembers_nothing_yet_keeps_no_other_waiting() -> None:
 
 
 def test_a_stage_that_nothing_reads_is_not_waited_for() -> None:
-    assert _run(2, UNREAD_WORKER, seconds=200).stdout.split() == ["done", "done"]
+    assert _run(2, UNREAD_WORKER, seconds=200).stdout.count("done") == 2
 
 
 def test_the_pipeline_under_torchrun(tmp_path: Path) -> None:

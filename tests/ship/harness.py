@@ -25,9 +25,10 @@ if os.environ.get("TEST_SSH_SERVER") == "asyncssh":
     SSHD = None
 
 # Runs in the device's Python before brd-edge does: at a given one of the moments at which files below the
-# device root change, the process is killed or the disk is full. Python's own audit hooks tell of them.
+# device root change, the process is killed or the disk is full, or it waits for long. Python's own audit hooks tell of
+# them.
 SITE = """
-import os, signal, sys
+import os, signal, sys, time
 kind, at, root, log = (os.environ.get(name, "") for name in ("FAULT", "FAULT_AT", "FAULT_ROOT", "FAULT_LOG"))
 count = 0
 EVENTS = ("os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
@@ -47,6 +48,8 @@ def hook(event, arguments):
             file.write(f"{event} {arguments}\\n")
     elif count == int(at) and kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif count == int(at) and kind == "wait":
+        time.sleep(20)
     elif count >= int(at) and kind == "full" and event in ("open", "os.mkdir", "os.link", "os.symlink"):
         raise OSError(28, "No space left on device", arguments[0])
 if kind and "receive" in sys.argv:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ship.harness import faulty_python
 
 from brd_edge.cli import main
 
@@ -107,11 +108,12 @@ def test_an_interrupted_delivery_is_reported(make_bundle, tmp_path: Path) -> Non
     (tmp_path / "fleet.yaml").write_text(
         f"devices: ['loopback:{tmp_path}/a', 'loopback:{tmp_path}/b']\nwaves: [1, 100%]\n"
     )
-    command = [sys.executable, "-m", "brd_edge.ship", str(made.directory), "--key", str(made.private)]
+    # the second device, whose environment is the command's, waits for long before it is done
+    slow = faulty_python(tmp_path / "slow", FAULT="wait", FAULT_AT=12, FAULT_ROOT=(tmp_path / "b").resolve())
+    command = [str(slow), "-m", "brd_edge.ship", str(made.directory), "--key", str(made.private)]
     process = subprocess.Popen([*command, "--fleet", str(tmp_path / "fleet.yaml")], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        # as early as it can be told: the device has everything still to do
         if f"{tmp_path}/b" in line and ", gets " in line:
             process.send_signal(signal.SIGINT)
             break

@@ -3,7 +3,8 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
-from brd_edge.ship.report import BEGIN, END, add_devices
+from brd_edge.evaluate.report import page
+from brd_edge.ship.report import BEGIN, END, LINK_BEGIN, LINK_END, add_devices, clear_devices
 
 OUTCOME = {
     "devices": [
@@ -73,3 +74,19 @@ def test_a_report_without_a_place_stays_as_it_is(tmp_path: Path) -> None:
     path.write_text("<p>old</p>", encoding="utf-8")
     assert not add_devices(path, OUTCOME)
     assert path.read_text(encoding="utf-8") == "<p>old</p>"
+
+
+def test_the_way_to_the_devices_is_there_while_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    empty = f"<nav>{LINK_BEGIN}{LINK_END}</nav>{BEGIN}{END}"
+    path.write_text(empty, encoding="utf-8")
+    assert add_devices(path, OUTCOME)
+    shipped = path.read_text(encoding="utf-8")
+    assert 'href="#devices"' in shipped.partition("</nav>")[0]
+    assert 'id="devices"' in shipped.partition("</nav>")[2]
+    clear_devices(path)
+    assert path.read_text(encoding="utf-8") == empty
+    # the report's own template has both places
+    (template,) = Path(page.__file__).parent.glob("page.html.jinja")
+    text = template.read_text(encoding="utf-8")
+    assert LINK_BEGIN + LINK_END in text and BEGIN + END in text
