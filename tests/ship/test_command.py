@@ -110,7 +110,10 @@ def test_an_interrupted_delivery_is_reported(make_bundle, tmp_path: Path) -> Non
     )
     # the second device, whose environment is the command's, waits for long before it is done
     slow = faulty_python(tmp_path / "slow", FAULT="wait", FAULT_AT=12, FAULT_ROOT=(tmp_path / "b").resolve())
-    command = [str(slow), "-m", "brd_edge.ship", str(made.directory), "--key", str(made.private)]
+    # tests that were started in the background ignore Ctrl-C, and so would the command
+    listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    listening += "from brd_edge.ship.__main__ import main; sys.exit(main())"
+    command = [str(slow), "-c", listening, str(made.directory), "--key", str(made.private)]
     process = subprocess.Popen([*command, "--fleet", str(tmp_path / "fleet.yaml")], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
