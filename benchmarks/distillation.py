@@ -48,6 +48,7 @@ from brd_edge.recipe import load_recipe
 from brd_edge.run import digest
 from brd_edge.runtime.errors import BrdEdgeError, RecipeError
 from brd_edge.runtime.files import write_json_atomic, write_text_atomic
+from brd_edge.unique_yaml import parse_yaml
 
 CONTROLS = ("none", "kd")
 
@@ -149,7 +150,7 @@ def _arms(options: argparse.Namespace) -> dict[str, list[str]]:
             raise RecipeError(f"--methods: unknown {', '.join(unknown)}; there are {', '.join(METHODS)}")
         return {name: [f"distill.method={name}"] for name in options.methods}
     try:
-        found = yaml.safe_load(options.arms.read_text(encoding="utf-8"))
+        found = parse_yaml(options.arms.read_text(encoding="utf-8"))
         arms = {str(name): [str(setting) for setting in settings] for name, settings in found.items()}
     except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
         raise RecipeError(f"{options.arms}: expected a mapping of names to lists of KEY=VALUE ({error})") from None

@@ -57,7 +57,7 @@ def method_rows(results: Sequence[str]) -> list[str]:
 
 
 def pooled_rows(results: Sequence[str], arms: Sequence[str]) -> list[str]:
-    """Return a row an arm: its mIoU, and every score over plain training, over the seeds of several results."""
+    """Return a row an arm, over the seeds of several results: mIoU, all scores over plain training, mIoU over peers."""
     pooled: dict[str, dict[str, dict[int, float]]] = {}
     for name in results:
         for arm, scores in _scores(name).items():
@@ -65,10 +65,17 @@ def pooled_rows(results: Sequence[str], arms: Sequence[str]) -> list[str]:
                 pooled.setdefault(arm, {}).setdefault(score, {}).update(values)
     lines = []
     for arm in arms:
-        found = [paired_difference(pooled[arm][score], pooled["none"][score]) for score in _ALL_SCORES]
-        differences = [format_difference(item) for item in found if item is not None]
-        lines.append(_row([arm, format_mean(summarise(list(pooled[arm]["miou"].values()))), *differences]))
+        differences = [_difference(pooled[arm][score], pooled["none"][score]) for score in _ALL_SCORES]
+        mine = pooled[arm]["miou"]
+        over = ["" if peer == arm else _difference(mine, pooled[peer]["miou"]) for peer in ("kd", "cwd")]
+        lines.append(_row([arm, format_mean(summarise(list(mine.values()))), *differences, *over]))
     return lines
+
+
+def _difference(values: Mapping[int, float], control: Mapping[int, float]) -> str:
+    found = paired_difference(values, control)
+    assert found is not None, "no seed in common"
+    return format_difference(found)
 
 
 def beyond_chance(rows: Sequence[Mapping[str, str]]) -> str:

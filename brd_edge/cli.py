@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from brd_edge.runtime.errors import InterruptedRunError, explain_error
+from brd_edge.runtime.errors import InterruptedRunError, tell_error
 
 __all__ = ["main"]
 
@@ -131,11 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except (Exception, InterruptedRunError, KeyboardInterrupt) as error:
-        told = explain_error(error, extra="all")
-        if told is None:
-            raise
-        code, text = told
-        print(f"brd-edge: {text}", file=sys.stderr)
+        return tell_error(error, extra="all")
     return code
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from brd_edge import __version__
 from brd_edge.runtime import commands
 from brd_edge.runtime.engine import THREADS_MAX
-from brd_edge.runtime.errors import explain_error
+from brd_edge.runtime.errors import tell_error
 
 __all__ = ["main"]
 
@@ -33,12 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (Exception, KeyboardInterrupt) as error:
-        told = explain_error(error, extra="onnxruntime")
-        if told is None:
-            raise
-        code, text = told
-        print(f"brd-edge: {text}", file=sys.stderr)
-        return code
+        return tell_error(error, extra="onnxruntime")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,8 @@ message without a traceback and exits with its `exit_code`.
 
 from __future__ import annotations
 
+import sys
+
 __all__ = [
     "BrdEdgeError",
     "BundleError",
@@ -21,6 +23,7 @@ __all__ = [
     "RuntimeMissingError",
     "TrainingError",
     "explain_error",
+    "tell_error",
 ]
 
 
@@ -110,3 +113,17 @@ def explain_error(error: BaseException, *, extra: str) -> tuple[int, str] | None
     if isinstance(error, OSError):
         return 1, f"error: {error.filename or 'the system says'}: {error.strerror or error}"
     return None
+
+
+def tell_error(error: BaseException, *, extra: str) -> int:
+    """Write on stderr in which words a command ends, as `explain_error`, and return the exit code.
+
+    Raises:
+        BaseException: The error itself, where only a traceback tells more.
+    """
+    told = explain_error(error, extra=extra)
+    if told is None:
+        raise error
+    code, text = told
+    print(f"brd-edge: {text}", file=sys.stderr)
+    return code

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from brd_edge.runtime.errors import DeliveryError, InterruptedRunError, RecipeError, explain_error
+from brd_edge.runtime.errors import DeliveryError, InterruptedRunError, RecipeError, tell_error
 from brd_edge.runtime.files import write_json_atomic
 from brd_edge.ship.delivery import Delivered, Options, ask_device, roll_back
 from brd_edge.ship.fleet import Fleet, loopback_root, read_fleet, serve_in_waves
@@ -41,12 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("brd-edge: interrupted; --status shows what devices serve", file=sys.stderr)
         return InterruptedRunError.exit_code
     except Exception as error:
-        told = explain_error(error, extra="ship")
-        if told is None:
-            raise
-        code, text = told
-        print(f"brd-edge: {text}", file=sys.stderr)
-        return code
+        return tell_error(error, extra="ship")
 
 
 def _run(options: argparse.Namespace) -> int:

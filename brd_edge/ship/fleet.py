@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from brd_edge.runtime.errors import RecipeError
 from brd_edge.ship.delivery import Delivered
 from brd_edge.ship.transport import LOOPBACK, Device, parse_device
+from brd_edge.unique_yaml import parse_yaml
 
 __all__ = ["Fleet", "loopback_root", "read_fleet", "serve_in_waves", "wave_sizes"]
 
@@ -76,7 +77,7 @@ def read_fleet(path: Path) -> Fleet:
     import yaml
 
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = parse_yaml(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise RecipeError(f"{path}: {_EXPECTED}")
         values = _FleetFile.model_validate(content)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from brd_edge.runtime.errors import GateError, InterruptedRunError, RecipeError, explain_error
+from brd_edge.runtime.errors import GateError, InterruptedRunError, RecipeError, explain_error, tell_error
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,10 @@ def test_what_is_known_is_told_and_the_rest_is_left_to_a_traceback(
     error: BaseException, expected: tuple[int, str] | None
 ) -> None:
     assert explain_error(error, extra="train") == expected
+
+
+def test_a_command_ends_with_a_line_or_with_the_error_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tell_error(RecipeError("name: missing"), extra="train") == 2
+    assert capsys.readouterr() == ("", "brd-edge: error: name: missing\n")
+    with pytest.raises(ZeroDivisionError):
+        tell_error(ZeroDivisionError(), extra="train")

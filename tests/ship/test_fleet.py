@@ -89,6 +89,7 @@ def test_a_fleet_file(tmp_path: Path) -> None:
         ("devices: [a b]", "expected user@host"),
         ("devices: [a@b]\nwaves: [0]", "waves"),
         ("devices: [", "not YAML"),
+        ("devices: [a]\nparallel: 1\nparallel: 2", "the key parallel stands twice"),
         ("- a", "expected devices"),
     ],
 )

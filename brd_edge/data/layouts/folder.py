@@ -228,7 +228,9 @@ def _map_greys(
     train_ids = {color[0]: number for color, number in table.items()}
     used, void = np.unique(levels).tolist(), classes.ignored if classes.chosen else ()
     if any(level not in train_ids or level in void for level in used):
-        strange = [level for level in used if not {level} & {*train_ids, *classes.names, *classes.ignored}]
+        ids = {*classes.names, *classes.ignored}
+        strange = [level for level in used if level not in train_ids and level not in ids]
+        # with a level of a colour that is no class's id, the file is a mask; without one it holds ids, right or wrong
         if strange and any(level in train_ids and level not in classes.names for level in used):
             shown = ", ".join(map(str, strange[:_SHOWN_COLORS])) + (", ..." if strange[_SHOWN_COLORS:] else "")
             raise DataError(
