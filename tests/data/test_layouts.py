@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import struct
 import sys
 import zlib
@@ -574,6 +575,54 @@ def test_folder_keeps_sub_directories_halves_and_strangers(tmp_path: Path) -> No
     assert len(content.problems) == 2
     assert "a.png: the same name as a.bmp" in content.problems[0]
     assert "notes.txt: not one of" in content.problems[1]
+
+
+def _named(root: Path, images: list[str], labels: list[str]) -> list[tuple[str, str, str]]:
+    """Return id, image and label, from their split on, of train samples with these names."""
+    for name in ("images/train", "labels/train"):
+        shutil.rmtree(root / name)
+    for name in images:
+        save_blank(root / f"images/train/{name}.jpg")
+    for name in labels:
+        save(root / f"labels/train/{name}.png", np.zeros((2, 3), np.uint8))
+    sources = scan("folder", root).splits["train"]
+    pairs = [(s.image.relative_to(root / "images/train"), s.label.relative_to(root / "labels/train")) for s in sources]
+    return [(s.id, str(image), str(label)) for s, (image, label) in zip(sources, pairs, strict=True)]
+
+
+def test_folder_labels_may_all_have_one_ending_more(tmp_path: Path) -> None:
+    make_folder(tmp_path, {"names": ["road"]})
+
+    # longer names of images begin with shorter ones, and one has no label
+    found = _named(tmp_path, ["a", "a_b", "day/c.1", "d"], ["a_b_mask", "a_mask", "day/c.1_mask"])
+
+    assert found == [
+        ("a", "a.jpg", "a_mask.png"),
+        ("a_b", "a_b.jpg", "a_b_mask.png"),
+        ("d", "d.jpg", "d_mask.png"),
+        ("day/c.1", "day/c.1.jpg", "day/c.1_mask.png"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (["1", "2"], ["10", "20"]),
+        (["a", "b"], ["a_mask", "b_label"]),
+        (["a", "b"], ["a_mask", "b"]),
+        (["a"], ["a_mask", "b_mask"]),
+        (["a", "a_b"], ["a_b_c"]),
+    ],
+    ids=["no sign before it", "two endings", "one has none", "one without an image", "of either image"],
+)
+def test_folder_names_of_labels_that_are_not_of_one_ending(
+    tmp_path: Path, images: list[str], labels: list[str]
+) -> None:
+    make_folder(tmp_path, {"names": ["road"]})
+
+    found = _named(tmp_path, images, labels)
+
+    assert [name for name, *_ in found] == sorted({*images, *labels})
 
 
 NO_UTF8 = os.fsdecode(b"caf\xe9")

@@ -100,13 +100,16 @@ def walk_files(directory: Path) -> tuple[list[Path], list[str]]:
 def pair_directories(images: Path, labels: Path, label_suffix: str = ".png") -> tuple[tuple[Source, ...], list[str]]:
     """Pair the files of two directories by name.
 
-    A file without its other half still makes a pair, whose missing path is where the half should be.
+    All labels may have one ending more than their images, as in `a_mask.png` beside `a.jpg`. A file without its other
+    half still makes a pair, whose missing path is where the half should be.
 
     Returns:
         The pairs, sorted by id, and one sentence for each file that does not belong.
     """
     image_files, image_problems = list_files(images, IMAGE_SUFFIXES)
     label_files, label_problems = list_files(labels, frozenset({label_suffix}))
+    ending = _common_ending(image_files, label_files)
+    label_files = {name.removesuffix(ending): path for name, path in label_files.items()}
     # a lone label most likely lacks an image of the kind that its neighbours are
     usual = next(iter(image_files.values())).suffix if image_files else ".png"
     pairs = []
@@ -115,10 +118,22 @@ def pair_directories(images: Path, labels: Path, label_suffix: str = ".png") -> 
         if image is None and label is not None:
             image = images / label.relative_to(labels).with_suffix(usual)
         elif label is None and image is not None:
-            label = labels / image.relative_to(images).with_suffix(label_suffix)
+            bare = image.relative_to(images).with_suffix("")
+            label = labels / bare.with_name(f"{bare.name}{ending}{label_suffix}")
         if image is not None and label is not None:
             pairs.append(Source(name, image, label))
     return tuple(pairs), image_problems + label_problems
+
+
+def _common_ending(images: Mapping[str, Path], labels: Mapping[str, Path]) -> str:
+    """Return what the names of all labels have behind an image's name, such as `_mask`; nothing where some have not."""
+    if not labels or images.keys() & labels.keys():
+        return ""
+    first = next(iter(labels))
+    # names may end like others begin, as 1 and 10 do: an ending begins with a sign
+    endings = {first[at:] for at in range(1, len(first)) if first[at] in "_-. " and first[:at] in images}
+    found = [end for end in endings if all(n.endswith(end) and n.removesuffix(end) in images for n in labels)]
+    return found[0] if len(found) == 1 else ""
 
 
 def read_names(path: Path) -> list[str]:

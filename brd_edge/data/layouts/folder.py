@@ -47,7 +47,7 @@ images/
     train/*.png (or .jpg, ...)
     val/*.png (or .jpg, ...)
 labels/
-    train/*.png                             (the same names as the images)
+    train/*.png                             (the same names as the images, or all with one ending more)
     val/*.png
 """
 
