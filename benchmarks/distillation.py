@@ -169,7 +169,8 @@ def _finished(recipe: Path, cells: Sequence[Cell]) -> list[Cell]:
     found = [cell for cell in cells if is_scored(recipe, cell)]
     if not found:
         raise RecipeError(
-            f"--finished: none of the {len(cells)} cells is done with these settings and files; leave it out first"
+            f"--finished: none of the {len(cells)} cells is done with these settings and files; leave it out first "
+            "(where only the times of files changed, nothing is trained again)"
         )
     return found
 

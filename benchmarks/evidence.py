@@ -20,7 +20,7 @@ import yaml
 from benchmarks.distillation_table import format_difference, format_mean
 from benchmarks.statistics import paired_difference, summarise
 
-__all__ = ["beyond_chance", "glance_rows", "method_rows", "pooled_rows"]
+__all__ = ["beyond_chance", "change_rows", "class_rows", "glance_rows", "method_rows", "pooled_rows"]
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = Path(__file__).with_suffix(".yaml")
@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for title, lines in (
         ("README.md, methods", method_rows(rows["methods"])),
         ("docs/evidence.md, at a glance", glance_rows(rows["glance"])),
-        ("docs/evidence.md, six seeds", pooled_rows(**rows["six_seeds"])),
+        *((f"docs/evidence.md, {title}", pooled_rows(**of)) for title, of in rows["pooled"].items()),
+        ("docs/evidence.md, stage 16 over brd", change_rows(**rows["changes"])),
+        ("docs/evidence.md, classes", class_rows(**rows["classes"])),
         ("docs/evidence.md, beyond chance", [beyond_chance(rows["glance"])]),
     ):
         print("\n".join([f"{title}:", *lines, ""]))
@@ -56,20 +58,52 @@ def method_rows(results: Sequence[str]) -> list[str]:
     return lines
 
 
-def pooled_rows(results: Sequence[str], arms: Sequence[str]) -> list[str]:
+def pooled_rows(results: Sequence[str], arms: Sequence[str], peers: Sequence[str] = ("kd", "cwd")) -> list[str]:
     """Return a row an arm, over the seeds of several results: mIoU, all scores over plain training, mIoU over peers."""
+    pooled = _pooled(results)
+    lines = []
+    for arm in arms:
+        differences = [_difference(pooled[arm][score], pooled["none"][score]) for score in _ALL_SCORES]
+        mine = pooled[arm]["miou"]
+        over = ["" if peer == arm else _difference(mine, pooled[peer]["miou"]) for peer in peers]
+        lines.append(_row([arm, format_mean(summarise(list(mine.values()))), *differences, *over]))
+    return lines
+
+
+def change_rows(arm: str, control: str, splits: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a row a split, over the seeds of its results: the differences of all scores of one arm over another."""
+    tables = {split: _pooled(results) for split, results in splits.items()}
+    return [
+        _row([split, *(_difference(table[arm][score], table[control][score]) for score in _ALL_SCORES)])
+        for split, table in tables.items()
+    ]
+
+
+def class_rows(names: Sequence[str], arms: Sequence[str], results: Sequence[str]) -> list[str]:
+    """Return a row a class: in every result the mean IoU of every arm over the seeds, in points without decimals."""
+    found = [_class_iou(result) for result in results]
+    return [
+        _row([name, *(", ".join(f"{100 * table[arm][number]:.0f}" for arm in arms) for table in found)])
+        for number, name in enumerate(names)
+    ]
+
+
+def _pooled(results: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
+    """Return the scores of several results by arm, score and seed."""
     pooled: dict[str, dict[str, dict[int, float]]] = {}
     for name in results:
         for arm, scores in _scores(name).items():
             for score, values in scores.items():
                 pooled.setdefault(arm, {}).setdefault(score, {}).update(values)
-    lines = []
-    for arm in arms:
-        differences = [_difference(pooled[arm][score], pooled["none"][score]) for score in _ALL_SCORES]
-        mine = pooled[arm]["miou"]
-        over = ["" if peer == arm else _difference(mine, pooled[peer]["miou"]) for peer in ("kd", "cwd")]
-        lines.append(_row([arm, format_mean(summarise(list(mine.values()))), *differences, *over]))
-    return lines
+    return pooled
+
+
+def _class_iou(name: str) -> dict[str, list[float]]:
+    """Return the IoU of every class, the mean over the seeds, of a result by arm."""
+    cells: dict[str, list[list[float]]] = {}
+    for cell in json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["cells"]:
+        cells.setdefault(cell["arm"], []).append(cell["class_iou"])
+    return {arm: [sum(values) / len(values) for values in zip(*rows, strict=True)] for arm, rows in cells.items()}
 
 
 def _difference(values: Mapping[int, float], control: Mapping[int, float]) -> str:

@@ -112,7 +112,7 @@ def _expected(model: type[BaseModel], location: Sequence[int | str]) -> str:
     if field is None:
         return "it is needed"
     if field.description:
-        return "expected: " + field.description
+        return f"expected: {' '.join(field.description.split())}"
     inner = _model_in(field.annotation)
     return f"expected a section: {' '.join((inner.__doc__ or '').split())}" if inner is not None else "it is needed"
 

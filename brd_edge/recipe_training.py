@@ -158,8 +158,9 @@ class DistillSection(Section):
     boundary_kernel: Literal[0, 3, 5, 7, 9] = 3
     """Side of the window in which boundaries of features are read, in grid cells; 0 is the whole image (not for
     `neighbours`)."""
-    boundary_strides: tuple[Literal[2, 4, 8, 16, 32], ...] = (4, 8, 16)
-    """Which backbone stages give boundaries, by stride: of these, all that both backbones have; at least one."""
+    boundary_strides: tuple[Literal["auto", 2, 4, 8, 16, 32], ...] = ("auto",)
+    """Which backbone stages give boundaries, by stride: of these, all that both backbones have; at least one. `auto` is
+    16, or where one has no such stage the deepest that both have."""
     band_weight: NotNegative = 4.0
     """How much more pixels near a label boundary count; 0 counts all alike."""
     boundary_class_space: Literal["probabilities", "logits", "places", "overlaps"] = "places"

@@ -14,6 +14,7 @@ from brd_edge.runtime.errors import ModelError
 __all__ = [
     "Layer",
     "Pair",
+    "Stride",
     "layer_channels",
     "layer_stride",
     "matched_layers",
@@ -24,6 +25,11 @@ __all__ = [
 
 Layer = Literal["deepest", "decoder", 2, 4, 8, 16, 32]
 """The backbone's last stage, the decoder's output, or the backbone's stage of a stride."""
+
+Stride = Literal["auto", 2, 4, 8, 16, 32]
+"""The backbone's stage of a stride, or `auto`: the one that does best alone."""
+
+_USUAL_STRIDE = 16
 
 
 def pick_layer(features: Features, layer: Layer) -> Tensor:
@@ -93,14 +99,20 @@ def layer_stride(table: Sequence[FeatureInfo], layer: Layer | int) -> int:
     return max(row.stride for row in table if row.name.startswith("encoder.")) if layer == "deepest" else int(layer)
 
 
-def matched_strides(pair: Pair, wanted: Sequence[int]) -> tuple[int, ...]:
+def matched_strides(pair: Pair, wanted: Sequence[Stride]) -> tuple[int, ...]:
     """Return the wanted strides that both backbones have, in the wanted order.
+
+    Args:
+        pair: The layers of both models.
+        wanted: Strides; `auto` is 16, or where one backbone has no such stage the deepest that both have.
 
     Raises:
         ModelError: There is none; the message shows both feature tables.
     """
     common = _common_strides(pair)
-    found = tuple(stride for stride in wanted if stride in common)
+    usual = _USUAL_STRIDE if _USUAL_STRIDE in common else max(common, default=_USUAL_STRIDE)
+    strides = dict.fromkeys(usual if stride == "auto" else stride for stride in wanted)
+    found = tuple(stride for stride in strides if stride in common)
     if not found:
         raise _mismatch("boundary_strides", f"none of {list(wanted)} is a stage of both backbones", pair)
     return found

@@ -23,6 +23,7 @@ from brd_edge.distill.logits import logit_loss
 from brd_edge.distill.matching import (
     Layer,
     Pair,
+    Stride,
     layer_channels,
     layer_stride,
     matched_layers,
@@ -90,7 +91,7 @@ class DistillSettings:
     cwd_temperature: float
     boundary_operator: str
     boundary_kernel: int
-    boundary_strides: tuple[int, ...]
+    boundary_strides: tuple[Stride, ...]
     band_weight: float
     boundary_class_space: str
     boundary_class_kernels: tuple[int, ...]

@@ -13,6 +13,9 @@ PLACES = {
     "README.md, methods": ("README.md", "| | mIoU | Boundary IoU | connectivity error | held out: mIoU |"),
     "docs/evidence.md, at a glance": ("docs/evidence.md", "| student | schedule, hardware | settings of `brd` |"),
     "docs/evidence.md, six seeds": ("docs/evidence.md", "| six seeds | mIoU |"),
+    "docs/evidence.md, six seeds, held out": ("docs/evidence.md", "| six seeds, held out | mIoU |"),
+    "docs/evidence.md, stage 16 over brd": ("docs/evidence.md", "| `stage 16` over `brd`, six seeds | mIoU |"),
+    "docs/evidence.md, classes": ("docs/evidence.md", "| none, brd, cwd | validation: H100 |"),
 }
 
 

@@ -84,6 +84,8 @@ def test_every_method_trains_a_pair_of_unlike_architectures(
         ({"method": "relation", "relation_layers": ("deepest", 4)}, {4, 16}),
         ({"method": "brd", "boundary_strides": (2, 8), "relation_layers": ("deepest", "decoder")}, {2, 8, 16}),
         ({"method": "boundary", "boundary_strides": (4, 8), "boundary_operator": "projected"}, {4, 8}),
+        ({"method": "boundary"}, {16}),
+        ({"method": "boundary", "boundary_strides": (16, "auto", 4)}, {4, 16}),
         ({"method": "brd", "boundary_strides": (2,), "lambda_boundary": 0.0, "relation_layers": (8,)}, {8}),
     ],
 )
@@ -104,6 +106,14 @@ def test_the_terms_read_the_stages_that_the_objective_names(
     assert {stride for stride, leaf in leaves.items() if leaf.grad is not None} == strides
     assert objective.strides == strides
     student.zero_grad(set_to_none=True)
+
+
+def test_a_pair_without_stride_16_has_its_boundaries_where_both_are_deepest(student: nn.Module) -> None:
+    """PSPNet's encoder ends at stride 8, as others do that are dilated."""
+    objective = distillation(_model("PSPNet", "resnet18"), student, SETTINGS, _loss, classes=3)
+
+    assert "boundary" in objective.terms
+    assert objective.strides == {8}
 
 
 def test_overlaps_are_of_the_probabilities_and_averaged_over_the_windows(
