@@ -104,6 +104,7 @@ def test_all_errors_are_shown_together_with_their_paths() -> None:
                 "data.layout=camvidd",
                 "data.size=[128]",
                 "data.mean=0.5",
+                "distill.boundary_strides=16",
                 "engines.0.target=toaster",
                 "teacher.train=",
             ],
@@ -111,7 +112,9 @@ def test_all_errors_are_shown_together_with_their_paths() -> None:
         )
 
     message = str(caught.value)
-    assert "8 errors" in message
+    assert "9 errors" in message
+    # a line each, also where a key's description has more
+    assert len(message.splitlines()) == 1 + 9
     assert "distil: unknown key; did you mean distill?" in message
     assert "distill.lamda_kd: unknown key; did you mean lambda_kd?" in message
     assert "distill.train.epochs: expected greater than or equal to 1, got 0" in message
