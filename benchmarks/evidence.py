@@ -26,6 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 ROWS = Path(__file__).with_suffix(".yaml")
 _SCORES = ("miou", "boundary_iou", "connectivity_error")
 _ALL_SCORES = ("miou", "boundary_iou", "boundary_f", "connectivity_error")
+_PEERS = ("kd", "cwd")
 _COUNTS = {1: "one seed", 2: "two seeds"}
 _FULL = 3
 """Seeds that a row has without saying so."""
@@ -58,14 +59,14 @@ def method_rows(results: Sequence[str]) -> list[str]:
     return lines
 
 
-def pooled_rows(results: Sequence[str], arms: Sequence[str], peers: Sequence[str] = ("kd", "cwd")) -> list[str]:
+def pooled_rows(results: Sequence[str], arms: Sequence[str]) -> list[str]:
     """Return a row an arm, over the seeds of several results: mIoU, all scores over plain training, mIoU over peers."""
     pooled = _pooled(results)
     lines = []
     for arm in arms:
         differences = [_difference(pooled[arm][score], pooled["none"][score]) for score in _ALL_SCORES]
         mine = pooled[arm]["miou"]
-        over = ["" if peer == arm else _difference(mine, pooled[peer]["miou"]) for peer in peers]
+        over = ["" if peer == arm else _difference(mine, pooled[peer]["miou"]) for peer in _PEERS]
         lines.append(_row([arm, format_mean(summarise(list(mine.values()))), *differences, *over]))
     return lines
 
@@ -151,7 +152,7 @@ def glance_rows(rows: Sequence[Mapping[str, str]]) -> list[str]:
             f"{change:+d} %" if change else "0 %",
         ]
         # a peer may have been trained with a setting of its own
-        lines.append(_row([*cells, *(_over(mine["miou"], peers, row.get(peer, peer)) for peer in ("kd", "cwd"))]))
+        lines.append(_row([*cells, *(_over(mine["miou"], peers, row.get(peer, peer)) for peer in _PEERS)]))
     return lines
 
 
