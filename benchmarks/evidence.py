@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("README.md, methods", method_rows(rows["methods"])),
         ("docs/evidence.md, at a glance", glance_rows(rows["glance"])),
         *((f"docs/evidence.md, {title}", pooled_rows(**of)) for title, of in rows["pooled"].items()),
-        ("docs/evidence.md, {arm} over {control}".format(**rows["changes"]), change_rows(**rows["changes"])),
+        *(("docs/evidence.md, {arm} over {control}".format(**of), change_rows(**of)) for of in rows["changes"]),
         ("docs/evidence.md, classes", class_rows(**rows["classes"])),
         ("docs/evidence.md, beyond chance", [beyond_chance(rows["glance"])]),
     ):

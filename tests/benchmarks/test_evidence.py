@@ -15,6 +15,10 @@ PLACES = {
     "docs/evidence.md, six seeds": ("docs/evidence.md", "| six seeds | mIoU |"),
     "docs/evidence.md, six seeds, held out": ("docs/evidence.md", "| six seeds, held out | mIoU |"),
     "docs/evidence.md, stage 16 over brd": ("docs/evidence.md", "| `stage 16` over `brd`, six seeds | mIoU |"),
+    "docs/evidence.md, stage 16 features x4 over stage 16": (
+        "docs/evidence.md",
+        "| four times the weight over `stage 16`, three seeds | mIoU |",
+    ),
     "docs/evidence.md, classes": ("docs/evidence.md", "| none, brd, cwd | validation: H100 |"),
 }
 
