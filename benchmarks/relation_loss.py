@@ -29,7 +29,7 @@ from torch import Tensor
 
 from benchmarks import argument_types
 from benchmarks.output import output_file, publish
-from brd_edge.distill.relation import streamed_relation
+from brd_edge.distill.relation import streamed_relation, tile_operations
 from brd_edge.environment import describe_environment
 from brd_edge.progress import progress_bar
 
@@ -211,11 +211,13 @@ def main() -> int:
             rows.append(measure(count, options.channels, options.device, options.pairs))
             bar.update(1)
     environment = describe_environment()
+    operations = tile_operations(torch.empty(1, device=options.device)).name
     if options.device == "cuda":
         environment["gpu"] = torch.cuda.get_device_name()
     result = {
         "benchmark": "relation_loss",
         "device": options.device,
+        "operations": operations,
         "threads": torch.get_num_threads(),
         "pairs": options.pairs,
         "environment": environment,

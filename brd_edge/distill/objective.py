@@ -299,6 +299,7 @@ def _relation(settings: DistillSettings, pair: Pair) -> Term:
                 labels,
                 temperature=settings.relation_temperature,
                 class_balance=settings.relation_class_balance,
+                classes=pair.student[-1].channels,
             )
         return relation_loss(
             theirs,

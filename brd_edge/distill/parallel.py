@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from brd_edge.distill.distributed import world
 from brd_edge.models.segmentation import Features
 from brd_edge.runtime.errors import ModelError
 
-__all__ = ["parallel_forward"]
+__all__ = ["local_gradients", "parallel_forward"]
 
 
 class _Forward(nn.Module):
@@ -62,6 +64,15 @@ def parallel_forward(
         device_ids=[device.index] if device.type == "cuda" else None,
         find_unused_parameters=_has_unused(model, forward),
     )
+
+
+def local_gradients(forward: Any) -> AbstractContextManager[None]:
+    """Return a context in which gradients are added up in each process, to be averaged by a later backward pass.
+
+    Args:
+        forward: What `parallel_forward` returned.
+    """
+    return forward.no_sync() if isinstance(forward, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def _has_unused(model: nn.Module, forward: Callable[[nn.Module, Tensor], Features]) -> bool:

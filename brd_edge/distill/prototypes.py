@@ -25,7 +25,13 @@ _NEVER = -1e4
 
 
 def class_relation_loss(
-    teacher: Tensor, student: Tensor, labels: Tensor, *, temperature: float = 0.1, class_balance: float = 0.0
+    teacher: Tensor,
+    student: Tensor,
+    labels: Tensor,
+    *,
+    temperature: float = 0.1,
+    class_balance: float = 0.0,
+    classes: int = IGNORE,
 ) -> Tensor:
     """Compare how the pixels of two feature maps relate to the classes.
 
@@ -40,6 +46,7 @@ def class_relation_loss(
         labels: (N, h, w) int64 class ids, 255 unknown; a cell is of the class at its centre.
         temperature: t, above 0.
         class_balance: How far rare classes count more, 0 to 1.
+        classes: All ids in `labels` but 255 are below it; on a GPU fewer of them are less work.
 
     Returns:
         A scalar, not negative; 0 when both relate alike, or where no pixel is known.
@@ -49,7 +56,7 @@ def class_relation_loss(
     truth = centres.flatten().long()
     pixels = known_pixels(truth)
     weights = rarity(pixels, class_balance).to(mine.dtype)[truth]
-    members, absent = _members(truth, pixels > 0, every_id=mine.is_cuda)
+    members, absent = _members(truth, pixels[:classes] > 0, every_class=mine.is_cuda)
     with full_precision(mine):
         members = members.to(mine.dtype)
         target, found = (_LogRelation.apply(_rows(part), members, absent, temperature) for part in (theirs, mine))
@@ -57,16 +64,19 @@ def class_relation_loss(
     return global_mean((divergence * weights).sum(), weights.sum())
 
 
-def _members(truth: Tensor, present: Tensor, *, every_id: bool) -> tuple[Tensor, Tensor]:
+def _members(truth: Tensor, present: Tensor, *, every_class: bool) -> tuple[Tensor, Tensor]:
     """Return which cells each class has, (classes, cells) of 0 and 1, and which rows are of no class that occurs.
 
-    A product with it is faster than adding cell by cell. With a row for every label id the GPU need not be asked, and
-    waited for, how many classes occur.
+    A product with it is faster than adding cell by cell. With a row for every class the GPU need not be asked, and
+    waited for, how many of them occur.
     """
-    if every_id:
-        return F.one_hot(truth, IGNORE + 1).T, ~present
-    row = torch.cumsum(present, 0) * present
-    members = F.one_hot(row[truth], int(present.sum()) + 1)[:, 1:].T
+    classes = len(present)
+    # cells without a label are of one class more, which has no row
+    ids = truth.clamp_max(classes)
+    if every_class:
+        return F.one_hot(ids, classes + 1)[:, :classes].T, ~present
+    row = F.pad(torch.cumsum(present, 0) * present, (0, 1))
+    members = F.one_hot(row[ids], int(present.sum()) + 1)[:, 1:].T
     return members, torch.zeros(members.shape[0], dtype=torch.bool, device=truth.device)
 
 

@@ -22,7 +22,7 @@ from brd_edge.distill.distributed import global_mean
 from brd_edge.distill.grid import known_cells, to_grid, wide
 from brd_edge.distill.relation_tiles import OPERATIONS, TileOperations
 
-__all__ = ["relation_loss", "relation_pixels", "streamed_relation"]
+__all__ = ["relation_loss", "relation_pixels", "streamed_relation", "tile_operations"]
 
 log = logging.getLogger("brd_edge")
 
@@ -124,11 +124,12 @@ def streamed_relation(
     side = block if block is not None else _TILE["cuda" if student.is_cuda else "cpu"]
     side = min(side, len(student), _TILE_MAX)
     return _StreamedRelation.apply(  # type: ignore[no-any-return]
-        teacher, student, temperature, side, operations or _operations(student)
+        teacher, student, temperature, side, operations or tile_operations(student)
     )
 
 
-def _operations(student: Tensor) -> TileOperations:
+def tile_operations(student: Tensor) -> TileOperations:
+    """Return how tiles are worked on where nothing is asked for; see `streamed_relation`."""
     if student.is_cuda and student.dtype == torch.float32 and find_spec("triton"):
         return _fastest_operations(student.device)
     return OPERATIONS

@@ -93,4 +93,4 @@ def _difference(
     _subtract[grid](*tiles, *teacher, *student, parts, height, width, side=_SIDE, **_OPTIONS)
 
 
-OPERATIONS = TileOperations(2, _parts, _add_power_sums, _difference)
+OPERATIONS = TileOperations("triton", 2, _parts, _add_power_sums, _difference)

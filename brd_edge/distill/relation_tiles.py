@@ -15,6 +15,7 @@ class TileOperations(NamedTuple):
     """One way to work on a tile of z, the (height, width) logits of two spans of pixels; `relation_kernels` is another.
 
     Attributes:
+        name: What does it, for whoever compares.
         room: Tiles of memory that `difference` is given.
         parts: From a tile's height and width, how many partial sums `difference` writes.
         add_power_sums: From z, contiguous and free to be overwritten, add the sums of `exp(z)` along its rows to the
@@ -25,6 +26,7 @@ class TileOperations(NamedTuple):
             that of `exp(z_T) (b_i + b_j) (z_T - z_S)`.
     """
 
+    name: str
     room: int
     parts: Callable[[int, int], int]
     add_power_sums: Callable[[Tensor, Tensor, Tensor | None], None]
@@ -51,4 +53,4 @@ def _difference(
     found -= relation
 
 
-OPERATIONS = TileOperations(4, lambda _height, _width: 1, _add_power_sums, _difference)
+OPERATIONS = TileOperations("torch", 4, lambda _height, _width: 1, _add_power_sums, _difference)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from brd_edge.distill.depthwise import fast_depthwise
 from brd_edge.distill.distributed import average_gradients
 from brd_edge.distill.grid import reduce_batch
 from brd_edge.distill.objective import Objective
+from brd_edge.distill.parallel import local_gradients
 from brd_edge.models.segmentation import Features
 
 __all__ = ["Stepper", "amp_dtype", "fast_bf16"]
@@ -66,7 +68,12 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         factors = [None] * self.accumulate if jitter is None else jitter.chunk(self.accumulate)
         parts = zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), factors, strict=True)
-        return torch.stack([self._part(part, truth, done, colours) for part, truth, colours in parts]).mean(0)
+        values = []
+        for number, (part, truth, colours) in enumerate(parts, 1):
+            # processes exchange the sum of all parts' gradients, once
+            with nullcontext() if number == self.accumulate else local_gradients(self.forward):
+                values.append(self._part(part, truth, done, colours))
+        return torch.stack(values).mean(0)
 
     @property
     def names(self) -> list[str]:

@@ -20,9 +20,12 @@ def test_the_relation_is_held_to_its_bounds_at_8192_pixels(
         {"n": 1024, "memory_ratio": 0.9, "time_ratio": 2.0},
         {"n": 8192, "memory_ratio": memory, "time_ratio": time},
     ]
-    (tmp_path / "relation.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
+    (tmp_path / "relation.json").write_text(json.dumps({"operations": "triton", "rows": rows}), encoding="utf-8")
 
-    assert training_gpu.read_relation(tmp_path / "relation.json")[1] is held
+    found, holds = training_gpu.read_relation(tmp_path / "relation.json")
+
+    assert holds is held
+    assert found["operations"] == "triton"
 
 
 @pytest.mark.parametrize(("script", "code"), [("pass", 0), ("raise SystemExit(3)", 3)])
@@ -31,9 +34,18 @@ def test_a_check_without_a_result_does_not_hold(script: str, code: int, tmp_path
         "nothing", (sys.executable, "-c", script), lambda: training_gpu.read_step_time(tmp_path / "step_time.json")
     )
 
-    found = training_gpu.run(check)
+    found = training_gpu.run(check, 60)
 
     assert (found["held"], found["exit_code"]) == (False, code)
+
+
+def test_a_check_that_hangs_is_ended() -> None:
+    command = (sys.executable, "-c", "import time; time.sleep(60)")
+
+    found = training_gpu.run(training_gpu.Check("hangs", command, lambda: ({}, True)), 0.5)
+
+    assert (found["held"], found["exit_code"]) == (False, None)
+    assert found["duration_s"] < 30
 
 
 @pytest.mark.parametrize(("relation_s", "share", "held"), [(0.005, 0.1, True), (0.025, 0.25, False)])
@@ -62,7 +74,7 @@ def test_no_training_is_kept_from_an_earlier_command(tmp_path: Path) -> None:
         check.command for check in training_gpu.checks(RECIPE, tmp_path, 3, 2) if "brd_edge.pipeline" in check.command
     ]
 
-    assert len(pipelines) == 4
+    assert len(pipelines) == 5
     assert all("--force" in command for command in pipelines)
 
 

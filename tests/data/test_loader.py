@@ -177,6 +177,21 @@ def test_backends_jitter_the_same_way(tmp_path: Path, opener: Opener) -> None:
     assert found.mean() < 0.25 * gain
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="loading on a GPU needs a CUDA GPU, there is none here")
+def test_the_gpu_loads_what_the_cpu_loads(tmp_path: Path, opener: Opener) -> None:
+    pytest.importorskip("nvidia.dali", reason="nvidia-dali, which loads on a GPU, is not installed")
+    samples = make_samples(tmp_path, 6)
+    there, here = (opener(samples, "dali", FULL, gpu=gpu) for gpu in (0, None))
+    for _ in range(8):
+        a, b = there.next_batch(), here.next_batch()
+        assert a.images.is_cuda
+        assert torch.equal(a.labels.cpu(), b.labels.cpu())
+        # both round to 8 bits after resizing, which jitter enlarges, and once more after it
+        difference = np.abs(levels(a.images.cpu()) - levels(b.images))
+        assert difference.max() < 1.3 * 1.3 * (1.3 + 2 * 0.3 * (1 - 0.114)) + 1.001
+        assert difference.mean() < 0.25
+
+
 def with_pillow(kind: str, frame: Image.Image, factor: float) -> Image.Image:
     if kind == "brightness":
         return ImageEnhance.Brightness(frame).enhance(factor)

@@ -68,6 +68,7 @@ def test_the_cpu_decodes_alike_and_resizes_within_one_level(tmp_path: Path, scen
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="decoding on a GPU needs a CUDA GPU, there is none here")
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_gpu_decodes_within_a_few_levels(tmp_path: Path, scene: np.ndarray, name: str) -> None:
+    pytest.importorskip("nvidia.dali", reason="nvidia-dali, which decodes on a GPU, is not installed")
     # nvJPEG's transformation and its chroma upsampling are its own; PNG is decoded by the CPU
     decoded = 0 if name == "png" else 8
     compare(write(tmp_path, scene, FORMATS[name]), gpu=0, decoded=decoded, inside=decoded + 1)

@@ -47,19 +47,24 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Trainings by the numbers of processes that they ran with, one after the other."""
     root = tmp_path_factory.mktemp("trainings")
     one, two = root / "one", root / "two"
+    one_parts, two_parts = root / "one in parts", root / "two in parts"
     one_two, two_one = root / "one-two", root / "two-one"
-    assert f"stopped {one_two}" in _run(1, WORKER, f"{one}:0", f"{one_two}:13").stdout
+    assert f"stopped {one_two}" in _run(1, WORKER, f"{one}:0:1", f"{one_two}:13:1", f"{one_parts}:0:2").stdout
     assert (one_two / "checkpoint.safetensors").is_file()
-    assert f"stopped {two_one}" in _run(2, WORKER, f"{two}:0", f"{one_two}:0", f"{two_one}:13").stdout
+    tasks = f"{two}:0:1", f"{one_two}:0:1", f"{two_one}:13:1", f"{two_parts}:0:2"
+    assert f"stopped {two_one}" in _run(2, WORKER, *tasks).stdout
     assert (two_one / "checkpoint.safetensors").is_file()
-    _run(1, WORKER, f"{two_one}:0")
-    return {path.name: path for path in (one, two, one_two, two_one)}
+    _run(1, WORKER, f"{two_one}:0:1")
+    return {path.name: path for path in (one, two, one_two, two_one, one_parts, two_parts)}
 
 
-@pytest.mark.parametrize("processes", ["two", "one-two", "two-one"])
-def test_any_number_of_processes_trains_like_one(trainings: dict[str, Path], processes: str) -> None:
+@pytest.mark.parametrize(
+    ("processes", "one"),
+    [("two", "one"), ("one-two", "one"), ("two-one", "one"), ("two in parts", "one in parts")],
+)
+def test_any_number_of_processes_trains_like_one(trainings: dict[str, Path], processes: str, one: str) -> None:
     """In float64 what is left is rounding, which 20 steps of training amplify."""
-    alone, directory = trainings["one"], trainings[processes]
+    alone, directory = trainings[one], trainings[processes]
     expected, found = _losses(alone), _losses(directory)
     assert list(found) == list(expected) == [10, 20]
     for step, terms in expected.items():

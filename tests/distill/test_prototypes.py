@@ -114,7 +114,8 @@ def test_a_batch_without_any_label_gives_zero_and_finite_gradients() -> None:
     assert torch.count_nonzero(student.grad) == 0
 
 
-def test_a_column_for_every_label_id_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("classes", [4, 6, 255])
+def test_a_row_for_every_class_changes_nothing(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is what a GPU computes, which need not be asked how many classes occur."""
     teacher, labels = _random(2, 6, 8, 12, seed=1), _labels()
     student = _random(2, 5, 8, 12, seed=2).requires_grad_()
@@ -122,13 +123,19 @@ def test_a_column_for_every_label_id_changes_nothing(monkeypatch: pytest.MonkeyP
     (expected,) = torch.autograd.grad(few, student)
     members = prototypes._members
 
-    def all_ids(truth: torch.Tensor, present: torch.Tensor, *, every_id: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        assert not every_id
-        return members(truth, present, every_id=True)
+    rows = []
+
+    def all_ids(truth: torch.Tensor, present: torch.Tensor, *, every_class: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not every_class
+        found = members(truth, present, every_class=True)
+        rows.append(len(found[0]))
+        return found
 
     monkeypatch.setattr(prototypes, "_members", all_ids)
 
-    every = class_relation_loss(teacher, student, labels, class_balance=0.5)
+    every = class_relation_loss(teacher, student, labels, class_balance=0.5, classes=classes)
+
+    assert rows == [classes]
 
     torch.testing.assert_close(every, few)
     torch.testing.assert_close(torch.autograd.grad(every, student)[0], expected)

@@ -96,8 +96,8 @@ def test_kernels_compile_for_gpus_that_are_not_here(tmp_path_factory: pytest.Tem
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels themselves need a CUDA GPU, there is none here")
 @pytest.mark.parametrize("count", [1024, 5000])
 def test_kernels_on_a_gpu_equal_pytorch(count: int) -> None:
+    from brd_edge.distill import relation_kernels, relation_tiles
     from brd_edge.distill.relation import streamed_relation
-    from brd_edge.distill.relation_tiles import OPERATIONS
 
     generator = torch.Generator().manual_seed(0)
     teacher, student = (
@@ -105,7 +105,7 @@ def test_kernels_on_a_gpu_equal_pytorch(count: int) -> None:
     )
     found = []
     # kernels in float32, PyTorch in float64
-    for dtype, operations in ((torch.float32, None), (torch.float64, OPERATIONS)):
+    for dtype, operations in ((torch.float32, relation_kernels.OPERATIONS), (torch.float64, relation_tiles.OPERATIONS)):
         mine = student.to("cuda", dtype).requires_grad_()
         loss = streamed_relation(teacher.to("cuda", dtype), mine, temperature=0.1, operations=operations)
         loss.backward()

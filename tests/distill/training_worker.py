@@ -1,8 +1,9 @@
 """One process of a small training in float64; the tests start it alone and under torchrun.
 
-    training_worker.py DIRECTORY:STEPS_UNTIL_STOP…
+    training_worker.py DIRECTORY:STEPS_UNTIL_STOP:PARTS…
 
 One training for each argument, one after the other; with 0 steps until its stop a training goes to its end.
+Every batch is divided into so many parts.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def _model(encoder: str) -> nn.Module:
     return build_model(spec, encoder_weights=None, seed=1).double()
 
 
-def _train(directory: Path, until: int) -> None:
+def _train(directory: Path, until: int, accumulate: int) -> None:
     student, teacher = _model("tu-mobilenetv3_small_050"), _model("resnet18")
     section = DistillSection(method="brd_kd", train=TrainSection(epochs=1))
     settings = distill_settings(section)
@@ -89,7 +90,7 @@ def _train(directory: Path, until: int) -> None:
             grad_clip=1.0,
             ema=0.9,
             precision="fp32",
-            accumulate=1,
+            accumulate=accumulate,
             validate_every=5,
             checkpoint_s=30.0,
         ),
@@ -107,9 +108,9 @@ def _train(directory: Path, until: int) -> None:
 def main() -> None:
     with process_group(torch.device("cpu")):
         for task in sys.argv[1:]:
-            directory, _, until = task.rpartition(":")
+            directory, until, accumulate = task.rsplit(":", 2)
             try:
-                _train(Path(directory), int(until))
+                _train(Path(directory), int(until), int(accumulate))
             except InterruptedRunError:
                 print("stopped", directory)
 

@@ -361,11 +361,12 @@ class HostMemoryCuda:
     cudaStreamNonBlocking = 1  # noqa: N815
     ok = (0,)
 
-    def __init__(self, *, captures: bool = True) -> None:
+    def __init__(self, *, captures: bool = True, instantiates: bool = True) -> None:
         self.held: dict[int, Any] = {}
         self.pinned: dict[int, Any] = {}
         self.streams = 0
         self.captures = captures
+        self.instantiates = instantiates
         self.captured: list[Callable[[], None]] | None = None
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.launches = 0
@@ -396,8 +397,10 @@ class HostMemoryCuda:
         graph, self.captured = self.captured, None
         return (0, graph) if self.captures else (Failed.cudaErrorStreamCaptureUnsupported, None)
 
-    def cudaGraphInstantiate(self, graph: list[Callable[[], None]], flags: int) -> tuple[int, int]:  # noqa: N802
+    def cudaGraphInstantiate(self, graph: list[Callable[[], None]], flags: int) -> tuple[Any, Any]:  # noqa: N802
         assert flags == 0
+        if not self.instantiates:
+            return Failed.cudaErrorMemoryAllocation, None
         self.graphs[id(graph)] = graph
         return 0, id(graph)
 
@@ -454,6 +457,7 @@ class HostContext:
         self.cuda = cuda
         self.addresses: dict[str, int] = {}
         self.count = 1
+        self.works = True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert name == "image"
@@ -466,8 +470,9 @@ class HostContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 5
-        self.cuda.put(self.execute)
-        return True
+        if self.works:
+            self.cuda.put(self.execute)
+        return self.works
 
     def execute(self) -> None:
         size = self.count * 24 * 40 * 3
@@ -479,14 +484,15 @@ class HostContext:
 class Failed(enum.IntEnum):
     """A status of CUDA."""
 
+    cudaErrorMemoryAllocation = 2  # noqa: N815
     cudaErrorStreamCaptureUnsupported = 900  # noqa: N815
 
 
-@pytest.mark.parametrize("captures", [True, False])
+@pytest.mark.parametrize(("captures", "instantiates"), [(True, True), (False, True), (True, False)])
 def test_tensorrt_copies_frames_in_and_class_maps_out(
-    engines: dict[str, Path], graph: Path, frames: list[np.ndarray], *, captures: bool
+    engines: dict[str, Path], graph: Path, frames: list[np.ndarray], *, captures: bool, instantiates: bool
 ) -> None:
-    reference, cuda = ReferenceEvaluator(str(graph)), HostMemoryCuda(captures=captures)
+    reference, cuda = ReferenceEvaluator(str(graph)), HostMemoryCuda(captures=captures, instantiates=instantiates)
     engine = SimpleNamespace(create_execution_context=lambda: HostContext(reference, cuda))
     with TensorRtRunner(read_engine(engines["tensorrt"]), cuda, None, engine) as runner:
         results = [runner.infer(frame[:, ::-1]) for frame in frames]
@@ -498,7 +504,7 @@ def test_tensorrt_copies_frames_in_and_class_maps_out(
             np.testing.assert_array_equal(written, reference.run(None, {"image": frame[None]})[0])
         assert (len(cuda.held), len(cuda.pinned)) == (2, 2)
         # all but the first frame, and each bound call; or, what cannot be captured, call by call
-        assert cuda.launches == (len(frames) - 1 + 2 * len(frames) if captures else 0)
+        assert cuda.launches == (len(frames) - 1 + 2 * len(frames) if captures and instantiates else 0)
     assert (cuda.held, cuda.pinned, cuda.graphs, cuda.streams) == ({}, {}, {}, 0)
     with pytest.raises(EngineError, match="closed"):
         runner.infer(frames[0])
@@ -543,6 +549,24 @@ def test_tensorrt_is_told_how_many_frames_come(engines: dict[str, Path], graph: 
     with TensorRtRunner(info, cuda, None, engine) as runner:
         np.testing.assert_array_equal(runner.infer(three), expected)
         np.testing.assert_array_equal(runner.infer(three[1]), expected[1])
+
+
+def test_tensorrt_runs_as_before_after_a_number_of_frames_that_failed(
+    engines: dict[str, Path], graph: Path, frames: list[np.ndarray]
+) -> None:
+    """The engine still stands at one frame then: two more must not be answered by maps that lie there from before."""
+    reference, cuda = ReferenceEvaluator(str(graph)), HostMemoryCuda()
+    context = HostContext(reference, cuda)
+    info = dataclasses.replace(read_engine(engines["tensorrt"]), batch_max=2)
+    with TensorRtRunner(info, cuda, None, SimpleNamespace(create_execution_context=lambda: context)) as runner:
+        runner.infer(np.stack(frames[:2]))
+        context.works = False
+        with pytest.raises(EngineError, match="failed on a frame"):
+            runner.infer(frames[0])
+        context.works = True
+        turned = np.stack([frames[1], frames[0]])
+        expected = [reference.run(None, {"image": frame[None]})[0][0] for frame in turned]
+        np.testing.assert_array_equal(runner.infer(turned), expected)
 
 
 def test_tensorrt_rtx_compiles_for_a_number_of_frames_before_they_are_captured(

@@ -93,5 +93,8 @@ def capture(cudart: Any, stream: Any, work: Callable[[], None]) -> Any | None:
         return None
     try:
         return None if failed else call(cudart, "cudaGraphInstantiate", graph, 0)
+    except EngineError:
+        # a node that no graph takes, or no memory left for one
+        return None
     finally:
         call(cudart, "cudaGraphDestroy", graph)

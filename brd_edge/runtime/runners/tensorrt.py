@@ -148,6 +148,8 @@ class TensorRtRunner:
         """Run the frames that lie ready, and capture that for the frames to come."""
         assert self._context is not None, "only open runners run"
         self._free_graph()
+        # until all of it has worked, the context has no number of frames that a caller can count on
+        self._count = 0
         # the stubs know a shape as TensorRT's own class alone; it takes a tuple too
         shape: Any = (count, self.info.contract.height, self.info.contract.width, 3)
         if self.info.batch_max > 1 and not self._context.set_input_shape("image", shape):
