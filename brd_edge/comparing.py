@@ -209,11 +209,14 @@ def _timing(directory: Path, before: RunRecord, after: RunRecord) -> _Timing:
     threads = _threads(after)
     told = f"timed now, in turns A B B A, on {what}, {threads or 'as many as the runtime takes'} threads"
     if _threads(before) != threads:
-        told += f" (A's recipe has {_threads(before)})"
+        told += f" (A was measured with {_threads(before) or 'as many as the runtime takes'})"
     return _Timing(frames, told, threads)
 
 
 def _threads(run: RunRecord) -> int | None:
+    """Return the threads that a run was measured with; of files that do not say so, those of its recipe."""
+    if "threads" in run.benchmark.model_fields_set:
+        return run.benchmark.threads
     section = run.recipe.get("benchmark")
     threads = section.get("threads") if isinstance(section, dict) else None
     return threads if isinstance(threads, int) else None

@@ -152,7 +152,9 @@ def _command(options: argparse.Namespace, given: Sequence[str]) -> str:
     for override in options.set:
         apply_override(content, override)
     names = used_variables(content, os.environ)
-    return " ".join([*(f"{name}=…" for name in names), shlex.join(["python", "-m", "brd_edge.pipeline", *given])])
+    command = " ".join([*(f"{name}=…" for name in names), shlex.join(["python", "-m", "brd_edge.pipeline", *given])])
+    # a file's name may be no UTF-8, what it is written into has to be
+    return command.encode("utf-8", "backslashreplace").decode()
 
 
 def _run(run: Run, recipe: Recipe, stages: Sequence[str], stop: Stop, options: argparse.Namespace, command: str) -> int:

@@ -104,9 +104,10 @@ def benchmark_tags(benchmark: Mapping[str, Any]) -> dict[str, str]:
     """Return the verdicts of `benchmark.json`: `zero_cost`, `gates`, and every engine's status with its reason."""
     held = judge_proof(benchmark.get("zero_cost")).held
     broken = any(engine.get("gates_broken") for engine in benchmark["engines"])
+    judged = any(engine["status"] in ("measured", "built") for engine in benchmark["engines"])
     tags = {
         "zero_cost": "undecided" if held is None else "held" if held else "not held",
-        "gates": "not held" if broken else "held",
+        "gates": "not held" if broken else "held" if judged else "not measured",
     }
     for engine in benchmark["engines"]:
         tags[f"engine.{engine['name']}.status"] = engine["status"]

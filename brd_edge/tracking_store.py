@@ -165,7 +165,8 @@ def _artifact_location(uri: str, directory: Path) -> str | None:
     """Return where files go without a server to decide it; MLflow would put them into the working directory."""
     if scheme(uri) not in DATABASES:
         return None
-    file = urlsplit(uri).path.removeprefix("/") if scheme(uri) == "sqlite" else ""
+    # as SQLAlchemy reads it, to whom # is a part of a name
+    file = uri.partition("///")[2].partition("?")[0] if scheme(uri) == "sqlite" else ""
     parent = Path(file).absolute().parent if file else directory.parent
     return (parent / "mlartifacts").as_uri()
 

@@ -102,6 +102,40 @@ def test_recorded_in_other_circumstances_nothing_is_judged(
     assert compare(base, other, "--recorded", "--undecided", "fail") == 3
 
 
+@pytest.mark.parametrize(("measured", "recipes", "told"), [((1, 4), (1, 1), True), ((1, 1), (1, 4), False)])
+def test_threads_are_those_of_the_measurement(
+    measured: tuple[int, int],
+    recipes: tuple[int, int],
+    told: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The recipe may have been written anew since, by a later run of later stages."""
+    runs = [
+        write_run(
+            tmp_path / name,
+            samples=made_samples(slower=slower, seed=seed),
+            threads=recipe,
+            change=lambda b, threads=threads: b.update(threads=threads),  # type: ignore[misc]
+        )
+        for seed, (name, slower, threads, recipe) in enumerate(
+            zip(("a", "b"), (1.0, 1.3), measured, recipes, strict=True)
+        )
+    ]
+    assert compare(*runs, "--recorded") == (0 if told else 3)
+    assert ("threads 1 against 4" in capsys.readouterr().out) is told
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_recorded_times_too_few_for_an_interval_are_not_compared(
+    count: int, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_run(tmp_path / "other", samples=[13.0 + place / 10 for place in range(count)])
+    assert compare(base, other, "--recorded") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"too few times to tell how sure their median is (B recorded {count})" in text
+
+
 def test_a_larger_engine_is_found_slower(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     larger = write_run(tmp_path / "larger")
     add_engine(larger, channels=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import shutil
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+from brd_edge import execution
 from brd_edge.comparing import compare
 from brd_edge.data.index import load_dataset
 from brd_edge.distill.checkpoint import load_tensors
@@ -526,6 +528,17 @@ def test_the_command_names_the_variables_that_it_needs_and_not_what_they_hold(
     log = (tmp_path / "run.log").read_text(encoding="utf-8")
     assert f"SCENES_NAME=… python -m brd_edge.pipeline {QUICKSTART} " in log
     assert "SCENES_NAME=private" not in log
+
+
+def test_the_command_can_be_written_whatever_the_recipes_file_is_called(tmp_path: Path) -> None:
+    recipe = tmp_path / os.fsdecode(b"rec\xe9.yaml")
+    shutil.copy(QUICKSTART, recipe)
+    given = [str(recipe), "--until", "prepare", "--run-dir", str(tmp_path / "run")]
+
+    command = execution._command(execution._parser().parse_args(given), given)
+
+    assert command.encode("utf-8").decode() == command
+    assert "rec\\udce9.yaml" in command
 
 
 def _training(stage: str, run: Path) -> list[str]:

@@ -23,7 +23,7 @@ from brd_edge.recipe import Recipe, load_recipe
 from brd_edge.run import Run
 from brd_edge.runtime.errors import GateError, InterruptedRunError, RecipeError
 from brd_edge.tracking import Tracker, missing_for_tracking, tracked
-from brd_edge.tracking_content import curve_points, flat_parameters, training_mark
+from brd_edge.tracking_content import benchmark_tags, curve_points, flat_parameters, training_mark
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "pipelines" / "quickstart.yaml"
@@ -198,6 +198,8 @@ def test_everything_is_there_and_equal(made: _Made) -> None:
     assert found.data.metrics["benchmark/teacher/miou"] == 0.5
     tags = found.data.tags
     assert (tags["zero_cost"], tags["gates"]) == ("held", "held")
+    failed = [{**engine, "status": "failed"} for engine in _benchmark()["engines"]]
+    assert benchmark_tags({**_benchmark(), "engines": failed})["gates"] == "not measured"
     assert tags["engine.tensorrt-fp32-rtx.status"] == "built"
     assert (tags["environment.cpu"], tags["environment.packages.torch"]) == ("a processor", "2")
     assert "environment.gpu" not in tags
@@ -486,3 +488,11 @@ def test_a_line_that_is_being_written_is_left_for_later() -> None:
     assert curve_points("teacher", records) == [("teacher/lr", 10, 0.5), ("teacher/loss/ce", 10, 1.5)]
     assert training_mark(records) == training_mark(records[:45])
     assert training_mark(records[:20]) is None
+
+
+def test_a_hash_in_a_path_is_a_part_of_its_name() -> None:
+    from brd_edge.tracking_store import _artifact_location
+
+    expected = Path("/data/exp#1/mlartifacts").as_uri()
+    assert _artifact_location("sqlite:////data/exp#1/mlflow.db", Path("/data/exp#1/run")) == expected
+    assert _artifact_location("sqlite:////data/exp#1/mlflow.db?timeout=3", Path("/other/run")) == expected

@@ -42,13 +42,17 @@ def present_limits(limits: Limits) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What was measured for a gate: the value, the upper end of its interval if it has one, and how to write it."""
+    """What was measured for a gate: the value, the upper end of its interval if it has one, and how to write it.
+
+    With a `doubt`, the sentence that says why nothing can be concluded from it.
+    """
 
     gate: str
     limit: float | None
     value: float | None
     high: float | None
     text: str
+    doubt: str = ""
 
 
 def broken_gates(limits: Limits, *, engine: Mapping[str, Any], cost: Mapping[str, Any] | None = None) -> list[str]:
@@ -102,6 +106,8 @@ def _judge(item: _Measured, uncertain: str) -> str | None:
         return None
     if item.value is None:
         return f"{item.gate}: could not be measured, the limit is {item.limit:g}"
+    if item.doubt:
+        return None if uncertain == "held" else f"{item.gate}: {item.doubt}, the limit is {item.limit:g}"
     judged = judge_limit(item.value, item.high, item.limit, uncertain=uncertain)
     if judged == "held":
         return None
@@ -133,7 +139,10 @@ def _added(limits: Limits, cost: Mapping[str, Any] | None) -> _Measured:
     ratio = None if latency is None else latency["comparison"]["ratio"]
     value, high = (None, None) if ratio is None else (100 * (ratio["value"] - 1), 100 * (ratio["high"] - 1))
     text = "{:.2f} % slower than the undistilled engine"
-    return _Measured("added_cost_max_percent", limits.added_cost_max_percent, value, high, text)
+    control = ((latency or {}).get("control") or {}).get("verdict")
+    doubt = f"the undistilled engine was {control} than itself, so nothing can be concluded"
+    doubt = doubt if control in ("faster", "slower") else ""
+    return _Measured("added_cost_max_percent", limits.added_cost_max_percent, value, high, text, doubt)
 
 
 _UNITS = {
@@ -169,7 +178,7 @@ def gate_excess(limits: Limits, *, engine: Mapping[str, Any], cost: Mapping[str,
         measured.append(_Measured("size_bytes_max", limits.size_bytes_max / 1e6, size, size, ""))
     found = {}
     for item in measured:
-        if item.limit is None or item.value is None:
+        if item.limit is None or item.value is None or item.doubt:
             continue
         for mark, value in (("", item.value), ("≤", item.high)):
             if value is not None and value > item.limit:

@@ -142,7 +142,7 @@ def latency_of(
     if not samples_ms:
         raise EngineError("latency: expected at least 1 sample, got none")
     p50, p90, p95, p99 = percentile_intervals(samples_ms, _PERCENTS)
-    drift = drift_ratio(samples_ms)
+    drift = drift_ratio(samples_ms, frames)
     found = list(warnings)
     if not warm:
         found.append("the calls still became faster or slower when the time for warming up was over")

@@ -284,8 +284,14 @@ def _normal_quantile(probability: float) -> float:
 
 
 def _student_quantile(normal: float, freedom: int) -> float:
-    """Return Student's quantile from the normal one (Abramowitz and Stegun, 26.7.5, four terms)."""
+    """Return Student's quantile from the normal one: of one and two degrees of freedom exactly, of more as a series.
+
+    The series is Abramowitz and Stegun's, 26.7.5, four terms: too short for so few.
+    """
     z, v = normal, freedom
+    if v <= 2:
+        p = NormalDist().cdf(z)
+        return math.tan(math.pi * (p - 0.5)) if v == 1 else (2 * p - 1) / math.sqrt(2 * p * (1 - p))
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
@@ -295,12 +301,16 @@ def _student_quantile(normal: float, freedom: int) -> float:
     return float(z + sum(term / v**power for power, term in enumerate(terms, 1)))
 
 
-def drift_ratio(samples: Sequence[float] | FloatArray) -> float:
+def drift_ratio(samples: Sequence[float] | FloatArray, frames: int = 1) -> float:
     """Return the median of the last third of a series over that of its first third; 1 without drift.
 
-    Fewer than 9 samples say nothing: 1.
+    Both have every frame equally often, since frames may take unlike times. Fewer than 9 samples say nothing: 1.
+
+    Args:
+        samples: In the order taken.
+        frames: Number of frames that took turns, at least 1.
     """
-    third = len(samples) // 3
+    third = len(samples) // 3 // frames * frames
     if third < 3:
         return 1.0
     values = np.asarray(samples, np.float64)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from brd_edge.evaluate.gates import Limits, broken_gates, present_limits
+from brd_edge.evaluate.gates import Limits, broken_gates, gate_excess, present_limits
 
 
 def make_engine(**changes: Any) -> dict[str, Any]:
@@ -52,6 +52,21 @@ def test_a_limit_within_the_interval_is_not_held_unless_wanted() -> None:
         "the limit is 1",
     ]
     assert broken_gates(Limits(**limits, uncertain="held"), engine=make_engine(), cost=make_cost(1.005, 1.02)) == []
+
+
+@pytest.mark.parametrize("ratio", [0.99, 1.03])
+def test_a_session_whose_control_differs_from_itself_says_nothing_of_added_cost(ratio: float) -> None:
+    limits = {"added_cost_max_percent": 2.0}
+    cost = make_cost(ratio, ratio + 0.005)
+    cost["latency"]["control"] = {"verdict": "slower"}
+    assert broken_gates(Limits(**limits), engine=make_engine(), cost=cost) == [
+        "added_cost_max_percent: the undistilled engine was slower than itself, so nothing can be concluded, "
+        "the limit is 2"
+    ]
+    assert broken_gates(Limits(**limits, uncertain="held"), engine=make_engine(), cost=cost) == []
+    assert gate_excess(Limits(**limits), engine=make_engine(), cost=cost) == {}
+    cost["latency"]["control"] = {"verdict": "equivalent"}
+    assert len(broken_gates(Limits(**limits), engine=make_engine(), cost=cost)) == (ratio > 1)
 
 
 def test_only_limits_that_there_are_are_written_down() -> None:

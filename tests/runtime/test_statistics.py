@@ -155,6 +155,15 @@ def test_drift_is_last_third_over_first() -> None:
     assert drift_ratio([1.0, 5.0]) == 1.0
 
 
+@pytest.mark.parametrize("count", [63, 100, 303, 1000])
+def test_frames_that_take_turns_are_no_drift(count: int) -> None:
+    steady = np.resize([12.0] * 4 + [10.0] * 4, count)
+    assert drift_ratio(steady, 8) == 1.0
+    # a machine that becomes slower by a seventh on the way
+    assert drift_ratio(steady * np.linspace(1, 1.15, count), 8) == pytest.approx(1.1, abs=0.015)
+    assert drift_ratio(steady[:20], 8) == 1.0
+
+
 def test_the_ratio_of_two_medians_is_that_of_scipy() -> None:
     a, b = make_series(1, 400), 1.1 * make_series(2, 300)
 
@@ -208,7 +217,7 @@ def test_verdicts_on_ratios(ends: tuple[float, float], inner: tuple[float, float
     assert judge_ratio(Interval(1.0, *ends), Interval(1.0, *inner, 0.9), margin=0.03) == verdict
 
 
-@pytest.mark.parametrize("count", [4, 24, 200])
+@pytest.mark.parametrize("count", [2, 3, 4, 24, 200])
 @pytest.mark.parametrize("confidence", [0.90, 0.95])
 def test_widening_is_students_against_the_normal_distribution(count: int, confidence: float) -> None:
     level = 0.5 + confidence / 2

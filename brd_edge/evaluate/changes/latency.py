@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from brd_edge.evaluate.benchmark.entries import EngineEntry
 from brd_edge.runtime.compare import Open, compare_latency, frames_by_turn
 from brd_edge.runtime.engine import open_engine
+from brd_edge.runtime.percentiles import percentile_intervals
 from brd_edge.runtime.statistics import Interval, Verdict, judge_ratio, ratio_of_medians
 
 __all__ = ["SESSION_ALLOWANCE", "LatencyChange", "recorded_change", "timed_change"]
@@ -111,6 +112,11 @@ def recorded_change(before: EngineEntry, after: EngineEntry, *, margin: float, m
     if not before.samples_ms or not after.samples_ms:
         missing = "neither" if not before.samples_ms and not after.samples_ms else "only one"
         return LatencyChange(None, reason=f"{missing} of the runs recorded it")
+    samples = {"A": before.samples_ms, "B": after.samples_ms}
+    few = [side for side, times in samples.items() if not percentile_intervals(times, (50,))[0].finite]
+    if few:
+        counts = " and ".join(f"{side} recorded {len(samples[side])}" for side in few)
+        return LatencyChange(None, reason=f"too few times to tell how sure their median is ({counts})")
     ratio, equivalence = map(_with_allowance, ratio_of_medians(before.samples_ms, after.samples_ms))
     warnings = [
         f"{side}: {text}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from brd_edge.evaluate.formats import MISSING, percent, points
+from brd_edge.evaluate.formats import MISSING, agreement_percent, percent, points
 
 __all__ = ["ACCURACY_HEADERS", "accuracy_rows", "change_text", "interval_text"]
 
@@ -53,7 +53,8 @@ def accuracy_rows(
 
 def _cell(entry: Mapping[str, Any], key: str) -> tuple[str, str, str]:
     digits = _DIGITS.get(key, 1)
-    value = percent(entry.get(key), digits=digits)
+    write = agreement_percent if key == "argmax_agreement" else percent
+    value = write(entry.get(key))
     if value == MISSING:
         return value, "", ""
     return value, interval_text(entry, key, digits=digits), change_text((entry.get("lost") or {}).get(key))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from brd_edge.evaluate.formats import (
+    agreement_percent,
     duration,
     engine_labels,
     latency_digits,
@@ -78,7 +79,13 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters.update(
-        duration=duration, mb=megabytes, ms=milliseconds, percent=percent, points=points, quantity=quantity
+        duration=duration,
+        mb=megabytes,
+        ms=milliseconds,
+        percent=percent,
+        points=points,
+        agreement=agreement_percent,
+        quantity=quantity,
     )
     script = (resources.files("brd_edge.evaluate.report") / "sort.js").read_text(encoding="utf-8").strip()
     # the page's policy lets this one script run, and no other
