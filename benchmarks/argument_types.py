@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from brd_edge.runtime.argument_types import count
+
 __all__ = ["count", "override", "rounds", "share", "size"]
 
 
@@ -14,13 +16,6 @@ def size(text: str) -> tuple[int, int]:
     if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
         raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 512x1024, came {text!r}")
     return int(height), int(width)
-
-
-def count(text: str) -> int:
-    """Return a whole number from 1."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, came {text!r}")
-    return int(text)
 
 
 def override(key: str, value: str) -> str:

@@ -52,6 +52,8 @@ from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.engine import CoarseLogits, open_engine
 from brd_edge.runtime.errors import BrdEdgeError, DataError, EngineError
 from brd_edge.runtime.metrics import SegmentationMetrics
+from brd_edge.runtime.runners.checks import import_runtime
+from brd_edge.runtime.runners.onnxruntime import INSTALL
 from brd_edge.runtime.runners.openvino import NO_CACHE
 from brd_edge.runtime.statistics import bootstrap_percentiles
 from brd_edge.runtime.targets import TARGETS
@@ -103,8 +105,8 @@ def export_student(run: Path, size: tuple[int, int], directory: Path, threads: i
 def baseline(student: Student, directory: Path) -> Predictor:
     """Return what people write: normalisation and argmax in numpy around a float graph in ONNX Runtime."""
     import onnx
-    import onnxruntime
 
+    onnxruntime = import_runtime("onnxruntime", INSTALL)
     model = read_graph(student.graph)
     parts = parts_of(model, student.graph)
     contract, classes = student.contract, len(student.dataset.classes)

@@ -230,19 +230,21 @@ def _run_stages(
             _say(f"{position}: unchanged")
             continue
         _say(f"{position}: {stage.plan(recipe)} ({reason})")
+        context = Context(recipe, run, inputs, stop, _say, command, wanted.fingerprint)
+        stage.accepts(context)
         if forced:
             # what an interrupted training left is not wanted, nor labels as they were converted before
             run.path(*_KEPT_WORK.get(name, (name, "checkpoint.safetensors"))).unlink(missing_ok=True)
-        context = Context(recipe, run, inputs, stop, _say, command, wanted.fingerprint)
-        stage.accepts(context)
-        _describe_run(run, recipe)
         if name != "prepare":
+            _describe_run(run, recipe)
             _withdraw(run, name)
         with tracking.stage(name):
             artifacts[name] = _run_stage(stage, context, wanted)
-        if name == "prepare" and not _measured_with(run, artifacts[name]):
+        if name == "prepare":
             # only now: data that cannot be used, or that turn out to be the same, make no result untrue
-            _withdraw(run, name)
+            _describe_run(run, recipe)
+            if not _measured_with(run, artifacts[name]):
+                _withdraw(run, name)
     return artifacts
 
 

@@ -81,7 +81,9 @@ def plan(run: Run, recipe: Recipe, stages: Sequence[str], *, first: str | None, 
 
 def missing_for(recipe: Recipe, stages: Sequence[str]) -> list[str]:
     """Return what the stages cannot do without and do not find."""
-    return [problem for name in stages for problem in STAGES[name].missing(recipe)] + missing_for_tracking(recipe)
+    found = [problem for name in stages for problem in STAGES[name].missing(recipe)] + missing_for_tracking(recipe)
+    # two stages may lack the same
+    return list(dict.fromkeys(found))
 
 
 def format_plan(steps: Sequence[Step], recipe: Recipe, stages: Sequence[str]) -> str:
@@ -93,8 +95,22 @@ def format_plan(steps: Sequence[Step], recipe: Recipe, stages: Sequence[str]) ->
         rows, headers=["stage", "action", "would", "why"], tablefmt="simple", maxcolwidths=[None, None, 60, 40]
     )
     missing = [f"missing: {problem}" for problem in missing_for(recipe, stages)]
+    missing += [f"refused: {problem}" for problem in _model_problems(steps, recipe)]
     notes = [f"note: {note}" for name in stages for note in STAGES[name].notes(recipe)]
     return "\n".join([table, *missing, *notes] if missing or notes else [table, "nothing is missing"])
+
+
+def _model_problems(steps: Sequence[Step], recipe: Recipe) -> list[str]:
+    """Return why what would be trained cannot be; a second or two are little against finding out after the data."""
+    if not any(step.action == "run" and step.stage.name in ("teacher", "distill") for step in steps):
+        return []
+    try:
+        from brd_edge.stages.model_checks import model_problems
+
+        return model_problems(recipe)
+    except ImportError:
+        # a plan can be made where nothing can be trained
+        return []
 
 
 def _step(

@@ -27,6 +27,7 @@ from brd_edge.data.index import load_dataset
 from brd_edge.distill.checkpoint import load_tensors
 from brd_edge.evaluate.benchmark.file import read_benchmark
 from brd_edge.evaluate.benchmark.images import read_image_counts
+from brd_edge.models.segmentation import ModelSpec, build_model, save_model
 from brd_edge.pipeline import main
 from brd_edge.recipe import load_recipe
 from brd_edge.run import Run, changed_inputs
@@ -360,6 +361,97 @@ def test_the_last_stages_sign_and_ship(
     assert main(_arguments(run, "--plan", settings=[*device, f"bundle.key={signing}"])) == 0
     plan = capsys.readouterr().out
     assert re.search(r"^bundle +run .*signing key", plan, re.MULTILINE | re.DOTALL)
+    # who shows the report elsewhere may have moved it
+    (run / "report.html").unlink()
+    assert main(_arguments(run, "--from", "ship", settings=settings)) in (0, 3)
+    assert "report.html is missing, so the devices' figures stand in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["distill.train.crop=[50, 50]"], r"student on train\.crop: .* divisible by"),
+        (["distill.train.batch_size=64"], "student: a batch_size of 64 is more than the 8 train images"),
+        (["teacher.train.batch_size=64"], "teacher: a batch_size of 64 is more than the 8 train images"),
+    ],
+    ids=["crop", "student's batch", "teacher's batch"],
+)
+def test_settings_that_cannot_be_trained_cost_no_result(
+    finished: Path, tmp_path: Path, settings: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+
+    assert main(_arguments(run, settings=settings)) == 1
+
+    assert re.search(message, capsys.readouterr().err)
+    assert main(_arguments(run)) in (0, 3)
+    assert capsys.readouterr().err.count(": unchanged") == len(STAGES)
+
+
+def test_a_teacher_that_does_not_fit_costs_no_result(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its classes are others: the teacher's stage refuses it, and a training that was interrupted stays as well."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    (run / "teacher" / "checkpoint.safetensors").write_bytes(b"unfinished")
+    spec = ModelSpec("FPN", "tu-mobilenetv3_small_050", 2, {})
+    save_model(build_model(spec, encoder_weights=None, seed=0), spec, other)
+    given = ["teacher.train=null", f"teacher.checkpoint={other}", "teacher.scale=1"]
+    settings = [setting for setting in TINY if not setting.startswith("teacher.")]
+    arguments = [part for setting in (*settings, *given) for part in ("--set", setting)]
+
+    assert main([QUICKSTART, "--run-dir", str(run), *arguments]) == 1
+
+    assert "the teacher has 2 classes" in capsys.readouterr().err
+    assert (run / "benchmark.json").is_file()
+    spec = ModelSpec("FPN", "tu-mobilenetv3_small_050", 9, {})
+    save_model(build_model(spec, encoder_weights=None, seed=0), spec, other)
+    assert main([QUICKSTART, "--run-dir", str(run), "--until", "teacher", *arguments]) == 0
+    assert (run / "teacher" / "other-settings.checkpoint.safetensors").read_bytes() == b"unfinished"
+    # a file of a known name further down hides no change of the one that is read
+    subprocess.run(["cp", "-r", str(other), str(tmp_path / "old")], check=True)
+    (tmp_path / "old").rename(other / "old")
+    recipe = load_recipe(Path(QUICKSTART), overrides=given)
+    before = STAGES["teacher"].files(recipe)
+    save_model(build_model(spec, encoder_weights=None, seed=1), spec, other)
+    assert changed_inputs(before, STAGES["teacher"].files(recipe)) == [
+        "teacher brd_edge.json",
+        "teacher model.safetensors",
+    ]
+
+
+def test_a_plan_tells_what_would_be_refused_before_the_data_are_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["data.size=[63, 95]", "student.options={decoder_chanels: 64}", "device=cpu"]
+
+    assert main(_arguments(tmp_path / "run", "--plan", settings=settings)) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    refused = [line for line in lines if line.startswith("refused: ")]
+    assert len(refused) == 2
+    assert "teacher on data.size times 2: DeepLabV3Plus needs a height and width divisible by 16" in refused[0]
+    assert refused[1].startswith("refused: student: ")
+    assert "decoder_chanels" in refused[1]
+    assert main(_arguments(tmp_path / "run", "--plan")) == 0
+    assert "refused" not in capsys.readouterr().out
+
+
+def test_data_that_are_refused_cost_no_recipe(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
+    before = (run / "recipe.yaml").read_bytes()
+    settings = ["data.layout=folder", f"data.root={tmp_path / 'data'}"]
+    for kind in ("images", "labels"):
+        for split in ("train", "val"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+    (tmp_path / "data" / "classes.yaml").write_text("names: [road, car]", encoding="utf-8")
+
+    assert main(_arguments(run, "--until", "prepare", settings=settings)) == 1
+
+    assert (run / "recipe.yaml").read_bytes() == before
 
 
 def test_a_broken_gate_is_exit_code_3_and_is_not_bundled(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -682,12 +774,12 @@ def test_encoders_that_there_are_not_are_refused_before_anything_is_done(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_plan_does_not_load_torch(tmp_path: Path) -> None:
+def test_a_plan_that_trains_nothing_does_not_load_torch(finished: Path) -> None:
     code = (
         "import sys; from brd_edge.pipeline import main; assert main(sys.argv[1:]) == 0; "
         "print('loaded:', sorted({'torch', 'timm'} & set(sys.modules)))"
     )
-    arguments = _arguments(tmp_path, "--plan")
+    arguments = _arguments(finished, "--plan", settings=["export.opset=21"])
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert "loaded: []" in done.stdout
 

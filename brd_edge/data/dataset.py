@@ -31,6 +31,7 @@ __all__ = [
     "read_frame",
     "read_input",
     "read_label",
+    "require_hold_out",
 ]
 
 IGNORE_ID = 255
@@ -152,15 +153,24 @@ def hold_out_split(dataset: Dataset, pattern: str) -> Dataset:
     Raises:
         DataError: No train sample matches, or all do.
     """
+    require_hold_out([sample.id for sample in dataset.train], pattern)
     held = tuple(sample for sample in dataset.train if fnmatchcase(sample.id, pattern))
     kept = tuple(sample for sample in dataset.train if not fnmatchcase(sample.id, pattern))
-    if not held or not kept:
-        few = ", ".join(sample.id for sample in dataset.train[:3])
-        raise DataError(
-            f"data.hold_out: {pattern!r} matches {len(held)} of {len(dataset.train)} train images; "
-            f"expected some but not all. Ids look like {few}"
-        )
     return replace(dataset, train=kept, val=held)
+
+
+def require_hold_out(ids: Sequence[str], pattern: str) -> None:
+    """Refuse a pattern that holds out none or all of the train images.
+
+    Raises:
+        DataError: With some of the ids.
+    """
+    held = sum(fnmatchcase(name, pattern) for name in ids)
+    if not 0 < held < len(ids):
+        raise DataError(
+            f"data.hold_out: {pattern!r} matches {held} of {len(ids)} train images; "
+            f"expected some but not all. Ids look like {', '.join(ids[:3])}"
+        )
 
 
 def read_frame(sample: Sample, contract: InputContract) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from brd_edge.data._convert import Job, convert, write_file
 from brd_edge.data._images import encode_png
 from brd_edge.data._journal import Converted, open_journal, read_journal
 from brd_edge.data._workers import closing_pool, drain, open_processes, run_jobs
-from brd_edge.data.dataset import Dataset, Sample, find_class_pixels, hold_out_split
+from brd_edge.data.dataset import Dataset, Sample, find_class_pixels, hold_out_split, require_hold_out
 from brd_edge.data.findings import SKIPPED_NAME, Findings, describe_problems, find_repeated, save_skipped
 from brd_edge.data.index import INDEX_NAME, save_index
 from brd_edge.data.layouts.base import Content, Layout, Source, find_base, find_layout_problem
@@ -78,6 +78,10 @@ def prepare(
     content = _scan(layout, root, out)
     if hold_out is not None:
         content = content.without_val()
+        # before the index of an earlier preparation makes way; what is left out later may change the answer
+        ids = [source.id for source in content.splits["train"]]
+        if ids:
+            require_hold_out(ids, hold_out)
     try:
         # without an index nobody takes a half-finished directory for a prepared one
         out.mkdir(parents=True, exist_ok=True)
@@ -144,7 +148,8 @@ def prepare_scenes(
             f"scenes: expected seed >= 0 and 1 to {limit} scenes a split, got seed={seed}, train={train}, val={val}"
         )
     out = out.absolute()
-    (out / INDEX_NAME).unlink(missing_ok=True)
+    for name in (INDEX_NAME, SKIPPED_NAME):
+        (out / name).unlink(missing_ok=True)
     first = seed * _SCENES_PER_SEED
     seeds = {"train": range(first, first + train), "val": range(first + limit, first + limit + val)}
     jobs = [

@@ -41,10 +41,11 @@ def list_layers(directory: Path, *, threads: int | None = None) -> list[str] | N
 
 def _list_onnxruntime(directory: Path, info: EngineInfo, threads: int | None) -> list[str]:
     import onnx
-    import onnxruntime
 
-    from brd_edge.runtime.runners.onnxruntime import provider_of
+    from brd_edge.runtime.runners.checks import import_runtime
+    from brd_edge.runtime.runners.onnxruntime import INSTALL, provider_of
 
+    onnxruntime = import_runtime("onnxruntime", INSTALL)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0

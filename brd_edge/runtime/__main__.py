@@ -9,7 +9,7 @@ from pathlib import Path
 
 from brd_edge import __version__
 from brd_edge.runtime import commands
-from brd_edge.runtime.engine import THREADS_MAX
+from brd_edge.runtime.argument_types import count, positive, threads
 from brd_edge.runtime.errors import tell_error
 
 __all__ = ["main"]
@@ -59,18 +59,18 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("bench", commands.bench, "Time every engine that fits this machine.")
     takes_bundle(sub)
     sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="write everything, with all samples, as JSON")
-    sub.add_argument("--samples-min", type=_count, default=50, metavar="N", help="fewest samples (50)")
-    sub.add_argument("--samples-max", type=_count, default=10_000, metavar="N", help="most samples (10000)")
-    sub.add_argument("--budget-s", type=_positive, default=10.0, metavar="S", help="seconds per engine and figure (10)")
-    sub.add_argument("--streams", type=_threads, default=0, metavar="N", help="throughput of N streams at once too")
+    sub.add_argument("--samples-min", type=count, default=50, metavar="N", help="fewest samples (50)")
+    sub.add_argument("--samples-max", type=count, default=10_000, metavar="N", help="most samples (10000)")
+    sub.add_argument("--budget-s", type=positive, default=10.0, metavar="S", help="seconds per engine and figure (10)")
+    sub.add_argument("--streams", type=threads, default=0, metavar="N", help="throughput of N streams at once too")
     _takes_threads(sub)
     sub = command("infer", commands.infer_source, "Segment an image, a folder, a video or a camera.")
     takes_bundle(sub)
     sub.add_argument("source", metavar="SOURCE", help="image, folder, video file, or camera[:N]")
     sub.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for what was found")
     sub.add_argument("--engine", metavar="NAME", help="which engine; the one that serves, or the fastest that fits")
-    sub.add_argument("--rate", type=_positive, metavar="HZ", help="steady rate of a video; what is late is dropped")
-    sub.add_argument("--frames", type=_count, metavar="N", help="stop a video or camera after N frames")
+    sub.add_argument("--rate", type=positive, metavar="HZ", help="steady rate of a video; what is late is dropped")
+    sub.add_argument("--frames", type=count, metavar="N", help="stop a video or camera after N frames")
     _takes_threads(sub)
     sub = command("unpack", commands.unpack, "Verify an archive and unpack it.")
     takes_bundle(sub)
@@ -88,31 +88,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _takes_threads(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--threads", type=_threads, metavar="N", help="threads of the runtime (its own choice; recipes set theirs)"
+        "--threads", type=threads, metavar="N", help="threads of the runtime (its own choice; recipes set theirs)"
     )
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
-
-
-def _threads(text: str) -> int:
-    count = _count(text)
-    if count > THREADS_MAX:
-        raise argparse.ArgumentTypeError(f"expected at most {THREADS_MAX}, got {text}")
-    return count
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from brd_edge.runtime.argument_types import positive
 from brd_edge.runtime.errors import DeliveryError, InterruptedRunError, RecipeError, tell_error
 from brd_edge.runtime.files import write_json_atomic
 from brd_edge.ship.delivery import Delivered, Options, ask_device, roll_back
@@ -156,7 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--known-hosts", type=Path, metavar="FILE", help="host keys (the usual file)")
     parser.add_argument(
-        "--latency-ms-p95-max", type=float, metavar="MS", help="limit on the device, in place of the bundle's gate"
+        "--latency-ms-p95-max",
+        type=positive,
+        metavar="MS",
+        help="limit on the device, in place of the bundle's gate",
     )
     parser.add_argument("--keep", type=int, default=3, metavar="N", help="releases that stay on the device (3)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="where to write JSON (ship.json in the run)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,10 +84,11 @@ def read_fleet(path: Path) -> Fleet:
         values = _FleetFile.model_validate(content)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML ({error})") from error
     except ValidationError as error:
         raise RecipeError("\n".join([f"{path}: {_EXPECTED}", *_problems(error)])) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # YAML's dates may be none, and its lists too deep
+        raise RecipeError(f"{path}: not YAML ({error})") from error
     devices = tuple(_device(entry) for entry in values.devices)
     addresses = [device.address for device in devices]
     twice = sorted({address for address in addresses if addresses.count(address) > 1})
@@ -123,7 +125,10 @@ def _device(entry: str | _DeviceEntry) -> Device:
 
 def loopback_root(address: str) -> dict[str, str]:
     """Return the root that a loopback address names, as a setting of `Device`."""
-    return {"root": address.removeprefix(LOOPBACK)} if address.startswith(LOOPBACK) else {}
+    if not address.startswith(LOOPBACK):
+        return {}
+    # no shell does it within this word; unlike Path, this leaves the home of an unknown account as it stands
+    return {"root": os.path.expanduser(address.removeprefix(LOOPBACK))}  # noqa: PTH111
 
 
 def wave_sizes(waves: Sequence[int | str], count: int) -> list[int]:
@@ -144,7 +149,7 @@ def wave_sizes(waves: Sequence[int | str], count: int) -> list[int]:
     for wave in waves:
         text = str(wave)
         share = text.removesuffix("%")
-        if not share.isdigit() or int(share) == 0 or (text.endswith("%") and int(share) > 100):
+        if not (share.isascii() and share.isdecimal()) or int(share) == 0 or (text.endswith("%") and int(share) > 100):
             raise RecipeError(f"waves: expected numbers such as 1 or shares such as 25%, got {wave!r}")
         ends.append(min(count, math.ceil(count * int(share) / 100) if text.endswith("%") else int(share)))
     ends = sorted({*ends, count})

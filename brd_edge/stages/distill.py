@@ -15,7 +15,7 @@ from brd_edge.stages.context import (
     missing_gpu,
     training_device,
 )
-from brd_edge.stages.model_checks import check_training
+from brd_edge.stages.model_checks import check_models
 from brd_edge.stages.training import (
     TRAINING_CODE,
     distill_settings,
@@ -61,6 +61,14 @@ def _plan(recipe: Recipe) -> str:
     return f"train {student.arch} / {student.encoder} for {distill.train.epochs} epochs {how}"
 
 
+def _accepts(context: Context) -> None:
+    """Refuse now, before results of an earlier run make way, what cannot be trained."""
+    from brd_edge.models.segmentation import load_model
+
+    teacher, _ = load_model(context.run.path("teacher", "model"))
+    check_models(context.recipe, load_run_dataset(context), given=teacher)
+
+
 def _work(context: Context) -> Outcome:
     from brd_edge.distill.jitter import jitter_colours
     from brd_edge.distill.objective import distillation
@@ -73,8 +81,6 @@ def _work(context: Context) -> Outcome:
     student = build_model(spec, encoder_weights=encoder_weights(recipe.student), seed=recipe.seed)
     teacher, _ = load_model(context.run.path("teacher", "model"))
     contract = input_contract(recipe)
-    # the teacher's stage, which checks it, too, is not done again where only this section changed
-    check_training("student", student, recipe.distill.train, contract)
     teacher.to(device=device)
     weights = training_class_weights(dataset, recipe.distill.train.class_weights, device)
     loss = supervised_loss(recipe.distill.train, weights)
@@ -117,4 +123,5 @@ STAGE = Stage(
     files=_files,
     missing=_missing,
     notes=_notes,
+    accepts=_accepts,
 )

@@ -23,11 +23,16 @@ from brd_edge.stages.training import (
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["check_models", "check_training", "require_takes"]
+__all__ = ["check_models", "model_problems", "require_takes"]
 
 
-def check_models(recipe: Recipe, dataset: Dataset) -> None:
+def check_models(recipe: Recipe, dataset: Dataset, *, given: nn.Module | None = None) -> None:
     """Build the models that are trained once, so that what cannot work is refused before hours of training.
+
+    Args:
+        recipe: The recipe.
+        dataset: The data set that `prepare` left.
+        given: The teacher, where it is trained already.
 
     Raises:
         ModelError: A model cannot be built, does not take the frames or crops, its first weights do not fit or cannot
@@ -36,8 +41,8 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
     from brd_edge.distill.objective import distillation
     from brd_edge.models.segmentation import build_model
 
-    teacher = None
-    if recipe.teacher.train is not None:
+    teacher = given
+    if teacher is None and recipe.teacher.train is not None:
         teacher = build_model(model_spec(recipe.teacher, dataset), encoder_weights=None, seed=recipe.seed)
         check_training("teacher", teacher, recipe.teacher.train, teacher_contract(recipe), scale=recipe.teacher.scale)
         _require_enough("teacher", recipe.teacher.train, dataset)
@@ -57,6 +62,26 @@ def check_models(recipe: Recipe, dataset: Dataset) -> None:
         teacher_scale=recipe.teacher.scale,
         size=training_size(recipe),
     )
+
+
+def model_problems(recipe: Recipe) -> list[str]:
+    """Return why models of a recipe cannot be trained, as far as that can be told without data: for a plan."""
+    from brd_edge.models.segmentation import ModelSpec, build_model
+
+    teacher, found = recipe.teacher, list[str]()
+    students = ("student", recipe.student, recipe.distill.train, input_contract(recipe), 1)
+    teachers = ("teacher", teacher, teacher.train, teacher_contract(recipe), teacher.scale)
+    for name, section, train, contract, scale in (teachers, students):
+        if train is None:
+            continue
+        try:
+            # how many classes the data have is not known yet, and matters to nothing here
+            spec = ModelSpec(section.arch, section.encoder, classes=2, options=dict(section.options))
+            model = build_model(spec, encoder_weights=None, seed=0)
+            check_training(name, model, train, contract, scale=scale)
+        except ModelError as error:
+            found.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
+    return found
 
 
 def check_training(

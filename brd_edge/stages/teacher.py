@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from brd_edge.recipe import Recipe
 from brd_edge.run import tree_files
@@ -32,10 +32,19 @@ from brd_edge.stages.training import (
     train_and_save,
     training_class_weights,
     training_settings,
+    validation_miou,
     weight_files,
 )
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from brd_edge.models.segmentation import ModelSpec
+
 __all__ = ["STAGE"]
+
+_POOR_MIOU = 0.25
+"""Below this a given teacher is more likely to be fed wrongly than to be worth its time."""
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -49,15 +58,18 @@ def _checkpoint(recipe: Recipe) -> Path | None:
 
 def _files(recipe: Recipe) -> dict[str, str]:
     checkpoint = _checkpoint(recipe)
-    given = tree_files(checkpoint) if checkpoint is not None and checkpoint.is_dir() else []
-    return {**weight_files(recipe.teacher), **{f"teacher {path.name}": sha256_file(path) for path in given}}
+    found = weight_files(recipe.teacher)
+    if checkpoint is not None and checkpoint.is_dir():
+        # by their places: files of one name may lie in directories below
+        found |= {f"teacher {path.relative_to(checkpoint)}": sha256_file(path) for path in tree_files(checkpoint)}
+    return found
 
 
 def _missing(recipe: Recipe) -> list[str]:
     checkpoint = _checkpoint(recipe)
     gpu = missing_gpu(recipe)
     if checkpoint is not None and not (checkpoint / "config.json").is_file():
-        return [*gpu, f"teacher.checkpoint: {checkpoint} has no config.json; expected a saved segmentation model"]
+        return [*gpu, f"teacher.checkpoint: {_no_model(checkpoint)}"]
     if checkpoint is not None:
         from brd_edge.models.storage import require_contract
 
@@ -66,6 +78,22 @@ def _missing(recipe: Recipe) -> list[str]:
         except BrdEdgeError as error:
             return [*gpu, f"teacher.checkpoint: {error}"]
     return [*gpu, *missing_weights("teacher", recipe.teacher)]
+
+
+def _no_model(checkpoint: Path) -> str:
+    """Say what is wrong with a path that is no saved model, and how one is made."""
+    wanted = (
+        "expected a directory with config.json and model.safetensors, which save_pretrained of "
+        "segmentation_models_pytorch writes"
+    )
+    if not checkpoint.exists():
+        return f"{checkpoint} does not exist; {wanted}"
+    if checkpoint.is_file():
+        return (
+            f"{checkpoint} is a file, weights without the model that they belong to; {wanted}: build the model, "
+            "load_state_dict these weights, then model.save_pretrained('teacher')"
+        )
+    return f"{checkpoint} has no config.json; {wanted}"
 
 
 def _notes(recipe: Recipe) -> list[str]:
@@ -83,10 +111,14 @@ def _plan(recipe: Recipe) -> str:
     return f"train {model} for {teacher.train.epochs} epochs"
 
 
+def _accepts(context: Context) -> None:
+    """Refuse now, before results of an earlier run make way, what cannot be trained."""
+    given = _given(context)[0] if context.recipe.teacher.train is None else None
+    check_models(context.recipe, load_run_dataset(context), given=given)
+
+
 def _work(context: Context) -> Outcome:
-    recipe = context.recipe
-    check_models(recipe, load_run_dataset(context))
-    return _load(context) if recipe.teacher.train is None else _train(context)
+    return _load(context) if context.recipe.teacher.train is None else _train(context)
 
 
 def _train(context: Context) -> Outcome:
@@ -112,8 +144,9 @@ def _train(context: Context) -> Outcome:
     )
 
 
-def _load(context: Context) -> Outcome:
-    from brd_edge.models.segmentation import load_model, require_contract, save_model
+def _given(context: Context) -> tuple[nn.Module, ModelSpec]:
+    """Return the teacher that the recipe names, once it is sure that it fits."""
+    from brd_edge.models.segmentation import load_model, require_contract
 
     checkpoint = _checkpoint(context.recipe)
     assert checkpoint is not None
@@ -126,14 +159,34 @@ def _load(context: Context) -> Outcome:
             f"{checkpoint}: the teacher has {spec.classes} classes, the data set has {len(dataset.classes)}; "
             "give a teacher that was trained on the same classes, or leave out teacher.checkpoint to train one"
         )
+    for name, values in model.state_dict().items():
+        if not values.isfinite().all():
+            raise ModelError(f"{checkpoint}: the weights {name} are not finite; export the teacher again")
+    require_takes(model, (contract.height, contract.width), f"{checkpoint} on data.size")
+    return model, spec
+
+
+def _load(context: Context) -> Outcome:
+    from brd_edge.distill.checkpoint import set_aside
+    from brd_edge.models.segmentation import save_model
+
+    model, spec = _given(context)
+    checkpoint, contract = _checkpoint(context.recipe), teacher_contract(context.recipe)
     if (spec.arch, spec.encoder) != (context.recipe.teacher.arch, context.recipe.teacher.encoder):
         context.say(f"note: {checkpoint} holds {spec.arch} / {spec.encoder}, which is used, not the recipe's model")
-    require_takes(model, (contract.height, contract.width), f"{checkpoint} on data.size")
     directory = context.run.path("teacher", "model")
+    # this teacher comes from no training here: curves go, and one that is not finished is kept
+    set_aside(directory.parent)
     save_model(model, spec, directory, contract=contract)
-    # curves of a training that this teacher does not come from
-    context.run.path("teacher", "metrics.jsonl").unlink(missing_ok=True)
-    return Outcome(model_files(directory), {}, f"{spec.arch} / {spec.encoder} from {checkpoint}")
+    miou = validation_miou(context, model, contract)
+    if miou < _POOR_MIOU:
+        context.say(
+            f"note: a teacher of {100 * miou:.1f} % mIoU has little to teach: is the order of its classes that of the "
+            "data set, and are data.mean and data.std what it was trained with?"
+        )
+    summary = f"{spec.arch} / {spec.encoder} from {checkpoint}, validation mIoU {100 * miou:.1f} %"
+    # no result: what later stages depend on is the model
+    return Outcome(model_files(directory), {}, summary)
 
 
 STAGE = Stage(
@@ -146,4 +199,5 @@ STAGE = Stage(
     files=_files,
     missing=_missing,
     notes=_notes,
+    accepts=_accepts,
 )

@@ -40,8 +40,12 @@ __all__ = [
     "training_class_weights",
     "training_settings",
     "training_size",
+    "validation_miou",
     "weight_files",
 ]
+
+_GLANCE = 100
+"""Validation images that show whether a model is fed as it was trained."""
 
 TRAINING_CODE = (
     "data/dataset.py",
@@ -218,6 +222,16 @@ def train_and_save(
         files = [*model_files(directory / "model"), directory / "metrics.jsonl"]
     summary = f"validation mIoU {100 * result.miou:.1f} % after {result.step} steps"
     return Outcome(files, found, summary, earlier_s=result.earlier_s)
+
+
+def validation_miou(context: Context, model: nn.Module, contract: InputContract) -> float:
+    """Return the mIoU (0 to 1) of a trained model on validation images, a hundred at most, evenly chosen.
+
+    Frames are those of the contract.
+    """
+    device, dataset = training_device(context.recipe), load_run_dataset(context)
+    some = replace(dataset, val=dataset.val[:: -(-len(dataset.val) // _GLANCE)])
+    return _validation(context, some, contract, device)(model.to(device))
 
 
 def augmentation_of(section: TrainSection, contract: InputContract, *, scale: int = 1) -> Augmentation:

@@ -28,7 +28,7 @@ def test_taken(take: Callable[[str], object], text: str, value: object) -> None:
     [
         (argument_types.size, "100", "expected HEIGHTxWIDTH such as 512x1024, came '100'"),
         (argument_types.size, "0x8", "expected HEIGHTxWIDTH"),
-        (argument_types.count, "0", "expected a whole number from 1, came '0'"),
+        (argument_types.count, "0", "expected a whole number from 1, got '0'"),
         (argument_types.rounds, "1", "one round has no interval"),
         (argument_types.share, "3", "expected a share above 0 and below 1, such as 0.1, came '3'"),
         (argument_types.share, "nan", "expected a share"),

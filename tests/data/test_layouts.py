@@ -550,6 +550,26 @@ def test_folder_palette_of_some_known_colours_is_refused(tmp_path: Path) -> None
         read_palette(tmp_path, [[0, 1]], [CLASS_COLORS[1], [1, 2, 3]])
 
 
+@pytest.mark.parametrize(("unlisted", "index"), [([220, 20, 60], 0), ([220, 20, 60], 1)])
+def test_folder_an_unlisted_colour_is_not_void_by_its_place(tmp_path: Path, unlisted: Any, index: int) -> None:
+    """Tools order palettes as they like: `ignore` numbers ids, and black alone is what nobody drew."""
+    road, car, _ = CLASS_COLORS
+    make_folder(tmp_path, {"names": {1: "road", 2: "car"}, "colors": [road, car], "ignore": [0, 255]})
+    for color, fits in ((unlisted, False), ([0, 0, 0], index == 0)):
+        entries = [road, car]
+        entries.insert(index, color)
+        image = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+        image.putpalette([value for entry in entries for value in entry])
+        image.save(tmp_path / "labels/train/a.png")
+        content = scan("folder", tmp_path)
+        path = content.splits["train"][0].label
+        if fits:
+            np.testing.assert_array_equal(content.read_label(path), [[255, 0, 1]])
+        else:
+            with pytest.raises(DataError, match=r"unknown color \[\d+, \d+, \d+\] in the palette"):
+                content.read_label(path)
+
+
 def test_folder_unknown_colour_is_named(tmp_path: Path) -> None:
     make_folder(tmp_path, {"names": ["road"], "colors": [[128, 64, 128]]})
     with pytest.raises(DataError, match=r"unknown color \[127, 64, 128\] in 1 of 2 pixels"):

@@ -498,6 +498,24 @@ def test_what_is_held_out_needs_no_validation_split(root: Path, tmp_path: Path) 
     assert [sample.id for sample in run(root, tmp_path / "empty", hold_out="a").val] == ["a"]
 
 
+@pytest.mark.parametrize("pattern", ["nothing*", "*"])
+def test_a_pattern_that_holds_out_none_or_all_costs_no_index(root: Path, tmp_path: Path, pattern: str) -> None:
+    out = tmp_path / "out"
+    whole = run(root, out)
+    with pytest.raises(DataError, match=r"data\.hold_out: .* matches \d of 3 train images"):
+        run(root, out, hold_out=pattern)
+    assert load_dataset(out) == whole
+
+
+def test_drawn_scenes_leave_nothing_out(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (root / "images/train/b.png").write_bytes(b"")
+    run(root, out, skip_bad=True)
+    assert load_skipped(out)
+    prepare_scenes(out, train=1, val=1, height=32, width=48, seed=0)
+    assert not load_skipped(out)
+
+
 def test_nothing_to_hold_out_of_is_said(root: Path, tmp_path: Path) -> None:
     for path in (*(root / "images/train").iterdir(), *(root / "labels/train").iterdir()):
         path.unlink()

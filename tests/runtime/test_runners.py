@@ -526,6 +526,21 @@ def test_tensorrt_is_asked_for_the_layers_as_json(engines: dict[str, Path], grap
         runner.inspect()
 
 
+def test_onnxruntime_reports_nothing_to_its_makers(engines: dict[str, Path], tmp_path: Path) -> None:
+    """What it would report it first gathers in a file of its own under the home directory."""
+    code = """
+import sys
+from pathlib import Path
+from brd_edge.runtime.engine import open_engine
+with open_engine(Path(sys.argv[1])):
+    pass
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code, str(engines["onnxruntime"])], env=environment, check=True)
+    assert not list(tmp_path.rglob("*onnxruntime*"))
+
+
 def test_openvino_does_not_report_that_it_was_imported() -> None:
     code = """
 import sys

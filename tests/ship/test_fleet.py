@@ -7,7 +7,7 @@ import pytest
 
 from brd_edge.runtime.errors import RecipeError
 from brd_edge.ship.delivery import Delivered
-from brd_edge.ship.fleet import Fleet, read_fleet, serve_in_waves, wave_sizes
+from brd_edge.ship.fleet import Fleet, loopback_root, read_fleet, serve_in_waves, wave_sizes
 from brd_edge.ship.transport import parse_device
 
 
@@ -30,7 +30,7 @@ def test_wave_sizes(waves: list, count: int, sizes: list[int]) -> None:
     assert sum(sizes) == count
 
 
-@pytest.mark.parametrize("wave", ["x", "0%", 0, -1, "150%", "1.5"])
+@pytest.mark.parametrize("wave", ["x", "0%", 0, -1, "150%", "1.5", "²", "²%"])
 def test_waves_that_are_none(wave: object) -> None:
     with pytest.raises(RecipeError, match="waves: expected numbers"):
         wave_sizes([wave], 3)
@@ -89,6 +89,8 @@ def test_a_fleet_file(tmp_path: Path) -> None:
         ("devices: [a b]", "expected user@host"),
         ("devices: [a@b]\nwaves: [0]", "waves"),
         ("devices: [", "not YAML"),
+        ("devices: [a@b]\nwaves: [2001-99-99]", "not YAML"),
+        (f"devices: {'[' * 3000}", "not YAML"),
         ("devices: [a]\nparallel: 1\nparallel: 2", "the key parallel stands twice"),
         ("- a", "expected devices"),
     ],
@@ -112,6 +114,13 @@ def test_a_fleet_file_that_is_wrong(tmp_path: Path, text: str, words: str) -> No
 def test_addresses(address: str, user: str | None, host: str, port: int | None) -> None:
     device = parse_device(address)
     assert (device.user, device.host, device.port) == (user, host, port)
+
+
+def test_a_loopbacks_root_may_lie_in_ones_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert loopback_root("loopback:~/device") == {"root": "/home/me/device"}
+    assert loopback_root("loopback:~nobody-of-this-name/device") == {"root": "~nobody-of-this-name/device"}
+    assert loopback_root("me@~/device") == {}
 
 
 @pytest.mark.parametrize("address", ["", "me@", "a@b:0", "a@b:99999", "a@b:x", "loopback:", "me@fe80::1"])

@@ -40,6 +40,7 @@ Color = tuple[int, int, int]
 _KEYS = ("names", "colors", "ignore", "ignore_color")
 _MAX_ID = 65535
 _SHOWN_COLORS = 10
+_BLACK = (0, 0, 0)
 
 _TREE = """
 classes.yaml                                (names: [road, car, ...], optionally colors and ignore)
@@ -183,8 +184,9 @@ def _map_palette(
     found = {i: table[entries[i]] for i in used if i < len(entries) and entries[i] in table}
     if not found:
         return None
-    # the colour of the usual 255 is seldom listed, and void it is either way
-    strange = [i for i in used if i not in found and i not in ignored]
+    # the colour of the usual 255 is seldom listed, nor is the black of what nobody drew; void they are either way
+    unlisted = {i for i in used if i in ignored and (i == IGNORE_ID or entries[i : i + 1] in ([], [_BLACK]))}
+    strange = [i for i in used if i not in found and i not in unlisted]
     if strange:
         names = [str(list(entries[i])) if i < len(entries) else f"none (index {i})" for i in strange[:_SHOWN_COLORS]]
         shown = ", ".join(names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from brd_edge.evaluate.formats import (
@@ -46,7 +46,7 @@ def verdict(benchmark: Mapping[str, Any]) -> list[VerdictTile]:
     tiles = [
         _proof_tile(judge_proof(benchmark.get("zero_cost"))),
         _engine_tile(benchmark.get("engines") or []),
-        _gap_tile(student, teacher, "teacher", "The student", "its teacher"),
+        _teacher_tile(student, teacher),
     ]
     if any(set(engine.get("gates") or ()) - {"uncertain"} for engine in benchmark.get("engines") or []):
         tiles.append(_gates_tile(benchmark["engines"]))
@@ -218,6 +218,18 @@ def _gates_tile(engines: Sequence[Mapping[str, Any]]) -> VerdictTile:
     if all(found == limits[0] for found in limits):
         detail += f" Limits: {', '.join(f'{name} {limit:g}' for name, limit in limits[0].items())}."
     return VerdictTile("good", title, "Held", detail, "All gates held.")
+
+
+def _teacher_tile(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> VerdictTile:
+    tile = _gap_tile(student, teacher, "teacher", "The student", "its teacher")
+    difference, lost = gap(student, teacher, "miou"), (teacher.get("lost") or {}).get("miou")
+    if difference is None or difference <= 0 or (lost is not None and lost["low"] <= 0):
+        return tile
+    advice = (
+        " A teacher below its student has little to teach: train it longer; or, if it was given, see whether its "
+        "classes have the order of the data set's, and whether data.mean and data.std are those it was trained with."
+    )
+    return replace(tile, tone="open", detail=tile.detail + advice)
 
 
 def _gap_tile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ OPEN = "N"
 
 
 def import_runtime(module: str, install: str) -> Any:
-    """Import a runtime's package.
+    """Import a runtime's package, without its reports to its makers.
 
     Args:
         module: Name of the package to import.
@@ -67,12 +68,14 @@ def import_runtime(module: str, install: str) -> Any:
 
 @contextmanager
 def _unreported() -> Iterator[None]:
-    """Keep OpenVINO from reporting to its makers that it was imported.
+    """Keep ONNX Runtime and OpenVINO from reporting to their makers that they are used.
 
-    It forks to do so, from a thread, while others may hold a lock: without a network the child can hang, and keeps
-    whoever reads this process's output waiting (seen with 2026.4 over SSH). Without the package that reports, it
+    ONNX Runtime reads a variable, which stays set for what it does later, unless the user has set it. OpenVINO forks to
+    report that it was imported, from a thread, while others may hold a lock: without a network the child can hang, and
+    keeps whoever reads this process's output waiting (seen with 2026.4 over SSH). Without the package that reports, it
     goes on without.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     reporter = "openvino_telemetry"
     absent = reporter not in sys.modules
     if absent:

@@ -126,6 +126,14 @@ def test_gap_has_its_sign_and_an_equal_model_is_level() -> None:
     assert tiles[3].sentence == "It is level in mIoU with “plain”."
 
 
+@pytest.mark.parametrize(("low", "tone"), [(0.02, "open"), (-0.01, "plain")])
+def test_a_teacher_below_its_student_is_questioned_unless_it_may_be_chance(low: float, tone: str) -> None:
+    lost = {"value": 0.05, "low": low, "high": 0.08, "confidence": 0.95}
+    tile = verdict({"student": {"miou": 0.5}, "teacher": {"miou": 0.45, "lost": {"miou": lost}}})[2]
+    assert tile.tone == tone
+    assert ("has little to teach" in tile.detail) == (tone == "open")
+
+
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
