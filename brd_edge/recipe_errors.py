@@ -70,6 +70,9 @@ def _describe(details: Any, model: type[BaseModel], content: Mapping[str, Any]) 
     if kind in shapes:
         return f"{path}: expected {shapes[kind]}, got {_show(details['input'])}"
     message = details["msg"].replace("Input should be", "expected").replace("Input should have", "expected")
+    if kind == "too_short":
+        count = details["ctx"]["min_length"]
+        message = f"expected at least {count} item{'' if count == 1 else 's'}"
     return f"{path}: {message}, got {_show(_lookup(content, details['loc'], details['input']))}"
 
 
@@ -114,7 +117,8 @@ def _expected(model: type[BaseModel], location: Sequence[int | str]) -> str:
     if field.description:
         return f"expected: {' '.join(field.description.split())}"
     inner = _model_in(field.annotation)
-    return f"expected a section: {' '.join((inner.__doc__ or '').split())}" if inner is not None else "it is needed"
+    what = "a list of sections" if get_origin(field.annotation) in (tuple, list) else "a section"
+    return f"expected {what}: {' '.join((inner.__doc__ or '').split())}" if inner is not None else "it is needed"
 
 
 def _model_at(model: type[BaseModel], location: Sequence[int | str]) -> type[BaseModel] | None:

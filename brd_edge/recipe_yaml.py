@@ -52,6 +52,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; the ready-made ones lie in pipelines/") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: a directory; expected a recipe, a YAML file such as those in pipelines/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     content = _parse(text, str(path))

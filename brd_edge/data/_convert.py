@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from brd_edge.data._images import check_image, encode_png
+from brd_edge.data._images import check_image, encode_png, is_turned
 from brd_edge.data._journal import Converted
 from brd_edge.data.dataset import find_class_pixels
 from brd_edge.data.layouts.base import Source
@@ -72,7 +72,9 @@ def convert(job: Job, key: str, source: Source, earlier: Converted | None) -> Co
     width, height, png = image
     if label.shape != (height, width):
         found = "x".join(str(size) for size in label.shape[::-1])
-        return [f"{source.label}: {found} pixels, but its image {source.image.name} has {width}x{height}"]
+        turned = " once it is turned upright (EXIF orientation): turn the label, too, or remove the tag"
+        turned = turned if label.shape == (width, height) and is_turned(source.image) else ""
+        return [f"{source.label}: {found} pixels, but its image {source.image.name} has {width}x{height}{turned}"]
     label_path, image_path = f"labels/{key}.png", f"images/{key}.png"
     try:
         label_sha256 = write_file(out / label_path, encode_png(Image.fromarray(label)))

@@ -14,9 +14,11 @@ from PIL import Image
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.frames import read_orientation, upright_rgb
 
-__all__ = ["check_image", "encode_png", "require_whole_png"]
+__all__ = ["check_image", "encode_png", "is_turned", "require_whole_png"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+# EXIF orientations that change height and width for each other
+_TURNED = (5, 6, 7, 8)
 # channels by the colour type in the header; first row, first column and both steps of each pass of an interlaced
 # file (PNG specification, sections 11.2.1 and 8.2)
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -41,6 +43,12 @@ def check_image(path: Path) -> tuple[int, int, bytes | None]:
     # Pillow raises many kinds for damaged files, IndexError and struct.error among them
     except Exception as error:
         raise DataError(f"{path}: the image cannot be read ({error}); replace it with an intact copy") from error
+
+
+def is_turned(path: Path) -> bool:
+    """Return whether an image's EXIF orientation changes its height and width for each other."""
+    with Image.open(path) as image:
+        return read_orientation(image) in _TURNED
 
 
 def require_whole_png(content: bytes) -> None:

@@ -116,7 +116,9 @@ def _filter(image: ByteArray, width: int) -> Image.Resampling:
 
 def _with_label(tile: Tile, palette: tuple[tuple[int, int, int], ...]) -> ByteArray:
     ignored = tile.label == IGNORE_ID
-    mixed = overlay(tile.image, np.where(ignored, np.uint8(0), tile.label), palette)
+    # over its colours a class would have another than in the legend
+    grey = np.asarray(Image.fromarray(tile.image).convert("L").convert("RGB"))
+    mixed = overlay(grey, np.where(ignored, np.uint8(0), tile.label), palette)
     rows, columns = np.indices(ignored.shape)
     stripe = (rows + columns) % _HATCH < _HATCH // 2
     mixed[ignored] = np.where(stripe[ignored][:, None], _FAINT, _BACKGROUND).astype(np.uint8)

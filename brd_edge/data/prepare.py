@@ -94,11 +94,10 @@ def prepare(
     findings = Findings([*content.problems, *content.val_problems], find_repeated(content), bad)
     kept = _keep(content, findings, done, out)
     wanted = kept if hold_out is None else ("train",)
-    empty = [
-        f"split {name!r} is empty: expected at least one image with its label" for name in wanted if not kept[name]
-    ]
+    empty = [_describe_empty(name, len(content.splits[name])) for name in wanted if not kept[name]]
     if empty or (findings.sentences and not skip_bad):
-        raise DataError(describe_problems(layout.title, root, [*empty, *findings.sentences]))
+        problems = [*empty, *findings.sentences]
+        raise DataError(describe_problems(layout.title, root, problems, skippable=not empty))
     if findings.sentences:
         save_skipped(out, findings.skipped(content))
     dataset = Dataset(layout.name, content.classes, content.palette, kept["train"], kept["val"])
@@ -108,6 +107,13 @@ def prepare(
     checksums |= {out / item.label: item.label_sha256 for item in done.values()}
     save_index(out, dataset, checksums=checksums)
     return dataset
+
+
+def _describe_empty(split: str, samples: int) -> str:
+    if not samples:
+        return f"split {split!r} is empty: expected at least one image with its label"
+    every = "its one sample has a problem" if samples == 1 else f"all of its {samples} samples have problems"
+    return f"split {split!r} is empty without what cannot be used: {every}, which are told below"
 
 
 def prepare_scenes(

@@ -80,6 +80,9 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], what: str) -> 
         module.load_state_dict(dict(state), strict=True)
     except (RuntimeError, KeyError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        wrappers = {name.split(".")[0] for name in state}
+        if len(wrappers) == 1 and not wrappers <= {name.split(".")[0] for name in module.state_dict()}:
+            lines = [f"every name begins with {wrappers.pop()!r}, as a wrapper's do: save the model within it"]
         raise ModelError(
             f"{what} do not fit the model: {' '.join(_shorten(line) for line in lines[:_SHOWN])}"
         ) from error

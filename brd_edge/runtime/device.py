@@ -84,7 +84,8 @@ def _missing_accelerator(engine: BundledEngine, device: Mapping[str, Any]) -> st
     capabilities, capability = compute_capabilities(engine.precision, engine.target), device["gpu_compute_capability"]
     if capabilities and capability not in capabilities:
         has = "no NVIDIA GPU" if capability is None else f"one of compute capability {capability}"
-        return f"it needs a GPU of compute capability {capabilities}, the device has {has}"
+        wanted = ", ".join(map(str, capabilities))
+        return f"it needs a GPU of compute capability {wanted}, the device has {has}"
     if target.device == "CUDA":
         providers = device.get("onnxruntime_providers", [])
         if "CUDAExecutionProvider" not in providers:

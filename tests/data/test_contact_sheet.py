@@ -36,6 +36,16 @@ def test_image_and_overlay_lie_side_by_side() -> None:
     assert {tuple(int(v) for v in pixel) for pixel in ignored.reshape(-1, 3)} == {(255, 255, 255), (120, 126, 134)}
 
 
+def test_colours_of_the_image_do_not_mix_with_those_of_the_classes() -> None:
+    tile = make_tile()
+    red = np.zeros_like(tile.image) + np.array([235, 0, 0], np.uint8)
+    green = np.zeros_like(tile.image) + np.array([0, 120, 0], np.uint8)
+    # as bright as each other
+    sheets = [draw([Tile("a", image, tile.label)]) for image in (red, green)]
+    half = [sheet[:, sheet.shape[1] // 2 + 10 :] for sheet in sheets]
+    assert np.abs(half[0].astype(int) - half[1]).max() <= 1
+
+
 def test_rows_and_columns_grow_with_the_samples() -> None:
     one, two, five = (draw([make_tile(f"{i}") for i in range(n)]) for n in (1, 2, 5))
     assert two.shape[1] - one.shape[1] == 2 * 260 + 6 + 20

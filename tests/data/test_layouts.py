@@ -719,3 +719,17 @@ def test_folder_classes_file_that_is_no_plain_yaml(tmp_path: Path, content: byte
     (tmp_path / "classes.yaml").write_bytes(content)
     with pytest.raises(DataError, match=r"classes\.yaml: (not valid YAML|cannot be read as text)"):
         scan("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gone", "told"), [(("images/val", "labels/val"), True), (("images/val", "labels/train"), False)]
+)
+def test_folder_without_a_validation_split_is_told_of_holding_out(
+    tmp_path: Path, gone: tuple[str, ...], told: bool
+) -> None:
+    make_folder(tmp_path, {"names": ["road", "car"]})
+    for name in gone:
+        shutil.rmtree(tmp_path / name)
+    problem = find_layout_problem(LAYOUTS["folder"], tmp_path)
+    assert problem is not None
+    assert ("let data.hold_out name the train images" in problem) is told

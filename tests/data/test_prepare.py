@@ -208,6 +208,25 @@ def test_rotated_jpeg_is_turned_upright(root: Path, tmp_path: Path, orientation:
     assert (sample.height, sample.width) == expected.shape[:2]
 
 
+def test_a_label_that_was_not_turned_with_its_image_is_told_why(root: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save_pair(root, "train/b", size=(RGB.height, RGB.width))
+    (root / "images/train/b.png").unlink()
+    RGB.save(root / "images/train/b.jpg", exif=exif)
+    with pytest.raises(DataError, match=r"b\.png: \d+x\d+ pixels, .* upright \(EXIF orientation\): turn the"):
+        run(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_where_nothing_can_be_used_nobody_is_told_to_leave_it_out(root: Path, tmp_path: Path, skip_bad: bool) -> None:
+    for path in (root / "labels/train").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="all of its 3 samples have problems, which are told below") as caught:
+        run(root, tmp_path / "out", skip_bad=skip_bad)
+    assert "on_bad_sample" not in str(caught.value)
+
+
 # what is wrong is found, all at once
 
 

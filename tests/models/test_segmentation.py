@@ -366,3 +366,12 @@ def test_an_interrupted_save_is_noticed(saved, tmp_path, monkeypatch):
         save_model(build(seed=1), ModelSpec("FPN", TINY, 4, {}), directory)
     with pytest.raises(ModelError, match="damaged or from another model"):
         load_model(directory)
+
+
+def test_names_of_a_wrapper_are_told_as_such() -> None:
+    from brd_edge.models.weights import load_strictly
+
+    layer = torch.nn.Conv2d(3, 2, 1)
+    wrapped = {f"module.{name}": values for name, values in layer.state_dict().items()}
+    with pytest.raises(ModelError, match="every name begins with 'module', as a wrapper's do"):
+        load_strictly(layer, wrapped, "t.safetensors: weights")

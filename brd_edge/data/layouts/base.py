@@ -121,7 +121,13 @@ def find_layout_problem(layout: Layout, root: Path | None) -> str | None:
         return None
     else:
         base = min(_bases(layout, root), key=lambda base: len(_missing(layout, base)))
-        found = f"{base} lacks {', '.join(_missing(layout, base))}; it holds {_entries(base)}"
+        missing = _missing(layout, base)
+        found = f"{base} lacks {', '.join(missing)}; it holds {_entries(base)}"
+        if all("val" in name for name in missing):
+            cure = (
+                "Without a validation split of its own, give it empty directories for one, and let data.hold_out name "
+                f"the train images to validate on. {cure}"
+            )
     tree = "\n".join(f"    {line}" for line in layout.expected_tree.strip("\n").splitlines())
     return (
         f"{layout.title}: {found}. {cure} the data set's directory "

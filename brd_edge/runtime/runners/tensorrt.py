@@ -73,7 +73,7 @@ def open_tensorrt(directory: Path, info: EngineInfo, threads: int | None) -> Ten
     capabilities = compute_capabilities(info.precision, info.target)
     if package == "tensorrt_rtx" and capability not in capabilities:
         raise RuntimeMissingError(
-            f"{directory}: the engine is for GPUs of compute capability {capabilities} "
+            f"{directory}: the engine is for GPUs of compute capability {', '.join(map(str, capabilities))} "
             f"(10 x major + minor), the GPU here has {capability}: run it on one of those"
         )
     cudart = import_runtime("cuda.bindings.runtime", "pip install cuda-bindings")
