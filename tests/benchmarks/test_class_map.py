@@ -51,7 +51,7 @@ def test_logits_have_the_share_of_mixed_cells(share: float) -> None:
     ("arguments", "message"),
     [
         (["--size", "512"], "HEIGHTxWIDTH such as 512x1024, came '512'"),
-        (["--stride", "0"], "a whole number from 1, came '0'"),
+        (["--stride", "0"], "a whole number from 1, got '0'"),
     ],
 )
 def test_what_is_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

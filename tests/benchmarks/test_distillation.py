@@ -209,7 +209,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
         assert "drawn scenes have no sequences to hold out" in capsys.readouterr().err, pattern
     for wrong, message in (
         (("--only", "brd"), "--only chooses among --arms, which is not given"),
-        (("--jobs", "0"), "argument --jobs: expected a whole number from 1, came '0'"),
+        (("--jobs", "0"), "argument --jobs: expected a whole number from 1, got '0'"),
         (("--seeds", "0,a"), "expected whole numbers such as 0,1,2, came '0,a'"),
     ):
         with pytest.raises(SystemExit, match="2"):

@@ -273,7 +273,7 @@ def test_kernels_that_do_not_run_are_left_out_and_it_is_said_once(
     monkeypatch.setattr(relation, "_tried_kernels", fail)
     on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32, device=torch.device("cuda", 7))
 
-    assert {relation._operations(on_gpu) for _ in range(3)} == {relation_tiles.OPERATIONS}
+    assert {relation.tile_operations(on_gpu) for _ in range(3)} == {relation_tiles.OPERATIONS}
 
     (record,) = caplog.records
     assert record.levelname == "WARNING"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -375,3 +376,18 @@ def test_names_of_a_wrapper_are_told_as_such() -> None:
     wrapped = {f"module.{name}": values for name, values in layer.state_dict().items()}
     with pytest.raises(ModelError, match="every name begins with 'module', as a wrapper's do"):
         load_strictly(layer, wrapped, "t.safetensors: weights")
+
+
+def test_the_readmes_way_from_a_state_dict_to_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (snippet,) = (text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "save_pretrained" in text)
+    snippet = snippet.replace("resnet50", "resnet18").replace("/path/to/teacher", "teacher")
+    monkeypatch.chdir(tmp_path)
+    weights = smp.FPN("resnet18", encoder_weights=None, classes=19).state_dict()
+    torch.save(weights, "teacher.pt")
+
+    exec(compile(snippet, "README.md", "exec"), {"smp": smp, "torch": torch})  # noqa: S102 - our own text
+
+    model, spec = load_model(tmp_path / "teacher")
+    assert (spec.arch, spec.encoder, spec.classes) == ("FPN", "resnet18", 19)
+    assert all(torch.equal(values, weights[name]) for name, values in model.state_dict().items())
