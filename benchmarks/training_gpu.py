@@ -35,6 +35,7 @@ from brd_edge.runtime.errors import BrdEdgeError
 from brd_edge.runtime.files import write_json_atomic
 
 MEMORY_RATIO_MAX, TIME_RATIO_MAX, TERMS_SHARE_MAX = 0.1, 1.0, 0.1
+_GRACE_S = 60
 _TESTS = ("tests/distill", "tests/data/test_parity.py", "tests/data/test_loader.py", "-k", "cuda or gpu or kernel")
 
 
@@ -139,12 +140,8 @@ def run(check: Check, limit_s: float) -> dict[str, Any]:
     print(f"{check.name}: {' '.join(check.command)}", file=sys.stderr, flush=True)
     start = time.monotonic()
     found, held = dict[str, Any](), False
-    try:
-        code = subprocess.run(check.command, stdout=sys.stderr, check=False, timeout=limit_s).returncode  # noqa: S603
-        how = f"failed with code {code}"
-    except subprocess.TimeoutExpired:
-        # processes that wait for each other would do so for days
-        code, how = None, f"was ended after {limit_s:g} s"
+    code = _wait(check.command, limit_s)
+    how = f"failed with code {code}" if code is not None else f"was ended after {limit_s:g} s"
     seconds = time.monotonic() - start
     if code == 0:
         try:
@@ -155,6 +152,21 @@ def run(check: Check, limit_s: float) -> dict[str, Any]:
             how = f"has left no result ({error})"
     print(f"{check.name}: {how}, {seconds:.0f} s\n", file=sys.stderr, flush=True)
     return {"check": check.name, "held": held, "exit_code": code, "duration_s": seconds, **found}
+
+
+def _wait(command: Sequence[str], limit_s: float) -> int | None:
+    """Return a command's exit code, or nothing where it was ended: processes may wait for each other for days."""
+    with subprocess.Popen(command, stdout=sys.stderr) as child:  # noqa: S603
+        try:
+            return child.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            # told before it is killed: torchrun ends its own processes, which else would keep the GPUs
+            child.terminate()
+        try:
+            child.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -153,24 +153,25 @@ def hold_out_split(dataset: Dataset, pattern: str) -> Dataset:
     Raises:
         DataError: No train sample matches, or all do.
     """
-    require_hold_out([sample.id for sample in dataset.train], pattern)
-    held = tuple(sample for sample in dataset.train if fnmatchcase(sample.id, pattern))
-    kept = tuple(sample for sample in dataset.train if not fnmatchcase(sample.id, pattern))
-    return replace(dataset, train=kept, val=held)
+    ids = [sample.id for sample in dataset.train]
+    held = require_hold_out(ids, pattern)
+    kept = tuple(sample for sample in dataset.train if sample.id not in held)
+    return replace(dataset, train=kept, val=tuple(sample for sample in dataset.train if sample.id in held))
 
 
-def require_hold_out(ids: Sequence[str], pattern: str) -> None:
-    """Refuse a pattern that holds out none or all of the train images.
+def require_hold_out(ids: Sequence[str], pattern: str) -> set[str]:
+    """Return the ids that a pattern holds out, which must be some but not all of the train images'.
 
     Raises:
-        DataError: With some of the ids.
+        DataError: None or all match; with some of the ids.
     """
-    held = sum(fnmatchcase(name, pattern) for name in ids)
-    if not 0 < held < len(ids):
+    held = {name for name in ids if fnmatchcase(name, pattern)}
+    if not 0 < len(held) < len(set(ids)):
         raise DataError(
-            f"data.hold_out: {pattern!r} matches {held} of {len(ids)} train images; "
+            f"data.hold_out: {pattern!r} matches {len(held)} of {len(set(ids))} train images; "
             f"expected some but not all. Ids look like {', '.join(ids[:3])}"
         )
+    return held
 
 
 def read_frame(sample: Sample, contract: InputContract) -> NDArray[np.uint8]:

@@ -39,13 +39,25 @@ def test_a_check_without_a_result_does_not_hold(script: str, code: int, tmp_path
     assert (found["held"], found["exit_code"]) == (False, code)
 
 
-def test_a_check_that_hangs_is_ended() -> None:
-    command = (sys.executable, "-c", "import time; time.sleep(60)")
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_check_that_hangs_is_told_to_end_and_then_ended(
+    listens: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+    script = (
+        "import pathlib, signal, sys, time\n"
+        "def end(*_):\n    pathlib.Path(sys.argv[1]).touch()\n    sys.argv[2] and sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "while True: time.sleep(0.1)"
+    )
+    command = (sys.executable, "-c", script, str(told), "listens" if listens else "")
+    monkeypatch.setattr(training_gpu, "_GRACE_S", 30 if listens else 1)
 
-    found = training_gpu.run(training_gpu.Check("hangs", command, lambda: ({}, True)), 0.5)
+    found = training_gpu.run(training_gpu.Check("hangs", command, lambda: ({}, True)), 3)
 
     assert (found["held"], found["exit_code"]) == (False, None)
-    assert found["duration_s"] < 30
+    assert told.exists()
+    assert found["duration_s"] < 25
 
 
 @pytest.mark.parametrize(("relation_s", "share", "held"), [(0.005, 0.1, True), (0.025, 0.25, False)])

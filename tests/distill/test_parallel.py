@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from made_stepper import made_stepper
 from torch import Tensor, nn
 
-from brd_edge.distill.clock import StepClock
 from brd_edge.distill.objective import supervised
 from brd_edge.distill.parallel import _Forward, _has_unused
-from brd_edge.distill.step import Stepper
 from brd_edge.models.segmentation import Features, ModelSpec, build_model, forward_features
 
 
@@ -44,18 +43,8 @@ def test_gradients_are_exchanged_once_a_step(tmp_path: Path) -> None:
     try:
         forward = nn.parallel.DistributedDataParallel(_Forward(model, features))
         forward.register_comm_hook(None, counting)
-        stepper = Stepper(
-            forward=forward,
-            model=model,
-            objective=supervised(nn.functional.cross_entropy),
-            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-            scaler=torch.amp.GradScaler("cpu", enabled=False),
-            clock=StepClock(torch.device("cpu")),
-            dtype=torch.float32,
-            accumulate=3,
-            grad_clip=0.0,
-        )
-        stepper.gradients(images, labels, 0.0)
+        objective = supervised(nn.functional.cross_entropy)
+        made_stepper(model, forward, objective, accumulate=3).gradients(images, labels, 0.0)
     finally:
         dist.destroy_process_group()
 

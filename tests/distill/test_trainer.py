@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from full_disk import full_disk
+from made_stepper import made_stepper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -297,9 +298,6 @@ def test_terms_are_weighted_and_follow_the_curriculum(tmp_path: Path) -> None:
 
 def test_the_gradient_is_that_of_the_sum() -> None:
     """Every loss is differentiated on its own; together that must be the gradient of their sum."""
-    from brd_edge.distill.clock import StepClock
-    from brd_edge.distill.step import Stepper
-
     model = _model().eval()
     objective = _objective(_cross_entropy, square=lambda _theirs, mine, _labels: mine.coarse_logits.square().mean())
     objective = replace(objective, label_terms={"known": (0.5, lambda logits, labels: (logits[:, 0] * labels).mean())})
@@ -308,17 +306,7 @@ def test_the_gradient_is_that_of_the_sum() -> None:
     def features(batch: torch.Tensor) -> Features:
         return replace(_features(model, batch), coarse_logits=nn.functional.avg_pool2d(model(batch), 2))
 
-    stepper = Stepper(
-        forward=features,
-        model=model,
-        objective=objective,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        clock=StepClock(torch.device("cpu")),
-        dtype=torch.float32,
-        accumulate=2,
-        grad_clip=0.0,
-    )
+    stepper = made_stepper(model, features, objective, accumulate=2)
 
     values = stepper.gradients(images, labels, 0.0)
     found = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
@@ -336,22 +324,9 @@ def test_the_gradient_is_that_of_the_sum() -> None:
 
 @pytest.mark.parametrize("limit", [0.0, 1e-3])
 def test_gradients_are_clipped_to_a_norm(limit: float) -> None:
-    from brd_edge.distill.clock import StepClock
-    from brd_edge.distill.step import Stepper
-
     model = _model()
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    stepper = Stepper(
-        forward=lambda images: _features(model, images),
-        model=model,
-        objective=_objective(),
-        optimizer=torch.optim.SGD(model.parameters(), lr=1.0),
-        scaler=torch.amp.GradScaler("cpu", enabled=False),
-        clock=StepClock(torch.device("cpu")),
-        dtype=torch.float32,
-        accumulate=1,
-        grad_clip=limit,
-    )
+    stepper = made_stepper(model, lambda images: _features(model, images), _objective(), lr=1.0, grad_clip=limit)
 
     stepper.gradients(torch.randn(4, 3, 8, 8), torch.randint(0, 2, (4, 8, 8)), 0.0)
     whole = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))
