@@ -73,19 +73,21 @@ def _settings(recipe: Recipe) -> str:
     """Return a digest of what else decides a cell: its settings, the teacher if it has one, code."""
     parts = {"data", "student", "seed", "device"}
     settings = recipe.model_dump(mode="json", include=parts)
-    distill = recipe.distill.model_dump(mode="json", exclude={"train": {"checkpoint_s"}})
+    # images without labels are among the files
+    distill = recipe.distill.model_dump(mode="json", exclude={"train": {"checkpoint_s"}, "unlabelled": True})
     # of all arms: what the student sees is made from what the teacher sees
     settings["teacher_scale"] = recipe.teacher.scale
     settings["distill"] = {key: value for key, value in distill.items() if decides(key, distill["method"])}
     assert recipe.teacher.checkpoint is not None, "cells share a trained teacher"
-    teacher = sha256_file(Path(recipe.teacher.checkpoint) / "model.safetensors") if METHODS[distill["method"]] else None
+    taught = bool(METHODS[distill["method"]]) or recipe.distill.unlabelled is not None
+    teacher = sha256_file(Path(recipe.teacher.checkpoint) / "model.safetensors") if taught else None
     return digest([settings, teacher, code_digest(STAGES["distill"].code)])
 
 
 def decides(key: str, method: str) -> bool:
     """Return whether a setting of `distill` changes anything under a method: other terms' settings do not."""
     terms = METHODS[method]
-    if key in {"method", "train", "cuda_graphs", "teacher_sees_jitter"}:
+    if key in {"method", "train", "cuda_graphs", "teacher_sees_jitter", "unlabelled", "unlabelled_confidence"}:
         return True
     if key in {"curriculum", "compile_teacher"}:
         return bool(terms)

@@ -185,6 +185,11 @@ class DistillSection(Section):
     """`pixels`: whether a pixel is related to those of all images of the batch (of the same process)."""
     relation_cells_max: Annotated[int, Field(ge=16)] = 32768
     """`pixels`: most cells that are related to each other; finer grids are averaged down to it."""
+    unlabelled: OptionalText = None
+    """Directory of more images, without labels and searched with all below it: the teacher labels them, and the student
+    learns from them too, with any method. Images that the data set has are left out."""
+    unlabelled_confidence: Fraction = 0.0
+    """Pixels of `unlabelled` whose class has a lower probability with the teacher (0 to 1) get no label."""
     train: TrainSection
     """How the student is trained."""
 

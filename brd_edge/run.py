@@ -31,6 +31,7 @@ __all__ = [
     "digest",
     "is_run_directory",
     "open_run",
+    "tree_digest",
     "tree_files",
 ]
 
@@ -193,6 +194,22 @@ def tree_files(directory: Path, *, skip: Callable[[Path], bool] = lambda _direct
         directories[:] = [name for name in directories if not name.startswith(".") and not skip(Path(root, name))]
         found += [Path(root) / name for name in names if not name.startswith(".")]
     return sorted(found)
+
+
+def tree_digest(directory: Path, *, skip: Callable[[Path], bool] = lambda _directory: False) -> str:
+    """Return a digest of the names, sizes and times of the files that `tree_files` finds, without reading them.
+
+    An unchanged data set of many gigabytes is known by it in seconds.
+    """
+    return digest({str(path.relative_to(directory)): _stat(path) for path in tree_files(directory, skip=skip)})
+
+
+def _stat(path: Path) -> list[int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns]
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from brd_edge.data.layouts.base import Source
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import sha256_file, write_bytes_atomic
 
-__all__ = ["Job", "convert", "write_file"]
+__all__ = ["Job", "convert", "is_intact", "is_naming", "write_file"]
 
 # writing atomically reads the umask by setting it, and the umask belongs to the whole process
 _WRITING = threading.Lock()
@@ -63,7 +63,7 @@ def convert(job: Job, key: str, source: Source, earlier: Converted | None) -> Co
     if reasons:
         return reasons
     out = job.out
-    if earlier is not None and earlier.state == state and _is_intact(earlier, out):
+    if earlier is not None and earlier.state == state and is_intact(earlier, out):
         return earlier
     image = _attempt(reasons, lambda: check_image(source.image))
     label = _attempt(reasons, lambda: job.read_label(source.label))
@@ -80,7 +80,7 @@ def convert(job: Job, key: str, source: Source, earlier: Converted | None) -> Co
         label_sha256 = write_file(out / label_path, encode_png(Image.fromarray(label)))
         image_sha256 = sha256_file(source.image) if png is None else write_file(out / image_path, png)
     except OSError as error:
-        if error.errno not in _NAMING:
+        if not is_naming(error):
             raise
         return [f"{source.image}: {out / label_path} cannot be written under this name ({error.strerror}); change it"]
     return Converted(
@@ -144,12 +144,17 @@ def _state(source: Source) -> tuple[str | int, ...]:
     return (str(source.image), image.st_size, image.st_mtime_ns, str(source.label), label.st_size, label.st_mtime_ns)
 
 
-def _is_intact(item: Converted, out: Path) -> bool:
+def is_intact(item: Converted, out: Path) -> bool:
     """Say whether what was written for an unchanged source is still there, byte for byte."""
     files = {out / item.label: item.label_sha256}
     if not Path(item.image).is_absolute():
         files[out / item.image] = item.image_sha256
     return all(path.is_file() and sha256_file(path) == digest for path, digest in files.items())
+
+
+def is_naming(error: OSError) -> bool:
+    """Say whether a sample's name is to blame for what could not be written, and not the disk."""
+    return error.errno in _NAMING
 
 
 def write_file(path: Path, content: bytes) -> str:

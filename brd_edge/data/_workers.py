@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import (
     BrokenExecutor,
     Executor,
@@ -15,10 +16,14 @@ from concurrent.futures import (
     as_completed,
 )
 from contextlib import contextmanager
+from itertools import islice
 from multiprocessing import get_context, parent_process
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["closing_pool", "drain", "open_processes", "run_jobs"]
+__all__ = ["closing_pool", "drain", "open_processes", "run_jobs", "work_ahead"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # starting a process costs about a second, as much as a few dozen files
 _FEW_JOBS = 64
@@ -79,6 +84,33 @@ def _one_by_one(pending: Mapping[str, tuple[Any, ...]], work: Callable[..., Any]
                     finish(key, None)
                     break
                 finish(key, result)
+
+
+def work_ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, name: str
+) -> Generator[Result, None, None]:
+    """Call `work` for every item in threads, a few ahead of their use.
+
+    Args:
+        work: Does one item.
+        items: What to do, in order.
+        threads: How many at once, at least 1; twice as many are begun ahead.
+        name: Of the threads.
+
+    Yields:
+        The results in order. Closing the iterator early ends the threads.
+    """
+    with ThreadPoolExecutor(threads, thread_name_prefix=name) as pool:
+        waiting = iter(items)
+        ahead: deque[Future[Result]] = deque(pool.submit(work, item) for item in islice(waiting, 2 * threads))
+        try:
+            while ahead:
+                result = ahead.popleft().result()
+                ahead.extend(pool.submit(work, item) for item in islice(waiting, 1))
+                yield result
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 @contextmanager

@@ -6,15 +6,13 @@ differ from it by rounding (`python -m benchmarks.parity` says by how much), and
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
+from brd_edge.data._workers import work_ahead
 from brd_edge.data.dataset import Sample, read_input, read_label
 from brd_edge.data.loader import Backend, choose_backend
 from brd_edge.runtime.contract import InputContract
@@ -87,14 +85,4 @@ def _read_with_pillow(
     def read(place: int) -> EvaluationItem:
         return EvaluationItem(place, read_input(samples[place], contract), read_label(samples[place]))
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="evaluation") as pool:
-        waiting = iter(places)
-        ahead: deque[Future[EvaluationItem]] = deque(pool.submit(read, place) for place in islice(waiting, 2 * threads))
-        try:
-            while ahead:
-                item = ahead.popleft().result()
-                ahead.extend(pool.submit(read, place) for place in islice(waiting, 1))
-                yield item
-        finally:
-            for future in ahead:
-                future.cancel()
+    return work_ahead(read, places, threads=threads, name="evaluation")

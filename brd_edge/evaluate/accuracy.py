@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from brd_edge.data.dataset import Sample
+from brd_edge.data.dataset import IGNORE_ID, Sample
 from brd_edge.data.evaluation import read_for_evaluation
 from brd_edge.data.loader import Backend, require_known_ids
 from brd_edge.runtime.contract import InputContract
@@ -63,18 +63,24 @@ def evaluate_predictor(
     return metrics
 
 
-def model_predictor(model: torch.nn.Module, contract: InputContract, device: torch.device) -> Predictor:
+def model_predictor(
+    model: torch.nn.Module, contract: InputContract, device: torch.device, *, confidence_min: float = 0.0
+) -> Predictor:
     """Return a predictor that runs a PyTorch model in fp32, with the contract's normalisation.
 
     On a GPU, TF32 is switched off: engines are compared with what this returns.
 
-    The model is used in the mode that it is in; put it into eval mode first.
+    Args:
+        model: The network, used in the mode that it is in; put it into eval mode first.
+        contract: Gives the normalisation.
+        device: Where the network is.
+        confidence_min: Pixels whose class has a lower probability (softmax, 0 to 1) are 255 in the class map.
     """
     import torch
 
     mean = torch.tensor(contract.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(contract.std, device=device).view(1, 3, 1, 1)
-    classify = network_predictor(model, device)
+    classify = network_predictor(model, device, confidence_min=confidence_min)
 
     def predict(frame: ByteArray) -> ByteArray:
         pixels = torch.from_numpy(frame).to(device).permute(2, 0, 1).unsqueeze(0).float()
@@ -83,10 +89,13 @@ def model_predictor(model: torch.nn.Module, contract: InputContract, device: tor
     return predict
 
 
-def network_predictor(model: torch.nn.Module, device: torch.device) -> Callable[[torch.Tensor], ByteArray]:
+def network_predictor(
+    model: torch.nn.Module, device: torch.device, *, confidence_min: float = 0.0
+) -> Callable[[torch.Tensor], ByteArray]:
     """Return what runs a PyTorch model in fp32 on one image that is normalised already.
 
-    On a GPU, TF32 is switched off. The model is used in the mode that it is in.
+    On a GPU, TF32 is switched off. The model is used in the mode that it is in; `confidence_min` is that of
+    `model_predictor`.
 
     Returns:
         float32 (1, 3, H, W), on any device, to class map uint8 (H, W).
@@ -97,7 +106,10 @@ def network_predictor(model: torch.nn.Module, device: torch.device) -> Callable[
         exact = _without_tf32() if device.type == "cuda" else nullcontext()
         with torch.inference_mode(), exact:
             logits: Any = model(images.to(device).contiguous(memory_format=torch.channels_last))
-            result: ByteArray = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+            ids = logits.argmax(1)[0].to(torch.uint8)
+            if confidence_min > 0:
+                ids[logits[0].softmax(0).amax(0) < confidence_min] = IGNORE_ID
+            result: ByteArray = ids.cpu().numpy()
             return result
 
     return predict

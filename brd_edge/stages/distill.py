@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,14 @@ from brd_edge.stages.training import (
     training_size,
     weight_files,
 )
+from brd_edge.stages.unlabelled import (
+    UNLABELLED_CODE,
+    missing_images,
+    refuse_run_inside,
+    unlabelled_files,
+    unlabelled_root,
+    with_teacher_labels,
+)
 
 __all__ = ["STAGE"]
 
@@ -39,16 +48,17 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return {
         **training_settings(recipe),
         "student": recipe.student.model_dump(mode="json"),
-        "distill": recipe.distill.model_dump(mode="json", exclude={"train": {"checkpoint_s"}}),
+        # which images without labels there are decides, not where they lie
+        "distill": recipe.distill.model_dump(mode="json", exclude={"train": {"checkpoint_s"}, "unlabelled": True}),
     }
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
-    return weight_files(recipe.student)
+    return weight_files(recipe.student) | unlabelled_files(recipe)
 
 
 def _missing(recipe: Recipe) -> list[str]:
-    return [*missing_gpu(recipe), *missing_weights("student", recipe.student)]
+    return [*missing_gpu(recipe), *missing_weights("student", recipe.student), *missing_images(recipe)]
 
 
 def _notes(recipe: Recipe) -> list[str]:
@@ -58,13 +68,16 @@ def _notes(recipe: Recipe) -> list[str]:
 def _plan(recipe: Recipe) -> str:
     student, distill = recipe.student, recipe.distill
     how = "without distillation" if distill.method == "none" else f"with {distill.method}"
-    return f"train {student.arch} / {student.encoder} for {distill.train.epochs} epochs {how}"
+    root = unlabelled_root(recipe)
+    more = "" if root is None else f", also on the images of {root}, which the teacher labels"
+    return f"train {student.arch} / {student.encoder} for {distill.train.epochs} epochs {how}{more}"
 
 
 def _accepts(context: Context) -> None:
     """Refuse now, before results of an earlier run make way, what cannot be trained."""
     from brd_edge.models.segmentation import load_model
 
+    refuse_run_inside(context)
     teacher, _ = load_model(context.run.path("teacher", "model"))
     check_models(context.recipe, load_run_dataset(context), given=teacher)
 
@@ -82,9 +95,11 @@ def _work(context: Context) -> Outcome:
     teacher, _ = load_model(context.run.path("teacher", "model"))
     contract = input_contract(recipe)
     teacher.to(device=device)
+    labelled = len(dataset.train)
+    dataset = with_teacher_labels(context, teacher, dataset)
     weights = training_class_weights(dataset, recipe.distill.train.class_weights, device)
     loss = supervised_loss(recipe.distill.train, weights)
-    return train_and_save(
+    outcome = train_and_save(
         context,
         title="distill",
         model=student,
@@ -111,12 +126,14 @@ def _work(context: Context) -> Outcome:
         contract=contract,
         seed=recipe.seed,
     )
+    more = len(dataset.train) - labelled
+    return replace(outcome, result={**outcome.result, "unlabelled": more}) if more else outcome
 
 
 STAGE = Stage(
     name="distill",
     needs=("prepare", "teacher"),
-    code=(*TRAINING_CODE, "stages/distill.py"),
+    code=(*TRAINING_CODE, *UNLABELLED_CODE, "stages/distill.py"),
     settings=_settings,
     work=_work,
     plan=_plan,

@@ -14,7 +14,7 @@ from brd_edge.data.index import load_checksums, load_dataset, load_essence
 from brd_edge.data.overview import describe_absent
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
-from brd_edge.run import Run, code_digest, digest, is_run_directory, tree_files
+from brd_edge.run import Run, code_digest, digest, is_run_directory, tree_digest
 from brd_edge.runtime.errors import DataError
 from brd_edge.stages.context import Context, Outcome, Stage
 
@@ -51,19 +51,8 @@ def _files(recipe: Recipe) -> dict[str, str]:
     root = _root(recipe)
     if recipe.data.layout == "scenes" or root is None or not root.is_dir():
         return {}
-    # sizes and times instead of checksums: an unchanged data set of many gigabytes must be known in seconds
     # a run below the data, as one that was started there, changes by itself
-    files = tree_files(root, skip=is_run_directory)
-    stats = {str(path.relative_to(root)): _stat(path) for path in files}
-    return {"data set": digest(stats)}
-
-
-def _stat(path: Path) -> list[int]:
-    try:
-        found = path.stat()
-    except OSError:
-        return []
-    return [found.st_size, found.st_mtime_ns]
+    return {"data set": tree_digest(root, skip=is_run_directory)}
 
 
 def _missing(recipe: Recipe) -> list[str]:

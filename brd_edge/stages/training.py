@@ -105,7 +105,9 @@ def distill_settings(section: DistillSection) -> DistillSettings:
     """Return what of a recipe's section decides the distillation terms."""
     from brd_edge.distill.objective import DistillSettings
 
-    return DistillSettings(**section.model_dump(exclude={"train", "teacher_sees_jitter"}))
+    return DistillSettings(
+        **section.model_dump(exclude={"train", "teacher_sees_jitter", "unlabelled", "unlabelled_confidence"})
+    )
 
 
 def weight_files(section: ModelSection) -> dict[str, str]:

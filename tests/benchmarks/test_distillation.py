@@ -68,8 +68,8 @@ def in_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_setting_belongs_to_the_methods_that_it_changes() -> None:
-    # the student of `none` is recorded, too, and sees other colours
-    everyones = {"cuda_graphs", "teacher_sees_jitter"}
+    # the student of `none` is recorded, too, sees other colours, and learns from images that the teacher labelled
+    everyones = {"cuda_graphs", "teacher_sees_jitter", "unlabelled", "unlabelled_confidence"}
     assert all(distillation_cells.decides(setting, method) for setting in everyones for method in METHODS)
     for setting in set(DistillSection.model_fields) - {"method", "train", *everyones}:
         having = {method for method in METHODS if distillation_cells.decides(setting, method)}
@@ -78,7 +78,10 @@ def test_every_setting_belongs_to_the_methods_that_it_changes() -> None:
 
 
 @pytest.mark.usefixtures("in_root")
-def test_every_arm_of_the_ablation_can_be_chosen_and_is_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_arm_of_the_ablation_can_be_chosen_and_is_a_recipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNLABELLED", "frames")
     recipe, file = "pipelines/camvid_cpu.yaml", "benchmarks/ablation.yaml"
     for name, settings in yaml.safe_load(Path(file).read_text(encoding="utf-8")).items():
         arguments = [recipe, "--arms", file, "--finished", "--directory", "nowhere", "--only", name]
