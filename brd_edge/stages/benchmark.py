@@ -123,6 +123,7 @@ def _work(context: Context) -> Outcome:
             "palette": [list(color) for color in dataset.palette],
             "train": len(dataset.train),
             "val": len(dataset.val),
+            "unlabelled": context.inputs["distill"].result.get("unlabelled", 0),
         },
         "contract": validation.contract.to_json(),
         "teacher": teacher,

@@ -37,7 +37,7 @@ from brd_edge.stages.unlabelled import (
     missing_images,
     refuse_run_inside,
     unlabelled_files,
-    unlabelled_root,
+    unlabelled_plan,
     with_teacher_labels,
 )
 
@@ -68,8 +68,7 @@ def _notes(recipe: Recipe) -> list[str]:
 def _plan(recipe: Recipe) -> str:
     student, distill = recipe.student, recipe.distill
     how = "without distillation" if distill.method == "none" else f"with {distill.method}"
-    root = unlabelled_root(recipe)
-    more = "" if root is None else f", also on the images of {root}, which the teacher labels"
+    more = unlabelled_plan(recipe)
     return f"train {student.arch} / {student.encoder} for {distill.train.epochs} epochs {how}{more}"
 
 

@@ -14,7 +14,7 @@ from brd_edge.data.index import load_checksums, load_dataset, load_essence
 from brd_edge.data.overview import describe_absent
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
-from brd_edge.run import Run, code_digest, digest, is_run_directory, tree_digest
+from brd_edge.run import Run, code_digest, digest, is_run_directory, stat_digest, tree_files
 from brd_edge.runtime.errors import DataError
 from brd_edge.stages.context import Context, Outcome, Stage
 
@@ -52,7 +52,8 @@ def _files(recipe: Recipe) -> dict[str, str]:
     if recipe.data.layout == "scenes" or root is None or not root.is_dir():
         return {}
     # a run below the data, as one that was started there, changes by itself
-    return {"data set": tree_digest(root, skip=is_run_directory)}
+    files = tree_files(root, skip=is_run_directory)
+    return {"data set": stat_digest({str(path.relative_to(root)): path for path in files})}
 
 
 def _missing(recipe: Recipe) -> list[str]:

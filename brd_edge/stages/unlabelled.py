@@ -15,7 +15,7 @@ from brd_edge.data.index import load_checksums
 from brd_edge.data.unlabelled import find_images, label_images, load_labelled
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
-from brd_edge.run import code_digest, digest, tree_digest
+from brd_edge.run import code_digest, digest, stat_digest
 from brd_edge.runtime.contract import RESIZED
 from brd_edge.runtime.errors import DataError, InterruptedRunError
 from brd_edge.runtime.files import atomic_path, sha256_file
@@ -30,7 +30,7 @@ __all__ = [
     "missing_images",
     "refuse_run_inside",
     "unlabelled_files",
-    "unlabelled_root",
+    "unlabelled_plan",
     "with_teacher_labels",
 ]
 
@@ -46,21 +46,24 @@ _DIRECTORY = "unlabelled"
 _SHOWN = 12
 
 
-def unlabelled_root(recipe: Recipe) -> Path | None:
-    """Return the directory of images without labels that a recipe names, if any."""
-    given = recipe.distill.unlabelled
-    return Path(given).expanduser().absolute() if given else None
-
-
 def unlabelled_files(recipe: Recipe) -> dict[str, str]:
     """Return a digest of the images without labels, by names, sizes and times."""
-    root = unlabelled_root(recipe)
-    return {"unlabelled images": tree_digest(root)} if root is not None and root.is_dir() else {}
+    root = _root(recipe)
+    return {"unlabelled images": stat_digest(find_images(root)[0])} if root is not None and root.is_dir() else {}
+
+
+def unlabelled_plan(recipe: Recipe) -> str:
+    """Return what a plan tells about the images without labels; nothing where there are none."""
+    root = _root(recipe)
+    if root is None or not root.is_dir():
+        return ""
+    count = len(find_images(root)[0])
+    return f", also on {count} image{'' if count == 1 else 's'} of {root} that the teacher labels"
 
 
 def missing_images(recipe: Recipe) -> list[str]:
     """Return that the directory of images without labels is not there or empty, if so."""
-    root = unlabelled_root(recipe)
+    root = _root(recipe)
     if root is None:
         return []
     if not root.is_dir():
@@ -75,7 +78,7 @@ def refuse_run_inside(context: Context) -> None:
     Raises:
         DataError: The run directory lies in the directory of images.
     """
-    root = unlabelled_root(context.recipe)
+    root = _root(context.recipe)
     if root is not None and context.run.directory.is_relative_to(root.resolve()):
         raise DataError(
             f"distill.unlabelled: the run directory {context.run.directory} lies within {root}, so that its own "
@@ -100,13 +103,19 @@ def with_teacher_labels(context: Context, teacher: nn.Module, dataset: Dataset) 
     """
     from brd_edge.distill.distributed import rank
 
-    root = unlabelled_root(context.recipe)
+    root = _root(context.recipe)
     if root is None:
         return dataset
     out, maker = context.run.path(_DIRECTORY), _maker(context)
     if rank() == 0:
         _label(context, teacher, dataset, root, out, maker)
     return replace(dataset, train=(*dataset.train, *load_labelled(out, maker)))
+
+
+def _root(recipe: Recipe) -> Path | None:
+    """Return the directory of images without labels that a recipe names, if any."""
+    given = recipe.distill.unlabelled
+    return Path(given).expanduser().absolute() if given else None
 
 
 def _maker(context: Context) -> str:

@@ -41,6 +41,8 @@ class DatasetEntry(Entry):
     """Images to train on."""
     val: Count
     """Images that scores are counted on."""
+    unlabelled: Count = 0
+    """Images without labels that the student was trained on beside `train`, with the labels that the teacher gave."""
 
 
 class ContractEntry(Entry):

@@ -44,7 +44,7 @@ __all__ = ["Curve", "ReportSample", "write_report"]
 _GALLERY_CHARACTERS = 6_000_000  # what the pictures may take of a file that is to stay below 8 MB
 _DIFFERENCES_SHOWN = 20
 _LEGEND_CLASSES = 40
-_NO_DATASET: dict[str, Any] = {"name": "", "classes": [], "palette": [], "train": None, "val": None}
+_NO_DATASET: dict[str, Any] = {"name": "", "classes": [], "palette": [], "train": None, "val": None, "unlabelled": 0}
 _MACHINE_NAMES = {"cpu": "CPU", "cores": "Cores", "os": "System", "python": "Python", "gpu": "GPU", "driver": "Driver"}
 
 
