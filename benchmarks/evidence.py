@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("README.md, methods", method_rows(rows["methods"])),
         ("docs/evidence.md, at a glance", glance_rows(rows["glance"])),
         *((f"docs/evidence.md, {title}", pooled_rows(**of)) for title, of in rows["pooled"].items()),
-        *(("docs/evidence.md, {arm} over {control}".format(**of), change_rows(**of)) for of in rows["changes"]),
+        *((f"docs/evidence.md, {title}", change_rows(of)) for title, of in rows["changes"].items()),
         ("docs/evidence.md, classes", class_rows(**rows["classes"])),
         ("docs/evidence.md, beyond chance", [beyond_chance(rows["glance"])]),
     ):
@@ -71,13 +71,14 @@ def pooled_rows(results: Sequence[str], arms: Sequence[str]) -> list[str]:
     return lines
 
 
-def change_rows(arm: str, control: str, splits: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return a row a split, over the seeds of its results: the differences of all scores of one arm over another."""
-    tables = {split: _pooled(results) for split, results in splits.items()}
-    return [
-        _row([split, *(_difference(table[arm][score], table[control][score]) for score in _ALL_SCORES)])
-        for split, table in tables.items()
-    ]
+def change_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a row each, over the seeds of its results: the differences of all scores of one arm over another."""
+    lines = []
+    for row in rows:
+        table = _pooled(row["results"])
+        arm, control = table[row["arm"]], table[row["control"]]
+        lines.append(_row([row["row"], *(_difference(arm[score], control[score]) for score in _ALL_SCORES)]))
+    return lines
 
 
 def class_rows(names: Sequence[str], arms: Sequence[str], results: Sequence[str]) -> list[str]:
