@@ -14,6 +14,7 @@ from brd_edge.recipe import Recipe, load_recipe
 from brd_edge.run import Run, code_digest, digest
 from brd_edge.runtime.files import sha256_file, write_json_atomic
 from brd_edge.stages import STAGES
+from brd_edge.stages.training import deciding_settings
 
 if TYPE_CHECKING:
     from brd_edge.runtime.metrics import SegmentationMetrics
@@ -73,8 +74,7 @@ def _settings(recipe: Recipe) -> str:
     """Return a digest of what else decides a cell: its settings, the teacher if it has one, code."""
     parts = {"data", "student", "seed", "device"}
     settings = recipe.model_dump(mode="json", include=parts)
-    # images without labels are among the files
-    distill = recipe.distill.model_dump(mode="json", exclude={"train": {"checkpoint_s"}, "unlabelled": True})
+    distill = deciding_settings(recipe.distill)
     # of all arms: what the student sees is made from what the teacher sees
     settings["teacher_scale"] = recipe.teacher.scale
     settings["distill"] = {key: value for key, value in distill.items() if decides(key, distill["method"])}

@@ -52,8 +52,8 @@ _PUBLISHED = {
     "ship": ("ship.json",),
 }
 
-# what lets a stage go on from where it was, but for checkpoints
-_KEPT_WORK = {"prepare": ("data", "journal.jsonl")}
+# labels as they were made before
+_JOURNALS = {"prepare": ("data", "journal.jsonl"), "distill": ("unlabelled", "journal.jsonl")}
 
 _EPILOG = """\
 exit codes: 0 done, 1 a stage or an engine failed, 2 the recipe or the command line is wrong,
@@ -231,10 +231,12 @@ def _run_stages(
             continue
         _say(f"{position}: {stage.plan(recipe)} ({reason})")
         context = Context(recipe, run, inputs, stop, _say, command, wanted.fingerprint)
+        if forced and name in _JOURNALS:
+            run.path(*_JOURNALS[name]).unlink(missing_ok=True)
         stage.accepts(context)
         if forced:
-            # what an interrupted training left is not wanted, nor labels as they were converted before
-            run.path(*_KEPT_WORK.get(name, (name, "checkpoint.safetensors"))).unlink(missing_ok=True)
+            # what an interrupted training left is not wanted
+            run.path(name, "checkpoint.safetensors").unlink(missing_ok=True)
         if name != "prepare":
             _describe_run(run, recipe)
             _withdraw(run, name)

@@ -115,7 +115,9 @@ def find_repeated(content: Content) -> dict[tuple[str, int], str]:
     return found
 
 
-def describe_problems(title: str, root: Path, problems: Sequence[str], *, skippable: bool) -> str:
+def describe_problems(
+    title: str, root: Path, problems: Sequence[str], *, skippable: bool, again: str = "prepare again"
+) -> str:
     """Write all problems of a data set as one message; a very long list is cut and counted.
 
     Args:
@@ -123,13 +125,14 @@ def describe_problems(title: str, root: Path, problems: Sequence[str], *, skippa
         root: Where it lies.
         problems: A sentence each.
         skippable: Whether what is left without the samples that they are about can be used.
+        again: What to do when they are mended.
     """
     shown = [f"  - {problem}" for problem in problems[:_SHOWN_PROBLEMS]]
     more = len(problems) - _SHOWN_PROBLEMS
     tail = [f"  ... and {more} more"] if more > 0 else []
     noun, them = ("problem", "it") if len(problems) == 1 else ("problems", "them")
     skip = " (or leave the samples out: data.on_bad_sample=skip)" if skippable else ""
-    head = f"{title}: {root} cannot be used, {len(problems)} {noun}; mend {them} and prepare again{skip}:"
+    head = f"{title}: {root} cannot be used, {len(problems)} {noun}; mend {them} and {again}{skip}:"
     return "\n".join([head, *shown, *tail])
 
 

@@ -7,7 +7,7 @@ Writes `labels/NAME.png` (train ids, 255 where the model is unsure), `images/NAM
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,15 @@ from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import sha256_file
 from brd_edge.runtime.frames import read_image, resize_class_map
 
-__all__ = ["JOURNAL_NAME", "LabelledImages", "find_images", "label_images", "load_labelled"]
+__all__ = [
+    "JOURNAL_NAME",
+    "FoundImages",
+    "LabelledImages",
+    "check_images",
+    "find_images",
+    "label_images",
+    "load_labelled",
+]
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -37,6 +45,21 @@ _VERSION = 1
 
 Segment = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """Image uint8 (H, W, 3), RGB, to class map uint8 of any size, 255 where there is none."""
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """Images below a directory.
+
+    Attributes:
+        root: The directory.
+        paths: The images by name, their path in it, sorted.
+        problems: What is wrong with the directory, a sentence each.
+    """
+
+    root: Path
+    paths: Mapping[str, Path]
+    problems: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -65,18 +88,43 @@ class _Image:
     state: tuple[str | int, ...]
 
 
-def find_images(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the images below a directory by name (their path in it), sorted, and what is wrong with the directory.
+def find_images(root: Path, *, skip: Callable[[Path], bool] = lambda _directory: False) -> FoundImages:
+    """Find the images below a directory. Files of other kinds do not count, nor hidden ones.
 
-    Files of other kinds do not count, nor hidden ones.
+    Args:
+        root: The directory.
+        skip: Whether a directory below it is left out, with all that it holds.
     """
-    paths, problems = walk_files(root)
-    images = (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES)
-    return {as_text(path.relative_to(root).as_posix()): path for path in images}, problems
+    paths, problems = walk_files(root, skip=skip)
+    images: dict[str, Path] = {}
+    for path in paths:
+        name = as_text(path.relative_to(root).as_posix())
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if name in images:
+            problems.append(f"{name}: two files have this name once it is written as text; rename one")
+        images.setdefault(name, path)
+    return FoundImages(root, images, tuple(problems))
+
+
+def check_images(found: FoundImages, *, threads: int, progress: Callable[[int, int], None] | None = None) -> None:
+    """Read all images, so that what is wrong is known before hours of work.
+
+    Raises:
+        DataError: Images cannot be read; one error lists all of them.
+    """
+    problems = [*found.problems]
+    with closing(work_ahead(_problem, found.paths.values(), threads=threads, name="unlabelled")) as results:
+        for count, problem in enumerate(results, 1):
+            problems += [] if problem is None else [problem]
+            if progress is not None:
+                progress(count, len(found.paths))
+    if problems:
+        raise DataError(_describe(found, problems, skippable=len(problems) < len(found.paths)))
 
 
 def label_images(
-    root: Path,
+    found: FoundImages,
     out: Path,
     *,
     segment: Segment,
@@ -86,14 +134,14 @@ def label_images(
     skip_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> LabelledImages:
-    """Label the images below `root` under `out`.
+    """Label images under `out`.
 
     Those whose files are unchanged since an earlier, even interrupted, labelling by the same maker are not labelled
-    again.
+    again. Labels of images that are there no more are removed.
 
     Args:
-        root: Directory of images; nothing in it is changed.
-        out: Directory to write, which must not lie in it.
+        found: The images; they are not changed.
+        out: Directory to write, in which none of them lies.
         segment: The model. Its class maps are brought to the images' sizes as `resize_class_map` does.
         maker: What tells this model, and how it is used, from another.
         known: SHA-256 of images that are to be left out, as the data set's own.
@@ -109,10 +157,10 @@ def label_images(
             cannot be read; or `out` cannot be written. One error lists all images.
 
     Example:
-        >>> label_images(Path("frames"), Path("runs/mine/unlabelled"), segment=lambda image: predict(image),
+        >>> label_images(find_images(Path("frames")), Path("runs/mine/unlabelled"), segment=predict,
         ...              maker="teacher 3", known=(), threads=2).samples[0].label
     """
-    images, problems = find_images(root)
+    images = found.paths
     journal = out / JOURNAL_NAME
     header = _header(maker)
     earlier = {name: item for name, item in read_journal(journal, header).items() if name in images}
@@ -124,8 +172,8 @@ def label_images(
         with open_journal(journal, header, earlier) as note, ExitStack() as stack:
             read = partial(_read, images=images, earlier=earlier, known=frozenset(known), out=out)
             results = stack.enter_context(closing(work_ahead(read, images, threads=threads, name="unlabelled")))
-            for count, (name, found) in enumerate(zip(images, results, strict=True), 1):
-                item = _label(name, found, segment, out) if isinstance(found, _Image) else found
+            for count, (name, result) in enumerate(zip(images, results, strict=True), 1):
+                item = _label(name, result, segment, out) if isinstance(result, _Image) else result
                 if isinstance(item, Converted):
                     done[name] = item
                     if item is not earlier.get(name):
@@ -137,9 +185,10 @@ def label_images(
         # what the data set has meanwhile, or what is gone, counts no more
         with open_journal(journal, header, done):
             pass
+        _remove_others(out, done)
     except OSError as error:
-        raise DataError(f"distill.unlabelled: cannot read {root} or write {out} ({error})") from error
-    return _conclude(root, out, done, len(images) - len(done) - len(bad), problems, bad, skip_bad)
+        raise DataError(f"distill.unlabelled: cannot read {found.root} or write {out} ({error})") from error
+    return _conclude(found, out, done, bad, skip_bad)
 
 
 def load_labelled(out: Path, maker: str) -> tuple[Sample, ...]:
@@ -163,9 +212,11 @@ def _read(
 ) -> _Image | Converted | list[str] | None:
     """Read an image; return what was made of it before, what is wrong with it, or None where it is to be left out."""
     path = images[name]
+    if (problem := _no_file(path)) is not None:
+        return [problem]
     try:
-        found = path.stat()
-        state: tuple[str | int, ...] = (str(path), found.st_size, found.st_mtime_ns)
+        stat = path.stat()
+        state: tuple[str | int, ...] = (str(path), stat.st_size, stat.st_mtime_ns)
         before = earlier.get(name)
         if before is not None and before.state == state and is_intact(before, out):
             return None if before.image_sha256 in known else before
@@ -173,9 +224,27 @@ def _read(
         digest = _sha256(path, png)
         return None if digest in known else _Image(path, read_image(path), png, digest, state)
     except OSError as error:
-        return [f"{path}: cannot be read ({error.strerror}); change its permissions"]
+        return [f"{path}: cannot be read ({error.strerror}); change its permissions, or take it away"]
     except DataError as error:
         return [str(error)]
+
+
+def _problem(path: Path) -> str | None:
+    """Return what is wrong with an image, if anything."""
+    if (problem := _no_file(path)) is not None:
+        return problem
+    try:
+        check_image(path)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _no_file(path: Path) -> str | None:
+    # a pipe would be read for ever
+    if path.is_file():
+        return None
+    return f"{path}: {'not a regular file' if path.exists() else 'a link to nothing'}; take it away"
 
 
 def _sha256(path: Path, png: bytes | None) -> str:
@@ -206,36 +275,44 @@ def _label(name: str, image: _Image, segment: Segment, out: Path) -> Converted |
     )
 
 
+def _remove_others(out: Path, done: Mapping[str, Converted]) -> None:
+    """Remove labels and images that an earlier labelling left of what is there no more."""
+    kept = {out / place for item in done.values() for place in (item.label, item.image)}
+    for kind in ("labels", "images"):
+        for path in (out / kind).rglob("*.png"):
+            if path not in kept and path.is_file():
+                path.unlink()
+
+
 def _conclude(
-    root: Path,
-    out: Path,
-    done: Mapping[str, Converted],
-    known: int,
-    problems: list[str],
-    bad: Mapping[str, list[str]],
-    skip_bad: bool,
+    found: FoundImages, out: Path, done: Mapping[str, Converted], bad: Mapping[str, list[str]], skip_bad: bool
 ) -> LabelledImages:
     """Return what was found, or refuse it with all that is wrong."""
-    if not done and not bad:
-        own = f"; its {known} images are the data set's own" if known else ""
-        raise DataError(
-            f"distill.unlabelled: {root}: expected images without labels, got none{own}; give a directory of other "
-            "images, or leave it out"
-        )
-    sentences = [*problems, *(reason for reasons in bad.values() for reason in reasons)]
+    known = len(found.paths) - len(done) - len(bad)
+    sentences = [*found.problems, *(reason for reasons in bad.values() for reason in reasons)]
     if sentences and not (skip_bad and done):
-        raise DataError(describe_problems("distill.unlabelled", root, sentences, skippable=bool(done)))
+        raise DataError(_describe(found, sentences, skippable=bool(done)))
+    if not done:
+        own = f"; {known} of the data set's own are there" if known else ""
+        raise DataError(
+            f"distill.unlabelled: {found.root}: expected images without labels, got none{own}; give a directory of "
+            "other images, or leave it out"
+        )
     if not any(item.classes for item in done.values()):
         raise DataError(
-            f"distill.unlabelled: the teacher is sure of no pixel of the {len(done)} images of {root}; "
+            f"distill.unlabelled: the teacher is sure of no pixel of the {len(done)} images of {found.root}; "
             "lower distill.unlabelled_confidence"
         )
     skipped = Skipped(
-        tuple(SkippedSample("unlabelled", name, tuple(reasons)) for name, reasons in bad.items()), tuple(problems)
+        tuple(SkippedSample("unlabelled", name, tuple(reasons)) for name, reasons in bad.items()), found.problems
     )
     if skipped:
         save_skipped(out, skipped)
     return LabelledImages(_samples(done, out), known, skipped)
+
+
+def _describe(found: FoundImages, problems: Sequence[str], *, skippable: bool) -> str:
+    return describe_problems("distill.unlabelled", found.root, problems, skippable=skippable, again="run it again")
 
 
 def _samples(done: Mapping[str, Converted], out: Path) -> tuple[Sample, ...]:

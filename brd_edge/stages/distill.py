@@ -19,6 +19,7 @@ from brd_edge.stages.context import (
 from brd_edge.stages.model_checks import check_models
 from brd_edge.stages.training import (
     TRAINING_CODE,
+    deciding_settings,
     distill_settings,
     encoder_weights,
     label_terms,
@@ -34,8 +35,8 @@ from brd_edge.stages.training import (
 )
 from brd_edge.stages.unlabelled import (
     UNLABELLED_CODE,
+    label_unlabelled,
     missing_images,
-    refuse_run_inside,
     unlabelled_files,
     unlabelled_plan,
     with_teacher_labels,
@@ -48,8 +49,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return {
         **training_settings(recipe),
         "student": recipe.student.model_dump(mode="json"),
-        # which images without labels there are decides, not where they lie
-        "distill": recipe.distill.model_dump(mode="json", exclude={"train": {"checkpoint_s"}, "unlabelled": True}),
+        "distill": deciding_settings(recipe.distill),
     }
 
 
@@ -76,9 +76,11 @@ def _accepts(context: Context) -> None:
     """Refuse now, before results of an earlier run make way, what cannot be trained."""
     from brd_edge.models.segmentation import load_model
 
-    refuse_run_inside(context)
+    dataset = load_run_dataset(context)
     teacher, _ = load_model(context.run.path("teacher", "model"))
-    check_models(context.recipe, load_run_dataset(context), given=teacher)
+    check_models(context.recipe, dataset, given=teacher)
+    # images that cannot be used are found by labelling them
+    label_unlabelled(context, teacher, dataset)
 
 
 def _work(context: Context) -> Outcome:
@@ -95,7 +97,7 @@ def _work(context: Context) -> Outcome:
     contract = input_contract(recipe)
     teacher.to(device=device)
     labelled = len(dataset.train)
-    dataset = with_teacher_labels(context, teacher, dataset)
+    dataset = with_teacher_labels(context, dataset)
     weights = training_class_weights(dataset, recipe.distill.train.class_weights, device)
     loss = supervised_loss(recipe.distill.train, weights)
     outcome = train_and_save(

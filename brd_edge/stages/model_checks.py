@@ -19,6 +19,7 @@ from brd_edge.stages.training import (
     supervised_loss,
     training_size,
 )
+from brd_edge.stages.unlabelled import unlabelled_count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,12 +46,12 @@ def check_models(recipe: Recipe, dataset: Dataset, *, given: nn.Module | None = 
     if teacher is None and recipe.teacher.train is not None:
         teacher = build_model(model_spec(recipe.teacher, dataset), encoder_weights=None, seed=recipe.seed)
         check_training("teacher", teacher, recipe.teacher.train, teacher_contract(recipe), scale=recipe.teacher.scale)
-        _require_enough("teacher", recipe.teacher.train, dataset)
+        _require_enough("teacher", recipe.teacher.train, len(dataset.train))
     # the student's weights, too, which else would be read when the teacher is done; the teacher's are next
     weights = encoder_weights(recipe.student)
     student = build_model(model_spec(recipe.student, dataset), encoder_weights=weights, seed=recipe.seed)
     check_training("student", student, recipe.distill.train, input_contract(recipe))
-    _require_enough("student", recipe.distill.train, dataset)
+    _require_enough("student", recipe.distill.train, len(dataset.train) + unlabelled_count(recipe))
     if teacher is None:
         return
     distillation(
@@ -99,11 +100,11 @@ def check_training(
     _require_parts(name, model, train, train.crop or (contract.height, contract.width))
 
 
-def _require_enough(name: str, train: TrainSection, dataset: Dataset) -> None:
-    if train.batch_size > len(dataset.train):
+def _require_enough(name: str, train: TrainSection, images: int) -> None:
+    if train.batch_size > images:
         raise ModelError(
-            f"{name}: a batch_size of {train.batch_size} is more than the {len(dataset.train)} train images; "
-            f"make it {len(dataset.train)} or less"
+            f"{name}: a batch_size of {train.batch_size} is more than the {images} train images; "
+            f"make it {images} or less"
         )
 
 

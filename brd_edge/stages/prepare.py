@@ -18,7 +18,7 @@ from brd_edge.run import Run, code_digest, digest, is_run_directory, stat_digest
 from brd_edge.runtime.errors import DataError
 from brd_edge.stages.context import Context, Outcome, Stage
 
-__all__ = ["STAGE"]
+__all__ = ["STAGE", "data_root"]
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -32,13 +32,13 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
         }
     return {
         "layout": data.layout,
-        "root": str(_root(recipe)),
+        "root": str(data_root(recipe)),
         "hold_out": data.hold_out,
         "on_bad_sample": data.on_bad_sample,
     }
 
 
-def _root(recipe: Recipe) -> Path | None:
+def data_root(recipe: Recipe) -> Path | None:
     """Return the recipe's root, or else the one that the layout's variable names."""
     from brd_edge.data.layouts import LAYOUTS
 
@@ -48,7 +48,7 @@ def _root(recipe: Recipe) -> Path | None:
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
-    root = _root(recipe)
+    root = data_root(recipe)
     if recipe.data.layout == "scenes" or root is None or not root.is_dir():
         return {}
     # a run below the data, as one that was started there, changes by itself
@@ -61,7 +61,7 @@ def _missing(recipe: Recipe) -> list[str]:
 
     if recipe.data.layout == "scenes":
         return []
-    problem = find_layout_problem(LAYOUTS[recipe.data.layout], _root(recipe))
+    problem = find_layout_problem(LAYOUTS[recipe.data.layout], data_root(recipe))
     return [problem] if problem is not None else []
 
 
@@ -159,7 +159,7 @@ def _convert(recipe: Recipe, out: Path) -> Dataset:
     from brd_edge.data.layouts import LAYOUTS
     from brd_edge.data.prepare import prepare
 
-    root = _root(recipe)
+    root = data_root(recipe)
     assert root is not None
     with progress_bar(1, "prepare", unit="image") as bar:
 

@@ -35,6 +35,7 @@ from brd_edge.stages.training import (
     validation_miou,
     weight_files,
 )
+from brd_edge.stages.unlabelled import check_unlabelled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -115,6 +116,7 @@ def _accepts(context: Context) -> None:
     """Refuse now, before results of an earlier run make way, what cannot be trained."""
     given = _given(context)[0] if context.recipe.teacher.train is None else None
     check_models(context.recipe, load_run_dataset(context), given=given)
+    check_unlabelled(context)
 
 
 def _work(context: Context) -> Outcome:

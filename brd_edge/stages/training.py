@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TRAINING_CODE",
     "augmentation_of",
+    "deciding_settings",
     "distill_settings",
     "encoder_weights",
     "label_terms",
@@ -108,6 +109,17 @@ def distill_settings(section: DistillSection) -> DistillSettings:
     return DistillSettings(
         **section.model_dump(exclude={"train", "teacher_sees_jitter", "unlabelled", "unlabelled_confidence"})
     )
+
+
+def deciding_settings(section: DistillSection) -> dict[str, Any]:
+    """Return what of a recipe's section decides what a student becomes, as JSON types.
+
+    Of images without labels it is which there are, not where they lie; the stage's files tell that.
+    """
+    exclude: dict[str, Any] = {"train": {"checkpoint_s"}, "unlabelled": True}
+    if section.unlabelled is None:
+        exclude["unlabelled_confidence"] = True
+    return section.model_dump(mode="json", exclude=exclude)
 
 
 def weight_files(section: ModelSection) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,23 +13,34 @@ from numpy.typing import NDArray
 
 from brd_edge.data.dataset import Dataset, Sample, read_label
 from brd_edge.data.index import load_checksums
-from brd_edge.data.unlabelled import find_images, label_images, load_labelled
+from brd_edge.data.unlabelled import (
+    FoundImages,
+    LabelledImages,
+    check_images,
+    find_images,
+    label_images,
+    load_labelled,
+)
 from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
-from brd_edge.run import code_digest, digest, stat_digest
+from brd_edge.run import code_digest, digest, is_run_directory, stat_digest
 from brd_edge.runtime.contract import RESIZED
 from brd_edge.runtime.errors import DataError, InterruptedRunError
 from brd_edge.runtime.files import atomic_path, sha256_file
 from brd_edge.runtime.frames import fit_frame, read_image, resize_class_map, segment_image
 from brd_edge.stages.context import Context, teacher_contract, training_device
+from brd_edge.stages.prepare import data_root
+from brd_edge.stages.training import model_files
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
     "UNLABELLED_CODE",
+    "check_unlabelled",
+    "label_unlabelled",
     "missing_images",
-    "refuse_run_inside",
+    "unlabelled_count",
     "unlabelled_files",
     "unlabelled_plan",
     "with_teacher_labels",
@@ -39,8 +51,13 @@ UNLABELLED_CODE = (
     "data/_convert.py",
     "data/_images.py",
     "data/_journal.py",
+    "data/_workers.py",
+    "data/layouts/_files.py",
     "stages/unlabelled.py",
 )
+
+# those of the distillation that a label follows from; a constant, so that its digest is of what was loaded
+_LABELLING_CODE = ("models", "evaluate/accuracy.py", "runtime/frames.py", "runtime/windows.py", *UNLABELLED_CODE)
 
 _DIRECTORY = "unlabelled"
 _SHOWN = 12
@@ -48,94 +65,88 @@ _SHOWN = 12
 
 def unlabelled_files(recipe: Recipe) -> dict[str, str]:
     """Return a digest of the images without labels, by names, sizes and times."""
-    root = _root(recipe)
-    return {"unlabelled images": stat_digest(find_images(root)[0])} if root is not None and root.is_dir() else {}
+    found = _find(recipe)
+    if found is None:
+        return {}
+    code_digest(_LABELLING_CODE)
+    return {"unlabelled images": stat_digest(found.paths)}
+
+
+def unlabelled_count(recipe: Recipe) -> int:
+    """Return how many images without labels there are, the data set's own among them."""
+    found = _find(recipe)
+    return 0 if found is None else len(found.paths)
 
 
 def unlabelled_plan(recipe: Recipe) -> str:
     """Return what a plan tells about the images without labels; nothing where there are none."""
-    root = _root(recipe)
-    if root is None or not root.is_dir():
+    found = _find(recipe)
+    if found is None:
         return ""
-    count = len(find_images(root)[0])
-    return f", also on {count} image{'' if count == 1 else 's'} of {root} that the teacher labels"
+    return f", also on {_images(len(found.paths))} of {found.root} that the teacher labels"
 
 
 def missing_images(recipe: Recipe) -> list[str]:
-    """Return that the directory of images without labels is not there or empty, if so."""
+    """Return why there are no images without labels to be had where the recipe names them, if so."""
     root = _root(recipe)
     if root is None:
         return []
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         return [f"distill.unlabelled: {root} {what}; expected a directory of images"]
-    return [] if find_images(root)[0] else [f"distill.unlabelled: there is no image in {root} or below it"]
+    data = data_root(recipe)
+    if data is not None and data.resolve().is_relative_to(root.resolve()):
+        return [
+            f"distill.unlabelled: the data set {data} lies in {root}, so that its labels would be taken for images; "
+            "give the directory of its images, or another one"
+        ]
+    found = _find(recipe)
+    assert found is not None
+    if found.paths:
+        return []
+    return ["\n  ".join([f"distill.unlabelled: there is no image in {root} or below it", *found.problems])]
 
 
-def refuse_run_inside(context: Context) -> None:
-    """Refuse images among which the run's own pictures would be taken for more of them.
+def check_unlabelled(context: Context) -> None:
+    """Read the images without labels, so that what is wrong with them is known before the teacher is trained.
 
     Raises:
-        DataError: The run directory lies in the directory of images.
+        DataError: They cannot be used.
     """
-    root = _root(context.recipe)
-    if root is not None and context.run.directory.is_relative_to(root.resolve()):
-        raise DataError(
-            f"distill.unlabelled: the run directory {context.run.directory} lies within {root}, so that its own "
-            "pictures would be taken for images: choose another --run-dir"
-        )
+    found = _find(context.recipe)
+    if found is None:
+        return
+    _refuse_own(context, found.root)
+    if context.recipe.data.on_bad_sample == "skip":
+        return
+    with progress_bar(len(found.paths), "unlabelled", unit="image") as bar:
+        check_images(found, threads=context.recipe.data.threads, progress=lambda done, _total: bar.update(done - bar.n))
 
 
-def with_teacher_labels(context: Context, teacher: nn.Module, dataset: Dataset) -> Dataset:
-    """Return a data set whose train split also holds the recipe's images without labels, as the teacher labels them.
+def label_unlabelled(context: Context, teacher: nn.Module, dataset: Dataset) -> None:
+    """Let the teacher label the images without labels.
 
-    Labels are written below `unlabelled/` of the run directory, with a picture of some. Only the first of several
-    processes labels.
+    Labels are written below `unlabelled/` of the run directory, with a picture of some.
 
     Args:
         context: Of the stage.
-        teacher: The network, on the training's device.
+        teacher: The network.
         dataset: As prepared.
 
     Raises:
         DataError: The images cannot be used.
         InterruptedRunError: The user asked to stop.
     """
-    from brd_edge.distill.distributed import rank
-
-    root = _root(context.recipe)
-    if root is None:
-        return dataset
-    out, maker = context.run.path(_DIRECTORY), _maker(context)
-    if rank() == 0:
-        _label(context, teacher, dataset, root, out, maker)
-    return replace(dataset, train=(*dataset.train, *load_labelled(out, maker)))
-
-
-def _root(recipe: Recipe) -> Path | None:
-    """Return the directory of images without labels that a recipe names, if any."""
-    given = recipe.distill.unlabelled
-    return Path(given).expanduser().absolute() if given else None
-
-
-def _maker(context: Context) -> str:
-    """Return what decides the labels, the images apart."""
-    parts = [
-        sha256_file(context.run.path("teacher", "model", "model.safetensors")),
-        teacher_contract(context.recipe).hash,
-        context.recipe.distill.unlabelled_confidence,
-        code_digest(("models", "evaluate/accuracy.py", "runtime/frames.py", "runtime/windows.py", *UNLABELLED_CODE)),
-        PIL.__version__,
-    ]
-    return digest(parts)
-
-
-def _label(context: Context, teacher: nn.Module, dataset: Dataset, root: Path, out: Path, maker: str) -> None:
     from brd_edge.evaluate.accuracy import model_predictor
 
     recipe, contract = context.recipe, teacher_contract(context.recipe)
+    found = _find(recipe)
+    if found is None:
+        return
+    _refuse_own(context, found.root)
+    device = training_device(recipe)
     predict = model_predictor(
-        teacher.eval(), contract, training_device(recipe), confidence_min=recipe.distill.unlabelled_confidence
+        teacher.eval().to(device), contract, device, confidence_min=recipe.distill.unlabelled_confidence
     )
 
     def segment(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -144,24 +155,85 @@ def _label(context: Context, teacher: nn.Module, dataset: Dataset, root: Path, o
         return segment_image(predict, image, contract)
 
     checksums = load_checksums(context.run.path("data"))
-    with progress_bar(len(find_images(root)[0]), "unlabelled", unit="image") as bar:
-        found = label_images(
-            root,
+    out = context.run.path(_DIRECTORY)
+    sheet = out / "contact_sheet.png"
+    sheet.unlink(missing_ok=True)
+    with progress_bar(len(found.paths), "unlabelled", unit="image") as bar:
+        labelled = label_images(
+            found,
             out,
             segment=segment,
-            maker=maker,
-            known={found for split in checksums.values() for found in split.values()},
+            maker=_maker(context),
+            known={digest for split in checksums.values() for digest in split.values()},
             threads=recipe.data.threads,
             skip_bad=recipe.data.on_bad_sample == "skip",
             progress=lambda done, _total: bar.update(done - bar.n),
         )
-    sheet = _draw(context, dataset, found.samples, out)
-    own = f"; {found.known} more are the data set's own and are left out" if found.known else ""
-    bad = f"; {len(found.skipped.samples)} cannot be used, see {out / 'skipped.json'}" if found.skipped else ""
-    context.say(f"      the teacher labelled {len(found.samples)} images of {root}, some of them in {sheet}{own}{bad}")
+    _draw(context, dataset, labelled.samples, sheet)
+    context.say(f"      {_describe(labelled, found.root, out)}; see {sheet}")
 
 
-def _draw(context: Context, dataset: Dataset, samples: tuple[Sample, ...], out: Path) -> Path:
+def with_teacher_labels(context: Context, dataset: Dataset) -> Dataset:
+    """Return a data set whose train split also holds the images that `label_unlabelled` labelled.
+
+    Raises:
+        DataError: There are no labels of this teacher.
+    """
+    if _root(context.recipe) is None:
+        return dataset
+    more = load_labelled(context.run.path(_DIRECTORY), _maker(context))
+    return replace(dataset, train=(*dataset.train, *more))
+
+
+def _root(recipe: Recipe) -> Path | None:
+    """Return the directory of images without labels that a recipe names, if any."""
+    given = recipe.distill.unlabelled
+    return Path(given).expanduser().absolute() if given else None
+
+
+def _find(recipe: Recipe) -> FoundImages | None:
+    """Return the images without labels, but for pictures of runs that lie among them."""
+    root = _root(recipe)
+    return find_images(root, skip=is_run_directory) if root is not None and root.is_dir() else None
+
+
+def _refuse_own(context: Context, root: Path) -> None:
+    """Refuse images in the run directory, whose own pictures would be taken for more of them."""
+    if root.resolve().is_relative_to(context.run.directory):
+        raise DataError(
+            f"distill.unlabelled: {root} lies in the run directory, whose own pictures would be taken for images: "
+            "move it, or choose another --run-dir"
+        )
+
+
+def _maker(context: Context) -> str:
+    """Return what decides the labels, the images apart."""
+    model = context.run.path("teacher", "model")
+    parts = [
+        {path.name: sha256_file(path) for path in model_files(model)},
+        teacher_contract(context.recipe).hash,
+        context.recipe.distill.unlabelled_confidence,
+        code_digest(_LABELLING_CODE),
+        PIL.__version__,
+    ]
+    return digest(parts)
+
+
+def _describe(labelled: LabelledImages, root: Path, out: Path) -> str:
+    pixels = sum(sample.height * sample.width for sample in labelled.samples)
+    share = sum(found.count for sample in labelled.samples for found in sample.classes) / pixels
+    told = f"the teacher labelled {_images(len(labelled.samples))} of {root}"
+    told += f", {100 * share:.0f} % of their pixels" if share < 1 else ""
+    told += f"; {_images(labelled.known)} left out: the data set's own" if labelled.known else ""
+    bad = len(labelled.skipped.samples) + len(labelled.skipped.general)
+    return told + (f"; {bad} problem{'' if bad == 1 else 's'}: see {out / 'skipped.json'}" if bad else "")
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
+
+
+def _draw(context: Context, dataset: Dataset, samples: Sequence[Sample], path: Path) -> None:
     """Draw some of the images with their labels, so that people see what the student is going to be taught."""
     from brd_edge.data.contact_sheet import Tile, draw_contact_sheet
 
@@ -177,7 +249,5 @@ def _draw(context: Context, dataset: Dataset, samples: tuple[Sample, ...], out: 
     ]
     title = f"{context.recipe.name}: images without labels as the teacher labels them"
     picture = draw_contact_sheet(tiles, title=title, classes=dataset.classes, palette=dataset.palette)
-    path = out / "contact_sheet.png"
     with atomic_path(path) as temporary:
         picture.save(temporary, "PNG")
-    return path

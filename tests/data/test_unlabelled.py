@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -15,7 +16,14 @@ from PIL import Image
 
 from brd_edge.data.dataset import IGNORE_ID, read_label
 from brd_edge.data.findings import load_skipped
-from brd_edge.data.unlabelled import JOURNAL_NAME, LabelledImages, label_images, load_labelled
+from brd_edge.data.unlabelled import (
+    JOURNAL_NAME,
+    LabelledImages,
+    check_images,
+    find_images,
+    label_images,
+    load_labelled,
+)
 from brd_edge.runtime.errors import DataError, InterruptedRunError
 
 
@@ -44,7 +52,9 @@ def root(tmp_path: Path) -> Path:
 
 def label(root: Path, model: Brightness, known: Collection[str] = (), **settings: Any) -> LabelledImages:
     out = root.parent / "out"
-    return label_images(root, out, segment=model, known=known, **{"maker": "first", "threads": 2, **settings})
+    return label_images(
+        find_images(root), out, segment=model, known=known, **{"maker": "first", "threads": 2, **settings}
+    )
 
 
 def test_every_image_gets_what_the_model_says(root: Path) -> None:
@@ -75,6 +85,7 @@ def test_only_what_changed_is_labelled_again(root: Path) -> None:
     (root / "a.png").unlink()
     after = label(root, model)
     assert model.seen == 5
+    assert not before.samples[0].label.exists()
     assert [(sample.id, sample.height) for sample in after.samples] == [("b.png", 4), ("night/a.png", 6)]
     assert after.samples[1] == before.samples[2]
     assert read_label(after.samples[1]).shape == (6, 8)
@@ -117,7 +128,7 @@ def test_images_of_the_data_set_are_left_out(root: Path) -> None:
     label(root, model)
     assert label(root, model, {own}) == found
     every = {hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*.png")}
-    with pytest.raises(DataError, match="got none; its 3 images are the data set's own"):
+    with pytest.raises(DataError, match="got none; 3 of the data set's own are there"):
         label(root, model, every)
 
 
@@ -143,7 +154,10 @@ def test_all_that_is_wrong_is_told_at_once_or_left_out(root: Path) -> None:
 
     text = str(refused.value)
     assert "distill.unlabelled: " in text
-    assert "3 problems" in text
+    assert "3 problems; mend them and run it again (or leave the samples out: data.on_bad_sample=skip)" in text
+    with pytest.raises(DataError) as checked:
+        check_images(find_images(root), threads=2)
+    assert str(checked.value) == text
     assert all(str(root / name) in text for name in ("b.png", "c.jpg", "link"))
     assert "data.on_bad_sample=skip" in text
     found = label(root, Brightness(), skip_bad=True)
@@ -156,7 +170,7 @@ def test_all_that_is_wrong_is_told_at_once_or_left_out(root: Path) -> None:
 def test_labels_without_a_pixel_are_refused(root: Path) -> None:
     with pytest.raises(DataError, match=r"sure of no pixel of the 3 images .*; lower distill.unlabelled_confidence"):
         label_images(
-            root,
+            find_images(root),
             root.parent / "out",
             segment=lambda image: np.full(image.shape[:2], IGNORE_ID, np.uint8),
             maker="",
@@ -167,7 +181,7 @@ def test_labels_without_a_pixel_are_refused(root: Path) -> None:
 
 def test_a_smaller_class_map_is_brought_to_the_images_size(root: Path) -> None:
     found = label_images(
-        root,
+        find_images(root),
         root.parent / "out",
         segment=lambda _image: np.array([[0, 1]], np.uint8),
         maker="",
@@ -176,3 +190,18 @@ def test_a_smaller_class_map_is_brought_to_the_images_size(root: Path) -> None:
     )
 
     np.testing.assert_array_equal(read_label(found.samples[0]), np.repeat([[0, 1]], [4, 4], axis=1).repeat(6, axis=0))
+
+
+def test_what_is_no_regular_file_is_told_and_not_waited_for(root: Path) -> None:
+    os.mkfifo(root / "pipe.png")
+    (root / "gone.png").symlink_to(root / "nothing.png")
+
+    for found in (lambda: check_images(find_images(root), threads=2), lambda: label(root, Brightness())):
+        with pytest.raises(DataError) as refused:
+            found()
+        assert f"{root / 'pipe.png'}: not a regular file; take it away" in str(refused.value)
+        assert f"{root / 'gone.png'}: a link to nothing; take it away" in str(refused.value)
+
+
+def test_directories_can_be_left_out(root: Path) -> None:
+    assert list(find_images(root, skip=lambda directory: directory.name == "night").paths) == ["a.png", "b.png"]

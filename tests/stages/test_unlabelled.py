@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from brd_edge.models.segmentation import load_model
 from brd_edge.pipeline import main
 from brd_edge.recipe import load_recipe
 from brd_edge.run import Run
+from brd_edge.runtime.frames import resize_class_map
+from brd_edge.stages import STAGES
 from brd_edge.stages.context import teacher_contract
 
 QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.yaml"
@@ -67,10 +68,8 @@ def test_the_student_learns_from_what_the_teacher_says(finished: Path, frames: P
         pixels = (np.asarray(frame, np.float32) / 255 - contract.mean) / contract.std
         with torch.inference_mode():
             logits = teacher.eval()(torch.from_numpy(pixels).float().permute(2, 0, 1)[None])
-        ids = Image.fromarray(logits.argmax(1)[0].to(torch.uint8).numpy())
-        # 128x192 to 80x120: the centre of each pixel lies within one of those, so that nearest is not a matter of taste
-        expected = np.asarray(ids.resize((120, 80), Image.Resampling.NEAREST))
-        assert (np.asarray(Image.open(path)) == expected).mean() > 0.99
+        ids = logits.argmax(1)[0].to(torch.uint8).numpy()
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), resize_class_map(ids, 80, 120))
     artifact = Run(finished).artifact("distill")
     assert artifact is not None
     # 8 scenes and 5 images are three batches of 4 in an epoch, 8 scenes alone two
@@ -97,7 +96,9 @@ def test_the_same_images_elsewhere_train_nothing_again(
     assert "the teacher labelled 4 images" in told
 
 
-def test_a_pixel_that_the_teacher_is_unsure_of_has_no_label(finished: Path, frames: Path, tmp_path: Path) -> None:
+def test_a_pixel_that_the_teacher_is_unsure_of_has_no_label(
+    finished: Path, frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     recipe = load_recipe(QUICKSTART, overrides=TINY)
@@ -121,36 +122,123 @@ def test_a_pixel_that_the_teacher_is_unsure_of_has_no_label(finished: Path, fram
 
     label = np.asarray(Image.open(run / "unlabelled" / "labels" / "a.png.png"))
     ids = np.where(confidence < least, IGNORE_ID, logits.argmax(0)).astype(np.uint8)
-    expected = np.asarray(Image.fromarray(ids).resize(label.shape[::-1], Image.Resampling.NEAREST))
-    assert (label == expected).mean() > 0.99
+    # float64 here: a pixel that is as sure as the limit may fall on the other side
+    assert (label == resize_class_map(ids, *label.shape)).mean() > 0.999
+    share = sum((np.asarray(Image.open(path)) != IGNORE_ID).sum() for path in (run / "unlabelled" / "labels").iterdir())
+    pixels = label.size + 2 * 80 * 120
+    assert f"the teacher labelled 3 images of {tmp_path / 'frames'}, {100 * share / pixels:.0f} % of their pixels" in (
+        capsys.readouterr().err
+    )
     assert 0.3 < (label == IGNORE_ID).mean() < 0.7
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("nowhere", "nowhere does not exist; expected a directory of images"), ("empty", "there is no image in")],
+    [
+        ("nowhere", "{} does not exist; expected a directory of images"),
+        ("empty", "there is no image in {} or below it"),
+        ("file", "{} is a file; expected a directory of images"),
+    ],
 )
 def test_what_is_no_directory_of_images_is_told_before_anything_is_done(
     tmp_path: Path, given: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    setting = f"distill.unlabelled={tmp_path / given}"
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    expected = "distill.unlabelled: " + message.format(tmp_path / given)
+    arguments = _arguments(tmp_path / "run", f"distill.unlabelled={tmp_path / given}")
 
-    assert main([*_arguments(tmp_path / "run", setting), "--plan"]) == 0
-    assert f"missing: distill.unlabelled: {tmp_path / given}" in capsys.readouterr().out or given == "empty"
-    assert main(_arguments(tmp_path / "run", setting)) == 1
-    assert message in capsys.readouterr().err
+    assert main([*arguments, "--plan"]) == 0
+    assert f"missing: {expected}\n" in capsys.readouterr().out
+    assert main(arguments) == 1
+    assert f"error: {expected}\n" in capsys.readouterr().err
 
 
-def test_the_runs_own_pictures_are_no_images(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_labels_of_the_data_set_are_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "data"
+    for kind in ("images", "labels"):
+        for split in ("train", "val"):
+            (root / kind / split).mkdir(parents=True)
+            Image.new("RGB" if kind == "images" else "L", (8, 8)).save(root / kind / split / "a.png")
+    settings = ["data.layout=folder", f"data.root={root}", f"distill.unlabelled={root}"]
+
+    assert main([*_arguments(tmp_path / "run", *settings), "--plan"]) == 0
+    assert f"the data set {root} lies in {root}" in capsys.readouterr().out
+    settings[-1] = f"distill.unlabelled={root / 'images'}"
+    assert main([*_arguments(tmp_path / "run", *settings), "--plan"]) == 0
+    plan = " ".join(capsys.readouterr().out.split())
+    assert "missing: distill" not in plan
+    assert "also on 2 images of" in plan
+
+
+def test_pictures_of_runs_are_no_images(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the own run and of others, in the directory or around it."""
+    run = tmp_path / "frames" / "run"
+    shutil.copytree(finished, run)
+    Image.new("RGB", (40, 30), (90, 90, 90)).save(tmp_path / "frames" / "a.png")
+
+    assert main(_arguments(run, f"distill.unlabelled={tmp_path / 'frames'}")) == 0
+    assert "the teacher labelled 1 image of" in capsys.readouterr().err
+    before = (run / "stages" / "distill.json").read_bytes()
+    shutil.copy(tmp_path / "frames" / "a.png", run / "unlabelled")
+    assert main(_arguments(run, f"distill.unlabelled={run / 'unlabelled'}")) == 1
+    assert "lies in the run directory, whose own pictures would be taken for images" in capsys.readouterr().err
+    assert (run / "stages" / "distill.json").read_bytes() == before
+
+
+def test_an_image_that_cannot_be_read_costs_no_result_and_no_time(
+    finished: Path, frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    before = json.loads((run / "stages" / "distill.json").read_text(encoding="utf-8"))
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (run / "report.html").write_text("results", encoding="utf-8")
+    shutil.copytree(frames, tmp_path / "frames")
+    broken = tmp_path / "frames" / "b.png"
+    broken.write_bytes((frames / "000000.png").read_bytes()[:200])
+    setting = f"distill.unlabelled={tmp_path / 'frames'}"
 
-    assert main(_arguments(run, f"distill.unlabelled={tmp_path}")) == 1
+    assert main(_arguments(run, setting)) == 1
+    assert str(broken) in capsys.readouterr().err
+    assert (run / "report.html").exists()
+    assert main(_arguments(run, f"distill.unlabelled={frames}")) == 0
+    assert "[3/8] distill: unchanged" in capsys.readouterr().err
+    # in a new run it is known before the teacher is trained
+    assert main(_arguments(tmp_path / "new", setting)) == 1
+    told = capsys.readouterr().err
+    assert str(broken) in told
+    assert not (tmp_path / "new" / "teacher").exists()
+    assert main(_arguments(run, setting, "data.on_bad_sample=skip")) == 0
+    assert "the teacher labelled 5 images" in (told := capsys.readouterr().err)
+    assert f"; 1 problem: see {run / 'unlabelled' / 'skipped.json'}" in told
 
-    assert "lies within" in capsys.readouterr().err
-    assert json.loads((run / "stages" / "distill.json").read_text(encoding="utf-8")) == before
+
+def test_a_stage_that_is_done_anew_labels_anew(finished: Path, frames: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    label = run / "unlabelled" / "labels" / "000000.png.png"
+    before = label.stat().st_mtime_ns
+
+    assert main([*_arguments(run, f"distill.unlabelled={frames}"), "--from", "distill"]) == 0
+
+    assert label.stat().st_mtime_ns > before
+
+
+def test_settings_of_images_that_there_are_not_change_nothing(tmp_path: Path) -> None:
+    recipe, other = (
+        load_recipe(QUICKSTART, overrides=[*TINY, f"distill.unlabelled_confidence={least}"]) for least in (0, 0.5)
+    )
+    assert STAGES["distill"].settings(recipe) == STAGES["distill"].settings(other)
+    given = [f"distill.unlabelled={tmp_path}"]
+    recipe, other = (
+        load_recipe(QUICKSTART, overrides=[*TINY, *given, f"distill.unlabelled_confidence={least}"])
+        for least in (0, 0.5)
+    )
+    assert STAGES["distill"].settings(recipe) != STAGES["distill"].settings(other)
+
+
+def test_few_labels_and_many_images_fill_a_batch(finished: Path, frames: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+
+    assert main(_arguments(run, f"distill.unlabelled={frames}", "distill.train.batch_size=12")) == 0
+    assert main(_arguments(run, f"distill.unlabelled={frames}", "distill.train.batch_size=14")) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -73,8 +73,14 @@ def as_text(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def walk_files(directory: Path) -> tuple[list[Path], list[str]]:
+def walk_files(
+    directory: Path, *, skip: Callable[[Path], bool] = lambda _directory: False
+) -> tuple[list[Path], list[str]]:
     """List all files under `directory` that do not lie in hidden directories and are not hidden themselves.
+
+    Args:
+        directory: Where to look.
+        skip: Whether a directory below it is left out, with all that it holds.
 
     Returns:
         The files, sorted, and one sentence for each directory that cannot be listed and for each link to a
@@ -92,7 +98,7 @@ def walk_files(directory: Path) -> tuple[list[Path], list[str]]:
         problems += [
             f"{Path(base) / name}: a link to a directory, which is not followed; put it here" for name in links
         ]
-        directories[:] = [name for name in directories if name not in hidden]
+        directories[:] = [name for name in directories if name not in hidden and not skip(Path(base, name))]
         paths += [Path(base) / name for name in names if not name.startswith(".") and name not in _DROPPINGS]
     return sorted(paths), problems
 
