@@ -56,7 +56,7 @@ _PUBLISHED = {
 _JOURNALS = {"prepare": ("data", "journal.jsonl"), "distill": ("unlabelled", "journal.jsonl")}
 
 _EPILOG = """\
-exit codes: 0 done, 1 a stage or an engine failed, 2 the recipe or the command line is wrong,
+exit codes: 0 done, 1 a stage or an engine failed or something is missing, 2 the recipe or the command line is wrong,
 3 a gate was not held, 130 interrupted (run it again, without --from and --force, to go on)
 """
 

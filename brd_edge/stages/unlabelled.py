@@ -11,7 +11,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from brd_edge.data.dataset import Dataset, Sample, read_label
+from brd_edge.data.dataset import Dataset, Sample, count_class_pixels, read_label
 from brd_edge.data.index import load_checksums
 from brd_edge.data.unlabelled import (
     FoundImages,
@@ -61,6 +61,7 @@ _LABELLING_CODE = ("models", "evaluate/accuracy.py", "runtime/frames.py", "runti
 
 _DIRECTORY = "unlabelled"
 _SHOWN = 12
+_TOLD = 3
 
 
 def unlabelled_files(recipe: Recipe) -> dict[str, str]:
@@ -81,9 +82,9 @@ def unlabelled_count(recipe: Recipe) -> int:
 def unlabelled_plan(recipe: Recipe) -> str:
     """Return what a plan tells about the images without labels; nothing where there are none."""
     found = _find(recipe)
-    if found is None:
+    if found is None or not found.paths:
         return ""
-    return f", also on {_images(len(found.paths))} of {found.root} that the teacher labels"
+    return f", also on up to {_images(len(found.paths))} of {found.root} that the teacher labels"
 
 
 def missing_images(recipe: Recipe) -> list[str]:
@@ -93,7 +94,7 @@ def missing_images(recipe: Recipe) -> list[str]:
         return []
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        return [f"distill.unlabelled: {root} {what}; expected a directory of images"]
+        return [f"distill.unlabelled: {root} {what}; expected a directory of images, or none (null)"]
     data = data_root(recipe)
     if data is not None and data.resolve().is_relative_to(root.resolve()):
         return [
@@ -170,7 +171,8 @@ def label_unlabelled(context: Context, teacher: nn.Module, dataset: Dataset) -> 
             progress=lambda done, _total: bar.update(done - bar.n),
         )
     _draw(context, dataset, labelled.samples, sheet)
-    context.say(f"      {_describe(labelled, found.root, out)}; see {sheet}")
+    context.say(f"      {_describe(labelled, found.root, out)}")
+    context.say(f"      they are {_shares(labelled, dataset)}; some are shown in {sheet}")
 
 
 def with_teacher_labels(context: Context, dataset: Dataset) -> Dataset:
@@ -227,6 +229,15 @@ def _describe(labelled: LabelledImages, root: Path, out: Path) -> str:
     told += f"; {_images(labelled.known)} left out: the data set's own" if labelled.known else ""
     bad = len(labelled.skipped.samples) + len(labelled.skipped.general)
     return told + (f"; {bad} problem{'' if bad == 1 else 's'}: see {out / 'skipped.json'}" if bad else "")
+
+
+def _shares(labelled: LabelledImages, dataset: Dataset) -> str:
+    """Say which classes the labels are made of: a teacher that is fed wrongly sees one everywhere."""
+    counts = count_class_pixels(labelled.samples, len(dataset.classes))
+    ordered = sorted(range(len(counts)), key=lambda number: -counts[number])
+    told = [f"{dataset.classes[number]} {100 * counts[number] / sum(counts):.0f} %" for number in ordered[:_TOLD]]
+    others = sum(count > 0 for count in counts) - len(told)
+    return ", ".join(told) + (f" and {others} other class{'' if others == 1 else 'es'}" if others > 0 else "")
 
 
 def _images(count: int) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 from brd_edge.data.dataset import IGNORE_ID, read_frame
 from brd_edge.data.index import load_dataset
 from brd_edge.data.prepare import prepare_scenes
+from brd_edge.data.scenes import CLASSES
 from brd_edge.models.segmentation import load_model
 from brd_edge.pipeline import main
 from brd_edge.recipe import load_recipe
@@ -124,20 +128,22 @@ def test_a_pixel_that_the_teacher_is_unsure_of_has_no_label(
     ids = np.where(confidence < least, IGNORE_ID, logits.argmax(0)).astype(np.uint8)
     # float64 here: a pixel that is as sure as the limit may fall on the other side
     assert (label == resize_class_map(ids, *label.shape)).mean() > 0.999
-    share = sum((np.asarray(Image.open(path)) != IGNORE_ID).sum() for path in (run / "unlabelled" / "labels").iterdir())
-    pixels = label.size + 2 * 80 * 120
-    assert f"the teacher labelled 3 images of {tmp_path / 'frames'}, {100 * share / pixels:.0f} % of their pixels" in (
-        capsys.readouterr().err
-    )
+    labels = [np.asarray(Image.open(path)).ravel() for path in (run / "unlabelled" / "labels").iterdir()]
+    counts = np.bincount(np.concatenate(labels), minlength=256)[:IGNORE_ID]
+    most = f"{CLASSES[counts.argmax()]} {100 * counts.max() / counts.sum():.0f} %"
+    share = 100 * counts.sum() / (label.size + 2 * 80 * 120)
+    told = capsys.readouterr().err
+    assert f"the teacher labelled 3 images of {tmp_path / 'frames'}, {share:.0f} % of their pixels" in told
+    assert f"they are {most}, " in told
     assert 0.3 < (label == IGNORE_ID).mean() < 0.7
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("nowhere", "{} does not exist; expected a directory of images"),
+        ("nowhere", "{} does not exist; expected a directory of images, or none (null)"),
         ("empty", "there is no image in {} or below it"),
-        ("file", "{} is a file; expected a directory of images"),
+        ("file", "{} is a file; expected a directory of images, or none (null)"),
     ],
 )
 def test_what_is_no_directory_of_images_is_told_before_anything_is_done(
@@ -168,7 +174,7 @@ def test_labels_of_the_data_set_are_no_images(tmp_path: Path, capsys: pytest.Cap
     assert main([*_arguments(tmp_path / "run", *settings), "--plan"]) == 0
     plan = " ".join(capsys.readouterr().out.split())
     assert "missing: distill" not in plan
-    assert "also on 2 images of" in plan
+    assert "also on up to 2 images of" in plan
 
 
 def test_pictures_of_runs_are_no_images(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,6 +240,25 @@ def test_settings_of_images_that_there_are_not_change_nothing(tmp_path: Path) ->
         for least in (0, 0.5)
     )
     assert STAGES["distill"].settings(recipe) != STAGES["distill"].settings(other)
+
+
+def test_one_of_several_processes_labels(finished: Path, frames: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.copytree(frames, tmp_path / "frames")
+    Image.new("RGB", (40, 30), (90, 90, 90)).save(tmp_path / "frames" / "a.png")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "brd_edge.pipeline", *_arguments(run, f"distill.unlabelled={tmp_path / 'frames'}")]
+
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+    )
+
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("the teacher labelled 6 images") == 1
+    artifact = Run(run).artifact("distill")
+    assert artifact is not None
+    assert artifact.result["unlabelled"] == 6
 
 
 def test_few_labels_and_many_images_fill_a_batch(finished: Path, frames: Path, tmp_path: Path) -> None:
