@@ -118,7 +118,7 @@ def beyond_chance(rows: Sequence[Mapping[str, str]]) -> str:
     """Return how many of the intervals over plain training leave 0 out, of mIoU and of connectivity error."""
     found = dict.fromkeys(("miou", "connectivity_error"), 0)
     for row in rows:
-        table = _scores(row["result"])
+        table = _with_peers(row)
         for score in found:
             difference = paired_difference(table[row["arm"]][score], table["none"][score])
             assert difference is not None, row
@@ -132,8 +132,7 @@ def glance_rows(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Return a row a setting and split: gains in mIoU and Boundary IoU, regions less broken, mIoU over the peers."""
     lines = []
     for row in rows:
-        table = _scores(row["result"])
-        peers = table if "peers" not in row else _scores(row["peers"])
+        table = _with_peers(row)
         mine, plain = table[row["arm"]], table["none"]
         gains = {score: paired_difference(mine[score], plain[score]) for score in _SCORES}
         errors, miou, boundaries = (gains[score] for score in ("connectivity_error", "miou", "boundary_iou"))
@@ -153,8 +152,13 @@ def glance_rows(rows: Sequence[Mapping[str, str]]) -> list[str]:
             f"{change:+d} %" if change else "0 %",
         ]
         # a peer may have been trained with a setting of its own
-        lines.append(_row([*cells, *(_over(mine["miou"], peers, row.get(peer, peer)) for peer in _PEERS)]))
+        lines.append(_row([*cells, *(_over(mine["miou"], table, row.get(peer, peer)) for peer in _PEERS)]))
     return lines
+
+
+def _with_peers(row: Mapping[str, str]) -> dict[str, dict[str, dict[int, float]]]:
+    """Return the scores of a row's result, and of other arms those of the result with its peers, if it names one."""
+    return (_scores(row["peers"]) if "peers" in row else {}) | _scores(row["result"])
 
 
 def _over(values: Mapping[int, float], table: Mapping[str, Mapping[str, Mapping[int, float]]], peer: str) -> str:
