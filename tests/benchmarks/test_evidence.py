@@ -21,7 +21,7 @@ PLACES = {
     ),
     "docs/evidence.md, images without labels": (
         "docs/evidence.md",
-        "| held-out half of the sequence, three seeds |",
+        "| held-out half of the sequence, six seeds |",
     ),
     "docs/evidence.md, classes": ("docs/evidence.md", "| none, brd, cwd | validation: H100 |"),
 }
