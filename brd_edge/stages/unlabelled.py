@@ -7,9 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import PIL
-from numpy.typing import NDArray
 
 from brd_edge.data.dataset import Dataset, Sample, count_class_pixels, read_label
 from brd_edge.data.index import load_checksums
@@ -25,7 +23,7 @@ from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
 from brd_edge.run import code_digest, digest, is_run_directory, stat_digest
 from brd_edge.runtime.contract import RESIZED
-from brd_edge.runtime.errors import DataError, InterruptedRunError
+from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import atomic_path, sha256_file
 from brd_edge.runtime.frames import fit_frame, read_image, resize_class_map, segment_image
 from brd_edge.stages.context import Context, teacher_contract, training_device
@@ -136,7 +134,6 @@ def label_unlabelled(context: Context, teacher: nn.Module, dataset: Dataset) -> 
 
     Raises:
         DataError: The images cannot be used.
-        InterruptedRunError: The user asked to stop.
     """
     from brd_edge.evaluate.accuracy import model_predictor
 
@@ -150,11 +147,6 @@ def label_unlabelled(context: Context, teacher: nn.Module, dataset: Dataset) -> 
         teacher.eval().to(device), contract, device, confidence_min=recipe.distill.unlabelled_confidence
     )
 
-    def segment(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if context.stop.requested:
-            raise InterruptedRunError("stopped while the teacher was labelling; run it again to go on")
-        return segment_image(predict, image, contract)
-
     checksums = load_checksums(context.run.path("data"))
     out = context.run.path(_DIRECTORY)
     sheet = out / "contact_sheet.png"
@@ -163,7 +155,7 @@ def label_unlabelled(context: Context, teacher: nn.Module, dataset: Dataset) -> 
         labelled = label_images(
             found,
             out,
-            segment=segment,
+            segment=lambda image: segment_image(predict, image, contract),
             maker=_maker(context),
             known={digest for split in checksums.values() for digest in split.values()},
             threads=recipe.data.threads,

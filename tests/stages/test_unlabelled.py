@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +261,34 @@ def test_one_of_several_processes_labels(finished: Path, frames: Path, tmp_path:
     artifact = Run(run).artifact("distill")
     assert artifact is not None
     assert artifact.result["unlabelled"] == 6
+
+
+def test_an_interrupted_labelling_goes_on(finished: Path, frames: Path, tmp_path: Path) -> None:
+    run, journal = tmp_path / "run", tmp_path / "run" / "unlabelled" / "journal.jsonl"
+    shutil.copytree(finished, run)
+    journal.unlink()
+    (tmp_path / "frames").mkdir()
+    for number in range(150):
+        shutil.copy(frames / f"00000{number % 5}.png", tmp_path / "frames" / f"{number}.png")
+    command = [sys.executable, "-m", "brd_edge.pipeline", *_arguments(run, f"distill.unlabelled={tmp_path / 'frames'}")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not journal.exists() or len(journal.read_bytes().splitlines()) < 4:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+
+    process.send_signal(signal.SIGINT)
+
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "stopped by SIGINT; run it again to go on" in told
+    done = journal.read_bytes().splitlines()[1:]
+    assert 3 <= len(done) < 150
+    first = run / "unlabelled" / "labels" / "0.png.png"
+    before = first.stat().st_mtime_ns
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    assert "the teacher labelled 150 images" in again.stderr
+    assert first.stat().st_mtime_ns == before
 
 
 def test_few_labels_and_many_images_fill_a_batch(finished: Path, frames: Path, tmp_path: Path) -> None:
