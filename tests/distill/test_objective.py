@@ -40,8 +40,8 @@ def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def test_every_setting_of_the_recipe_reaches_the_objective() -> None:
-    # the stage makes of it what the student sees
-    elsewhere = {"train", "teacher_sees_jitter"}
+    # the stage makes of them what the student sees
+    elsewhere = {"train", "teacher_sees_jitter", "unlabelled", "unlabelled_confidence"}
     assert {field.name for field in fields(DistillSettings)} == set(DistillSection.model_fields) - elsewhere
     methods = DistillSection.model_fields["method"].annotation
     assert set(methods.__args__) == set(METHODS)
