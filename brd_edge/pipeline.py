@@ -15,8 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program; the process's own when not given.
 
     Returns:
-        The exit code: 0 done, 1 a stage or an engine failed, 2 the recipe or the command line is wrong,
-        3 a gate was not held, 130 interrupted.
+        The exit code: 0 done, 1 a stage or an engine failed or something is missing, 2 the recipe or the command line
+        is wrong, 3 a gate was not held, 130 interrupted.
     """
     try:
         from brd_edge.execution import execute

@@ -54,7 +54,7 @@ UNLABELLED_CODE = (
     "stages/unlabelled.py",
 )
 
-# those of the distillation that a label follows from; a constant, so that its digest is of what was loaded
+# what a label follows from
 _LABELLING_CODE = ("models", "evaluate/accuracy.py", "runtime/frames.py", "runtime/windows.py", *UNLABELLED_CODE)
 
 _DIRECTORY = "unlabelled"
@@ -67,6 +67,7 @@ def unlabelled_files(recipe: Recipe) -> dict[str, str]:
     found = _find(recipe)
     if found is None:
         return {}
+    # now, at the start of the run: the labels are of the code that is loaded, whatever is edited meanwhile
     code_digest(_LABELLING_CODE)
     return {"unlabelled images": stat_digest(found.paths)}
 
