@@ -37,7 +37,7 @@ from brd_edge.runtime.errors import (
     RunError,
     explain_error,
 )
-from brd_edge.runtime.files import write_json_atomic, write_text_atomic
+from brd_edge.runtime.files import expand_home, write_json_atomic, write_text_atomic
 from brd_edge.stages import STAGES
 from brd_edge.stages.context import Context, Stage
 from brd_edge.tracking import Tracker, describe_tracking, tracked
@@ -192,7 +192,7 @@ def _require_same_recipe(run: Run, recipe: Recipe) -> None:
 def _require_another_run(run: Run, recipe: Recipe) -> None:
     """Refuse to compare a run with itself, whose results it is about to replace."""
     compared = recipe.benchmark.compare_run
-    if compared is not None and Path(compared).expanduser().resolve() == run.directory:
+    if compared is not None and expand_home(compared).resolve() == run.directory:
         raise RecipeError(
             f"benchmark.compare_run: {compared} is the run directory itself; give that of another run, "
             "or this one another --run-dir"

@@ -20,6 +20,7 @@ import onnx
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
+from tiny import TINY
 
 from brd_edge import execution
 from brd_edge.comparing import compare
@@ -40,19 +41,12 @@ ROOT = Path(__file__).parents[1]
 MODELS = ("teacher", "distill")
 STAGE_NAMES = list(STAGES)
 QUICKSTART = str(ROOT / "pipelines" / "quickstart.yaml")
-TINY = (
-    "data.size=[64, 96]",
-    "data.scenes={train: 8, val: 3}",
-    "data.loader=torch",
-    "teacher.options={decoder_channels: 16}",
-    "teacher.encoder=tu-mobilenetv3_small_050",
+SETTINGS = (
+    *TINY,
     "teacher.scale=2",
     "teacher.train.epochs=2",
-    "teacher.train.batch_size=4",
     "teacher.train.lambda_overlap=1",
-    "student.options={decoder_channels: 16}",
     "distill.train.epochs=3",
-    "distill.train.batch_size=4",
     "distill.train.lambda_overlap=1",
     "benchmark.samples_min=5",
     "benchmark.budget_s=0.5",
@@ -62,7 +56,7 @@ TINY = (
 
 
 def _arguments(run: Path, *more: str, settings: Sequence[str] = ()) -> list[str]:
-    overrides = [part for setting in (*TINY, *settings) for part in ("--set", setting)]
+    overrides = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
     return [QUICKSTART, "--run-dir", str(run), *overrides, *more]
 
 
@@ -399,7 +393,7 @@ def test_a_teacher_that_does_not_fit_costs_no_result(
     spec = ModelSpec("FPN", "tu-mobilenetv3_small_050", 2, {})
     save_model(build_model(spec, encoder_weights=None, seed=0), spec, other)
     given = ["teacher.train=null", f"teacher.checkpoint={other}", "teacher.scale=1"]
-    settings = [setting for setting in TINY if not setting.startswith("teacher.")]
+    settings = [setting for setting in SETTINGS if not setting.startswith("teacher.")]
     arguments = [part for setting in (*settings, *given) for part in ("--set", setting)]
 
     assert main([QUICKSTART, "--run-dir", str(run), *arguments]) == 1

@@ -18,7 +18,7 @@ from brd_edge.runtime.bundle import Bundle, open_bundle
 from brd_edge.runtime.checking import Bench, Checked, check_engine
 from brd_edge.runtime.device import describe_device, misfit
 from brd_edge.runtime.errors import BundleError, DeliveryError
-from brd_edge.runtime.files import write_json_atomic
+from brd_edge.runtime.files import expand_home, write_json_atomic
 from brd_edge.runtime.heartbeat import heartbeat
 from brd_edge.runtime.inference import infer
 from brd_edge.runtime.receive import receive
@@ -119,7 +119,7 @@ def unpack(options: Namespace) -> int:
 
 def probe(options: Namespace) -> int:
     """Print what this device is and what serves on it, as one line of JSON."""
-    root = options.root.expanduser()
+    root = expand_home(options.root)
     values, serving, trusted = describe_device(root), None, {}
     try:
         serving = current_release(root)
@@ -156,7 +156,7 @@ def receive_delivery(options: Namespace) -> int:
             raise DeliveryError("the other side went away") from None
 
     try:
-        return receive(options.root.expanduser(), sys.stdin, send)
+        return receive(expand_home(options.root), sys.stdin, send)
     except DeliveryError:
         # nobody is left to tell; do not fail again when the interpreter flushes
         sys.stdout = None
@@ -165,7 +165,7 @@ def receive_delivery(options: Namespace) -> int:
 
 def rollback(options: Namespace) -> int:
     """Let the release before the current one serve again, after its golden frames were run."""
-    root = options.root.expanduser()
+    root = expand_home(options.root)
     with locked_root(root):
         release = previous_release(root)
         bundle = open_bundle(release.bundle_directory, trusted_keys(root / "trusted"), engines=release.engines)
@@ -179,7 +179,7 @@ def rollback(options: Namespace) -> int:
 
 def status(options: Namespace) -> int:
     """Print the releases of a device root."""
-    root = options.root.expanduser()
+    root = expand_home(options.root)
     serving = current_release(root)
     for release in list_releases(root):
         mark = "*" if serving is not None and release.name == serving.name else " "

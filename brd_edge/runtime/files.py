@@ -17,6 +17,7 @@ from typing import Any
 
 __all__ = [
     "atomic_path",
+    "expand_home",
     "flush_path",
     "sha256_file",
     "write_bytes_atomic",
@@ -25,6 +26,15 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 20
+
+
+def expand_home(path: str | Path) -> Path:
+    """Return a path with a leading `~` or `~user` resolved, as a shell does.
+
+    Where there is no such user the path stays as it is, so that it is missed by the name that was
+    given (`Path.expanduser` raises a RuntimeError that names neither).
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - that is the difference
 
 
 @contextmanager

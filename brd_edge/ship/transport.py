@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from brd_edge.runtime.errors import DeliveryError, RecipeError
+from brd_edge.runtime.files import expand_home
 
 if TYPE_CHECKING:
     import asyncssh
@@ -88,7 +89,7 @@ async def connected(device: Device) -> AsyncIterator[asyncssh.SSHClientConnectio
             yield connection
         return
     for path in (device.identity, device.known_hosts):
-        if path is not None and not path.expanduser().is_file():
+        if path is not None and not expand_home(path).is_file():
             raise DeliveryError(f"{path}: not found; --identity and --known-hosts name files of this machine")
     settings: dict[str, Any] = {"preferred_auth": "publickey"}
     if device.port is not None:
@@ -96,9 +97,9 @@ async def connected(device: Device) -> AsyncIterator[asyncssh.SSHClientConnectio
     if device.user is not None:
         settings["username"] = device.user
     if device.identity is not None:
-        settings["client_keys"] = [str(device.identity.expanduser())]
+        settings["client_keys"] = [str(expand_home(device.identity))]
     if device.known_hosts is not None:
-        settings["known_hosts"] = str(device.known_hosts.expanduser())
+        settings["known_hosts"] = str(expand_home(device.known_hosts))
     try:
         connection = await asyncssh.connect(
             device.host,
@@ -117,7 +118,7 @@ def _unknown_host(device: Device) -> str:
     """Tell a host that was never seen from one whose key has changed."""
     import asyncssh
 
-    path = (device.known_hosts or Path("~/.ssh/known_hosts")).expanduser()
+    path = expand_home(device.known_hosts or "~/.ssh/known_hosts")
     port = device.port or asyncssh.DEFAULT_PORT
     keys = asyncssh.match_known_hosts(str(path), device.host, device.host, port)[0] if path.is_file() else []
     if keys:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from brd_edge import __version__
@@ -14,6 +13,7 @@ from brd_edge.evaluate.planned import graph_gates, is_planned
 from brd_edge.recipe import Recipe
 from brd_edge.run import Run
 from brd_edge.runtime.errors import BundleError
+from brd_edge.runtime.files import expand_home
 from brd_edge.runtime.signature import SIGNATURE_NAME, key_id
 from brd_edge.runtime.targets import TARGETS
 from brd_edge.runtime.versions import version_range
@@ -40,7 +40,7 @@ def signing_key(recipe: Recipe) -> dict[str, str]:
     if recipe.bundle.key is None:
         return {}
     try:
-        key = read_private_key(Path(recipe.bundle.key).expanduser())
+        key = read_private_key(expand_home(recipe.bundle.key))
     except BundleError:
         return {"signing key": "missing"}
     return {"signing key": key_id(key.public_key().public_bytes_raw())}
@@ -55,7 +55,7 @@ def _missing(recipe: Recipe) -> list[str]:
     if recipe.bundle.key is None:
         return []
     try:
-        read_private_key(Path(recipe.bundle.key).expanduser())
+        read_private_key(expand_home(recipe.bundle.key))
     except BundleError as error:
         return [f"bundle.key: {error}"]
     return []
@@ -90,7 +90,7 @@ def _work(context: Context) -> Outcome:
     )
     signed = "not signed"
     if settings.key is not None:
-        signature = sign_bundle(context.run.path("bundle"), read_private_key(Path(settings.key).expanduser()))
+        signature = sign_bundle(context.run.path("bundle"), read_private_key(expand_home(settings.key)))
         files.append(context.run.path("bundle", SIGNATURE_NAME))
         signed = f"signed by {signature.key_id}"
     # not among the recorded files: whoever signs the bundle later packs it again

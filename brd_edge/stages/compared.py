@@ -10,7 +10,7 @@ from brd_edge.recipe import Recipe
 from brd_edge.run import digest
 from brd_edge.runtime.engine import read_engine
 from brd_edge.runtime.errors import BrdEdgeError, RunError
-from brd_edge.runtime.files import sha256_file
+from brd_edge.runtime.files import expand_home, sha256_file
 from brd_edge.stages.context import Context, input_contract
 
 __all__ = ["compared_engine", "compared_files", "compared_problems", "compared_run", "require_same_classes"]
@@ -19,7 +19,7 @@ __all__ = ["compared_engine", "compared_files", "compared_problems", "compared_r
 def compared_run(recipe: Recipe) -> Path | None:
     """Return the directory of the run that the recipe names, if it does."""
     compared = recipe.benchmark.compare_run
-    return Path(compared).expanduser().absolute() if compared is not None else None
+    return expand_home(compared).absolute() if compared is not None else None
 
 
 def compared_engine(directory: Path) -> Path | None:

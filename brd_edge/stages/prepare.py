@@ -16,6 +16,7 @@ from brd_edge.progress import progress_bar
 from brd_edge.recipe import Recipe
 from brd_edge.run import Run, code_digest, digest, is_run_directory, stat_digest, tree_files
 from brd_edge.runtime.errors import DataError
+from brd_edge.runtime.files import expand_home
 from brd_edge.stages.context import Context, Outcome, Stage
 
 __all__ = ["STAGE", "data_root"]
@@ -44,7 +45,7 @@ def data_root(recipe: Recipe) -> Path | None:
 
     layout = LAYOUTS.get(recipe.data.layout)
     root = recipe.data.root or (os.environ.get(layout.variable) if layout is not None else None)
-    return Path(root).expanduser().absolute() if root else None
+    return expand_home(root).absolute() if root else None
 
 
 def _files(recipe: Recipe) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from brd_edge.recipe import Recipe
 from brd_edge.runtime.errors import DeliveryError, RecipeError, RunError
-from brd_edge.runtime.files import sha256_file, write_json_atomic
+from brd_edge.runtime.files import expand_home, sha256_file, write_json_atomic
 from brd_edge.stages.bundle import signing_key
 from brd_edge.stages.context import Context, Outcome, Stage
 
@@ -62,7 +62,7 @@ def _missing(recipe: Recipe) -> list[str]:
 
 
 def _fleet_path(recipe: Recipe) -> Path | None:
-    return Path(recipe.ship.fleet).expanduser() if recipe.ship.fleet is not None else None
+    return expand_home(recipe.ship.fleet) if recipe.ship.fleet is not None else None
 
 
 def _fleet(recipe: Recipe) -> Fleet:
@@ -89,7 +89,7 @@ def _work(context: Context) -> Outcome:
     from brd_edge.ship.outcome import format_deliveries
     from brd_edge.ship.shipping import ship_bundle
 
-    key = Path(str(context.recipe.bundle.key)).expanduser()
+    key = expand_home(str(context.recipe.bundle.key))
     bundle, fleet = context.run.path("bundle"), _fleet(context.recipe)
     results, outcome = ship_bundle(bundle, fleet, Options(public_key=""), key=key, public_key=None, say=context.say)
     path = context.run.path("ship.json")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from brd_edge.recipe import Recipe
 from brd_edge.run import tree_files
 from brd_edge.runtime.errors import BrdEdgeError, ModelError
-from brd_edge.runtime.files import sha256_file
+from brd_edge.runtime.files import expand_home, sha256_file
 from brd_edge.stages.context import (
     Context,
     Outcome,
@@ -54,7 +54,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _checkpoint(recipe: Recipe) -> Path | None:
-    return Path(recipe.teacher.checkpoint).expanduser().absolute() if recipe.teacher.checkpoint else None
+    return expand_home(recipe.teacher.checkpoint).absolute() if recipe.teacher.checkpoint else None
 
 
 def _files(recipe: Recipe) -> dict[str, str]:

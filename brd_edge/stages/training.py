@@ -13,7 +13,7 @@ from brd_edge.recipe import Recipe
 from brd_edge.recipe_training import DistillSection, ModelSection, TrainSection
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import InterruptedRunError
-from brd_edge.runtime.files import sha256_file
+from brd_edge.runtime.files import expand_home, sha256_file
 from brd_edge.stages.context import Context, Outcome, input_contract, training_device
 
 if TYPE_CHECKING:
@@ -126,19 +126,19 @@ def weight_files(section: ModelSection) -> dict[str, str]:
     """Return the checksum of the local weights that a model starts from, if any."""
     if section.encoder_weights in (None, "imagenet"):
         return {}
-    path = Path(str(section.encoder_weights)).expanduser()
+    path = expand_home(str(section.encoder_weights))
     return {"encoder weights": sha256_file(path)} if path.is_file() else {}
 
 
 def encoder_weights(section: ModelSection) -> str | None:
     """Return what a model's encoder starts from, with `~` resolved in the name of a file."""
     given = section.encoder_weights
-    return given if given in (None, "imagenet") else str(Path(str(given)).expanduser())
+    return given if given in (None, "imagenet") else str(expand_home(str(given)))
 
 
 def missing_weights(name: str, section: ModelSection) -> list[str]:
     """Return that the local weights which a model starts from are not there, if so."""
-    if section.encoder_weights in (None, "imagenet") or Path(str(section.encoder_weights)).expanduser().is_file():
+    if section.encoder_weights in (None, "imagenet") or expand_home(str(section.encoder_weights)).is_file():
         return []
     return [
         f"{name}.encoder_weights: there is no file {section.encoder_weights}; "

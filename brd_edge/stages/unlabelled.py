@@ -24,7 +24,7 @@ from brd_edge.recipe import Recipe
 from brd_edge.run import code_digest, digest, is_run_directory, stat_digest
 from brd_edge.runtime.contract import RESIZED
 from brd_edge.runtime.errors import DataError
-from brd_edge.runtime.files import atomic_path, sha256_file
+from brd_edge.runtime.files import atomic_path, expand_home, sha256_file
 from brd_edge.runtime.frames import fit_frame, read_image, resize_class_map, segment_image
 from brd_edge.stages.context import Context, teacher_contract, training_device
 from brd_edge.stages.prepare import data_root
@@ -183,7 +183,7 @@ def with_teacher_labels(context: Context, dataset: Dataset) -> Dataset:
 def _root(recipe: Recipe) -> Path | None:
     """Return the directory of images without labels that a recipe names, if any."""
     given = recipe.distill.unlabelled
-    return Path(given).expanduser().absolute() if given else None
+    return expand_home(given).absolute() if given else None
 
 
 def _find(recipe: Recipe) -> FoundImages | None:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
+from tiny import TINY
 
 from benchmarks import distillation, distillation_cells
 from benchmarks.distillation_table import format_table
@@ -28,18 +29,6 @@ from brd_edge.recipe_training import DistillSection
 from brd_edge.runtime.files import write_json_atomic
 
 ROOT = Path(__file__).parents[2]
-TINY = (
-    "data.size=[64, 96]",
-    "data.scenes={train: 8, val: 3}",
-    "data.loader=torch",
-    "teacher.options={decoder_channels: 16}",
-    "teacher.encoder=tu-mobilenetv3_small_050",
-    "teacher.train.epochs=1",
-    "teacher.train.batch_size=4",
-    "student.options={decoder_channels: 16}",
-    "distill.train.epochs=1",
-    "distill.train.batch_size=4",
-)
 
 
 ALL = {"curriculum", "compile_teacher"}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import TINY
 
 from brd_edge.data.dataset import IGNORE_ID, read_frame
 from brd_edge.data.index import load_dataset
@@ -28,23 +29,11 @@ from brd_edge.stages import STAGES
 from brd_edge.stages.context import teacher_contract
 
 QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.yaml"
-TINY = (
-    "data.size=[64, 96]",
-    "data.scenes={train: 8, val: 3}",
-    "data.loader=torch",
-    "teacher.options={decoder_channels: 16}",
-    "teacher.encoder=tu-mobilenetv3_small_050",
-    "teacher.scale=2",
-    "teacher.train.epochs=1",
-    "teacher.train.batch_size=4",
-    "student.options={decoder_channels: 16}",
-    "distill.train.epochs=1",
-    "distill.train.batch_size=4",
-)
+SETTINGS = (*TINY, "teacher.scale=2")
 
 
 def _arguments(run: Path, *settings: str) -> list[str]:
-    overrides = [part for setting in (*TINY, *settings) for part in ("--set", setting)]
+    overrides = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
     return [str(QUICKSTART), "--run-dir", str(run), "--until", "distill", *overrides]
 
 
@@ -64,7 +53,7 @@ def finished(frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_student_learns_from_what_the_teacher_says(finished: Path, frames: Path) -> None:
-    recipe = load_recipe(QUICKSTART, overrides=TINY)
+    recipe = load_recipe(QUICKSTART, overrides=SETTINGS)
     contract = teacher_contract(recipe)
     teacher, _ = load_model(finished / "teacher" / "model")
     labels = sorted((finished / "unlabelled" / "labels").iterdir())
@@ -107,7 +96,7 @@ def test_a_pixel_that_the_teacher_is_unsure_of_has_no_label(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    recipe = load_recipe(QUICKSTART, overrides=TINY)
+    recipe = load_recipe(QUICKSTART, overrides=SETTINGS)
     contract = teacher_contract(recipe)
     teacher, _ = load_model(run / "teacher" / "model")
     sample = load_dataset(run / "data").train[0]
@@ -233,12 +222,12 @@ def test_a_stage_that_is_done_anew_labels_anew(finished: Path, frames: Path, tmp
 
 def test_settings_of_images_that_there_are_not_change_nothing(tmp_path: Path) -> None:
     recipe, other = (
-        load_recipe(QUICKSTART, overrides=[*TINY, f"distill.unlabelled_confidence={least}"]) for least in (0, 0.5)
+        load_recipe(QUICKSTART, overrides=[*SETTINGS, f"distill.unlabelled_confidence={least}"]) for least in (0, 0.5)
     )
     assert STAGES["distill"].settings(recipe) == STAGES["distill"].settings(other)
     given = [f"distill.unlabelled={tmp_path}"]
     recipe, other = (
-        load_recipe(QUICKSTART, overrides=[*TINY, *given, f"distill.unlabelled_confidence={least}"])
+        load_recipe(QUICKSTART, overrides=[*SETTINGS, *given, f"distill.unlabelled_confidence={least}"])
         for least in (0, 0.5)
     )
     assert STAGES["distill"].settings(recipe) != STAGES["distill"].settings(other)
