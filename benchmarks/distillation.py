@@ -105,12 +105,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     def names(text: str) -> list[str]:
-        return [part for part in text.split(",") if part]
+        found = [part for part in text.split(",") if part]
+        if twice := sorted({part for part in found if found.count(part) > 1}):
+            raise argparse.ArgumentTypeError(f"every one stands once, but twice stands {', '.join(twice)}")
+        return found
 
     def seeds(text: str) -> list[int]:
         if not all(part.isdecimal() for part in names(text)) or not names(text):
             raise argparse.ArgumentTypeError(f"expected whole numbers such as 0,1,2, came {text!r}")
-        return [int(part) for part in names(text)]
+        # 0 and 00 are one seed
+        return [int(part) for part in names(",".join(str(int(part)) for part in names(text)))]
 
     summary, _example, *details = (__doc__ or "").split("\n\n")
     parser = argparse.ArgumentParser(

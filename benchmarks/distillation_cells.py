@@ -142,6 +142,7 @@ def score_teacher(recipe: Path, overrides: Sequence[str], directory: Path) -> di
         "weights": sha256_file(run.path("teacher", "model", "model.safetensors")),
         "data_set": prepared.content,
         "contract": teacher_contract(resolved).hash,
+        "code": code_digest(STAGES["distill"].code),
     }
     kept = directory / "scores.json"
     try:

@@ -26,7 +26,7 @@ def made_stepper(
         forward=forward,
         model=model,
         objective=objective,
-        optimizer=torch.optim.SGD(model.parameters(), lr=lr),
+        optimizer=torch.optim.SGD([*model.parameters(), *objective.layers.parameters()], lr=lr),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         clock=StepClock(torch.device("cpu")),
         dtype=torch.float32,

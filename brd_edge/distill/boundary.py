@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from brd_edge.distill.balance import balanced_share
 from brd_edge.distill.distributed import global_mean, sum_over_processes
-from brd_edge.distill.grid import IGNORE, full_precision, known_cells, on_coarser_grid, transitions, wide
+from brd_edge.distill.grid import IGNORE, full_precision, known_cells, known_share, on_coarser_grid, transitions, wide
 
 __all__ = [
     "OPERATORS",
@@ -351,5 +351,7 @@ def _band_mean(distance: Tensor, labels: Tensor, band_weight: float, class_balan
     height, width = distance.shape[-2:]
     _, weight = _cells(labels, band_weight)(height, width)
     if class_balance:
-        weight = weight * balanced_share(labels, height, width, power=class_balance)
+        # of a cell's known pixels: as without balance, one that is known in part counts in full
+        share = known_share(labels, height, width).clamp_min(1 / labels[0].numel())
+        weight = weight * (balanced_share(labels, height, width, power=class_balance) / share)
     return global_mean((distance * weight).sum(), weight.sum())

@@ -17,7 +17,7 @@ def jitter_colours(images: Tensor, factors: Tensor, *, mean: Sequence[float], st
 
     Args:
         images: (N, 3, H, W), `(colour - mean) / std` of colours from 0 to 1; 0 in all three channels is padding and
-            stays so.
+            stays so. (With a mean of 0 so does what is black in the frame.)
         factors: (N, 3) of brightness, contrast and saturation.
         mean: Of the three channels.
         std: Of the three channels.

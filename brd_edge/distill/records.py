@@ -32,6 +32,10 @@ class Records:
         self._lines.write(json.dumps(entry) + "\n")
         self._lines.flush()
         os.fsync(self._lines.fileno())
+        self.show(entry)
+
+    def show(self, entry: dict[str, Any]) -> None:
+        """Show an entry in TensorBoard alone."""
         step = entry["step"]
         for name in ("lr", "miou"):
             if name in entry:
@@ -46,14 +50,22 @@ def open_records(directory: Path, *, step: int) -> Iterator[Records]:
 
     Args:
         directory: Where they lie.
-        step: The step that the training goes on from; later entries of an interrupted one are not shown.
+        step: The step that the training goes on from, by the entries that `drop_records_after` left; those of an
+            interrupted one that it dropped are not shown any more.
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    board = SummaryWriter(directory / BOARD, purge_step=step + 1 if step else None)
+    # from the step itself: a validation of it may have been dropped, and TensorBoard tells entries by their step alone
+    board = SummaryWriter(directory / BOARD, purge_step=step or None)
+    path = directory / _FILE
     try:
-        with (directory / _FILE).open("a", encoding="utf-8") as lines:
-            yield Records(lines, board)
+        kept = path.read_text(encoding="utf-8").splitlines() if step and path.exists() else []
+        with path.open("a", encoding="utf-8") as lines:
+            records = Records(lines, board)
+            for entry in map(json.loads, kept):
+                if entry["step"] == step:
+                    records.show(entry)
+            yield records
     finally:
         board.close()
 

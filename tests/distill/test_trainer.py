@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,133 +12,34 @@ import pytest
 import torch
 from full_disk import full_disk
 from made_stepper import made_stepper
+from made_training import (
+    SETTINGS,
+    CountedLoader,
+    assert_same_end,
+    cross_entropy,
+    fit_made,
+    made_features,
+    made_model,
+    made_objective,
+)
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from brd_edge.data.loader import Batch
 from brd_edge.distill import step
 from brd_edge.distill.checkpoint import TrainState, load_tensors, restore_checkpoint, save_checkpoint
-from brd_edge.distill.objective import Objective, Supervised, Term
 from brd_edge.distill.schedule import learning_rate, make_optimizer
-from brd_edge.distill.trainer import FitResult, TrainSettings, fit
+from brd_edge.distill.trainer import FitResult
 from brd_edge.interrupt import Stop
 from brd_edge.models.segmentation import Features
 from brd_edge.runtime.errors import InterruptedRunError, TrainingError
 
-SETTINGS = TrainSettings(
-    epochs=4,
-    lr=0.01,
-    encoder_lr_factor=0.5,
-    weight_decay=0.01,
-    schedule="poly",
-    warmup=0.1,
-    grad_clip=1.0,
-    ema=0.5,
-    precision="fp32",
-    accumulate=1,
-    validate_every=1,
-    checkpoint_s=30.0,
-)
 
-
-class _Loader:
-    """Batches that are a function of their number."""
-
-    steps_per_epoch = 3
-
-    def __init__(self) -> None:
-        self._next = 0
-
-    def next_batch(self) -> Batch:
-        generator = torch.Generator().manual_seed(self._next)
-        self._next += 1
-        images = torch.randn(2, 3, 8, 8, generator=generator)
-        return Batch(images, (images[:, 0] > 0).long(), (self._next, self._next + 1))
-
-    def state(self) -> bytes:
-        return str(self._next).encode()
-
-    def restore(self, state: bytes) -> None:
-        self._next = int(state)
-
-    def close(self) -> None:
-        pass
-
-
-class _LoaderWithJitter(_Loader):
+class _LoaderWithJitter(CountedLoader):
     """The same batches with factors of colour beside them."""
 
     def next_batch(self) -> Batch:
         return replace(super().next_batch(), jitter=torch.full((2, 3), 3.0))
-
-
-def _model() -> nn.Module:
-    torch.manual_seed(7)
-    encoder = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
-    model = nn.Sequential()
-    model.add_module("encoder", encoder)
-    model.add_module("head", nn.Conv2d(4, 2, 1))
-    return model
-
-
-def _features(model: nn.Module, images: Tensor) -> Features:
-    logits = model(images)
-    return Features(logits=logits, encoder={}, decoder=logits, coarse_logits=logits)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits, labels)
-
-
-def _objective(supervised: Supervised = _cross_entropy, **terms: Term) -> Objective:
-    def teacher(images: Tensor) -> Features:
-        return Features(logits=images, encoder={}, decoder=images, coarse_logits=images)
-
-    return Objective(
-        supervised=supervised,
-        teacher=teacher,
-        terms={name: (1.0, term) for name, term in terms.items()},
-        forward=_features,
-    )
-
-
-def _fit(
-    directory: Path,
-    *,
-    loader: _Loader | None = None,
-    objective: Objective | None = None,
-    settings: TrainSettings = SETTINGS,
-    evaluate: Callable[[nn.Module], float] = lambda _model: 0.5,
-    stop: Stop | None = None,
-    key: str = "key",
-    model: nn.Module | None = None,
-    say: Callable[[str], None] = lambda _text: None,
-) -> tuple[nn.Module, FitResult]:
-    model = _model() if model is None else model
-    result = fit(
-        model,
-        objective=objective or _objective(),
-        loader=loader or _Loader(),
-        settings=settings,
-        evaluate=evaluate,
-        names=[f"file{number}.png" for number in range(99)],
-        directory=directory,
-        key=key,
-        seed=3,
-        device=torch.device("cpu"),
-        title="test",
-        stop=stop or Stop(),
-        say=say,
-    )
-    return model, result
-
-
-def _assert_same_end(first: Path, second: Path) -> None:
-    """Compare the last checkpoints: weights, running average, moments of the optimiser, generator, loader."""
-    one, two = (load_tensors(path / "checkpoint.safetensors")[0] for path in (first, second))
-    assert list(one) == list(two)
-    for name, values in one.items():
-        torch.testing.assert_close(two[name], values, rtol=0, atol=0, msg=name)
 
 
 def test_the_best_validation_decides(tmp_path: Path) -> None:
@@ -151,7 +51,7 @@ def test_the_best_validation_decides(tmp_path: Path) -> None:
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
         return next(scores)
 
-    model, result = _fit(tmp_path, evaluate=evaluate)
+    model, result = fit_made(tmp_path, evaluate=evaluate)
 
     assert result == FitResult(miou=0.6, step=6, steps=12)
     for name, value in model.state_dict().items():
@@ -161,8 +61,31 @@ def test_the_best_validation_decides(tmp_path: Path) -> None:
     assert all(math.isfinite(line["loss"]["ce"]) for line in lines if "loss" in line)
 
 
+def test_of_equal_validations_the_first_decides_and_training_goes_on_in_its_mode(tmp_path: Path) -> None:
+    """Without a running average it is the model itself that is validated, with its dropout off."""
+    scores = iter([0.6, 0.6, 0.5, 0.5])
+
+    def forward(model: nn.Module, images: Tensor) -> Features:
+        assert model.training
+        return made_features(model, images)
+
+    objective, settings = replace(made_objective(), forward=forward), replace(SETTINGS, ema=0.0)
+    _, result = fit_made(tmp_path, objective=objective, settings=settings, evaluate=lambda _model: next(scores))
+
+    assert result == FitResult(miou=0.6, step=3, steps=12)
+
+
+def test_the_encoder_has_its_own_learning_rate(tmp_path: Path) -> None:
+    before = dict(made_model().named_parameters())
+
+    trained, _ = fit_made(tmp_path, settings=replace(SETTINGS, encoder_lr_factor=0.0))
+
+    moved = {name for name, value in trained.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
 def test_the_first_epoch_is_validated_however_rarely_the_others_are(tmp_path: Path) -> None:
-    _fit(tmp_path, settings=replace(SETTINGS, epochs=5, validate_every=4))
+    fit_made(tmp_path, settings=replace(SETTINGS, epochs=5, validate_every=4))
 
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in lines if "miou" in line] == [3, 12, 15]
@@ -176,7 +99,7 @@ def test_the_running_average_is_what_is_validated(tmp_path: Path) -> None:
     def state(model: nn.Module) -> dict[str, np.ndarray]:
         return {name: value.double().numpy().copy() for name, value in model.state_dict().items()}
 
-    class Watching(_Loader):
+    class Watching(CountedLoader):
         def next_batch(self) -> Batch:
             weights.append(state(model))
             return super().next_batch()
@@ -185,8 +108,10 @@ def test_the_running_average_is_what_is_validated(tmp_path: Path) -> None:
         validated.append(state(average))
         return 0.5
 
-    model = _model()
-    _fit(tmp_path, model=model, loader=Watching(), settings=replace(SETTINGS, epochs=3, ema=0.15), evaluate=evaluate)
+    model = made_model()
+    fit_made(
+        tmp_path, model=model, loader=Watching(), settings=replace(SETTINGS, epochs=3, ema=0.15), evaluate=evaluate
+    )
 
     expected = weights[0]
     for done in range(6):
@@ -215,34 +140,16 @@ def test_the_teacher_sees_the_frames_own_colours(tmp_path: Path, accumulate: int
 
     def features(model: nn.Module, images: Tensor) -> Features:
         seen.append(images.clone())
-        return _features(model, images)
+        return made_features(model, images)
 
-    view = replace(_objective(term=term), student_view=lambda images, factors: images * factors[:, :, None, None])
+    view = replace(made_objective(term=term), student_view=lambda images, factors: images * factors[:, :, None, None])
     settings = replace(SETTINGS, epochs=1, accumulate=accumulate)
-    _fit(tmp_path, objective=replace(view, forward=features), settings=settings, loader=_LoaderWithJitter())
+    fit_made(tmp_path, objective=replace(view, forward=features), settings=settings, loader=_LoaderWithJitter())
 
-    loader = _Loader()
+    loader = CountedLoader()
     frames = torch.cat([loader.next_batch().images for _ in range(3)])
     torch.testing.assert_close(torch.cat(taught), frames, rtol=0, atol=0)
     torch.testing.assert_close(torch.cat(seen), 3 * frames, rtol=0, atol=0)
-
-
-def test_a_stopped_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    _fit(tmp_path / "whole")
-    stop = Stop()
-    steps = 0
-
-    def stopping(logits: Tensor, labels: Tensor) -> Tensor:
-        nonlocal steps
-        steps += 1
-        stop.requested = steps == 5
-        return _cross_entropy(logits, labels)
-
-    with pytest.raises(InterruptedRunError, match="stopped at step 5 of 12"):
-        _fit(tmp_path / "parts", objective=_objective(stopping), stop=stop)
-    _fit(tmp_path / "parts")
-
-    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_the_time_of_every_part_is_counted(tmp_path: Path) -> None:
@@ -254,7 +161,7 @@ def test_the_time_of_every_part_is_counted(tmp_path: Path) -> None:
         steps += 1
         stop.requested = steps in {4, 7}
         time.sleep(0.05)
-        return _cross_entropy(logits, labels)
+        return cross_entropy(logits, labels)
 
     def seconds() -> float:
         spent = json.loads(load_tensors(checkpoint)[1]["state"])["seconds"]
@@ -264,31 +171,31 @@ def test_the_time_of_every_part_is_counted(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     for least in (0.2, 0.35):
         with pytest.raises(InterruptedRunError):
-            _fit(tmp_path, objective=_objective(slow), stop=stop)
+            fit_made(tmp_path, objective=made_objective(slow), stop=stop)
         stop.requested = False
         assert seconds() >= least
     before = seconds()
-    _, result = _fit(tmp_path, objective=_objective(slow))
+    _, result = fit_made(tmp_path, objective=made_objective(slow))
     assert result.earlier_s == before
     assert seconds() >= before + 0.25
 
     tensors, metadata = load_tensors(checkpoint)
     state = {name: value for name, value in json.loads(metadata["state"]).items() if name != "seconds"}
     save_file(tensors, checkpoint, {**metadata, "state": json.dumps(state)})
-    _, result = _fit(tmp_path)
+    _, result = fit_made(tmp_path)
     assert result.earlier_s == 0.0
 
 
 def test_terms_are_weighted_and_follow_the_curriculum(tmp_path: Path) -> None:
     objective = replace(
-        _objective(
-            _cross_entropy, extra=lambda _theirs, mine, _labels: mine.logits.new_ones(()) + 0 * mine.logits.sum()
+        made_objective(
+            cross_entropy, extra=lambda _theirs, mine, _labels: mine.logits.new_ones(()) + 0 * mine.logits.sum()
         ),
         curriculum=lambda done: 1 - done,
     )
     objective = replace(objective, terms={"extra": (3.0, objective.terms["extra"][1])})
 
-    _fit(tmp_path, objective=objective)
+    fit_made(tmp_path, objective=objective)
 
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     found = {line["step"]: line["loss"]["extra"] for line in lines if "loss" in line}
@@ -298,13 +205,13 @@ def test_terms_are_weighted_and_follow_the_curriculum(tmp_path: Path) -> None:
 
 def test_the_gradient_is_that_of_the_sum() -> None:
     """Every loss is differentiated on its own; together that must be the gradient of their sum."""
-    model = _model().eval()
-    objective = _objective(_cross_entropy, square=lambda _theirs, mine, _labels: mine.coarse_logits.square().mean())
+    model = made_model().eval()
+    objective = made_objective(cross_entropy, square=lambda _theirs, mine, _labels: mine.coarse_logits.square().mean())
     objective = replace(objective, label_terms={"known": (0.5, lambda logits, labels: (logits[:, 0] * labels).mean())})
     images, labels = torch.randn(4, 3, 8, 8), torch.randint(0, 2, (4, 8, 8))
 
     def features(batch: torch.Tensor) -> Features:
-        return replace(_features(model, batch), coarse_logits=nn.functional.avg_pool2d(model(batch), 2))
+        return replace(made_features(model, batch), coarse_logits=nn.functional.avg_pool2d(model(batch), 2))
 
     stepper = made_stepper(model, features, objective, accumulate=2)
 
@@ -312,7 +219,7 @@ def test_the_gradient_is_that_of_the_sum() -> None:
     found = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
     model.zero_grad()
     logits = model(images)
-    terms = [_cross_entropy(logits, labels), 0.5 * (logits[:, 0] * labels).mean()]
+    terms = [cross_entropy(logits, labels), 0.5 * (logits[:, 0] * labels).mean()]
     terms.append(nn.functional.avg_pool2d(logits, 2).square().mean())
     torch.stack(terms).sum().backward()
 
@@ -324,19 +231,30 @@ def test_the_gradient_is_that_of_the_sum() -> None:
 
 @pytest.mark.parametrize("limit", [0.0, 1e-3])
 def test_gradients_are_clipped_to_a_norm(limit: float) -> None:
-    model = _model()
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    stepper = made_stepper(model, lambda images: _features(model, images), _objective(), lr=1.0, grad_clip=limit)
+    """Those of the student, and those of the layers that only its training has, each on their own."""
+    model, layers = made_model(), nn.ModuleDict({"project": nn.Conv2d(2, 2, 1)})
+    parts = [list(part.parameters()) for part in (model, layers)]
+    before = [[parameter.detach().clone() for parameter in parameters] for parameters in parts]
+
+    def term(_theirs: Features, mine: Features, _labels: Tensor) -> Tensor:
+        return (layers["project"](mine.logits) - 1).square().mean()
+
+    objective = replace(made_objective(term=term), layers=layers)
+    stepper = made_stepper(model, lambda images: made_features(model, images), objective, lr=1.0, grad_clip=limit)
 
     stepper.gradients(torch.randn(4, 3, 8, 8), torch.randint(0, 2, (4, 8, 8)), 0.0)
-    whole = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))
+    whole = [_norm([p.grad for p in parameters if p.grad is not None]) for parameters in parts]
     assert stepper.update()
 
-    moved = math.sqrt(
-        sum(float((now.detach() - old).square().sum()) for now, old in zip(model.parameters(), before, strict=True))
-    )
-    assert whole > 0.01
-    assert moved == pytest.approx(limit or whole, rel=1e-3)
+    moved = [
+        _norm([now.detach() - old for now, old in zip(*pair, strict=True)]) for pair in zip(parts, before, strict=True)
+    ]
+    assert min(whole) > 0.01
+    assert moved == pytest.approx([limit or norm for norm in whole], rel=1e-3)
+
+
+def _norm(values: list[Tensor]) -> float:
+    return math.sqrt(sum(float(value.square().sum()) for value in values))
 
 
 @pytest.mark.parametrize(
@@ -361,7 +279,7 @@ def test_the_precision_of_the_device(
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_reduced_precision_trains_and_resumes(tmp_path: Path, precision: str) -> None:
     settings = replace(SETTINGS, precision=precision)
-    _fit(tmp_path / "whole", settings=settings)
+    fit_made(tmp_path / "whole", settings=settings)
     stop = Stop()
     calls = 0
 
@@ -370,15 +288,15 @@ def test_reduced_precision_trains_and_resumes(tmp_path: Path, precision: str) ->
         calls += 1
         stop.requested = calls == 7
         assert logits.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-        return _cross_entropy(logits.float(), labels)
+        return cross_entropy(logits.float(), labels)
 
     with pytest.raises(InterruptedRunError):
-        _fit(tmp_path / "parts", objective=_objective(stopping), settings=settings, stop=stop)
-    _fit(tmp_path / "parts", settings=settings)
+        fit_made(tmp_path / "parts", objective=made_objective(stopping), settings=settings, stop=stop)
+    fit_made(tmp_path / "parts", settings=settings)
 
     trained, _ = load_tensors(tmp_path / "whole" / "checkpoint.safetensors")
-    assert all(not torch.equal(trained[f"model/{name}"], first) for name, first in _model().named_parameters())
-    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert all(not torch.equal(trained[f"model/{name}"], first) for name, first in made_model().named_parameters())
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_gradients_that_stay_infinite_stop_the_training(tmp_path: Path) -> None:
@@ -387,13 +305,31 @@ def test_gradients_that_stay_infinite_stop_the_training(tmp_path: Path) -> None:
         return (mine.logits.square().sum() * 0).sqrt()
 
     with pytest.raises(TrainingError, match=r"the gradient is not finite at step 0, on file1\.png, file2\.png"):
-        _fit(tmp_path, objective=_objective(broken=broken))
+        fit_made(tmp_path, objective=made_objective(broken=broken))
+
+
+def test_half_precision_leaves_out_steps_but_not_fifty_in_a_row(tmp_path: Path) -> None:
+    def overflowing(_theirs: Features, mine: Features, _labels: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        total = mine.logits.float().square().sum() * 0
+        return total.sqrt() if calls in bad else total
+
+    objective = made_objective(overflowing=overflowing)
+    settings = replace(SETTINGS, epochs=34, precision="fp16", validate_every=34)
+    calls, bad = 0, {*range(1, 50), *range(51, 100)}
+    fit_made(tmp_path / "ends", objective=objective, settings=settings)
+    assert calls == 102
+
+    calls, bad = 0, {*range(11, 61)}
+    with pytest.raises(TrainingError, match="the gradient is not finite at step 59, on "):
+        fit_made(tmp_path / "stops", objective=objective, settings=settings)
 
 
 def test_step_times_and_curves_are_written(tmp_path: Path) -> None:
     lines: list[str] = []
-    objective = _objective(relation=lambda _theirs, mine, _labels: mine.logits.square().mean())
-    _fit(tmp_path, objective=objective, settings=replace(SETTINGS, epochs=9), say=lines.append)
+    objective = made_objective(relation=lambda _theirs, mine, _labels: mine.logits.square().mean())
+    fit_made(tmp_path, objective=objective, settings=replace(SETTINGS, epochs=9), say=lines.append)
 
     seconds = json.loads((tmp_path / "step_time.json").read_text(encoding="utf-8"))["seconds"]
     assert list(seconds) == ["data", "teacher", "student", "ce", "relation", "update"]
@@ -408,13 +344,13 @@ def test_step_times_and_curves_are_written(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_other_settings_is_not_used(tmp_path: Path) -> None:
-    _fit(tmp_path / "first", key="old")
-    _fit(tmp_path / "again", key="other", settings=replace(SETTINGS, lr=0.02))
+    fit_made(tmp_path / "first", key="old")
+    fit_made(tmp_path / "again", key="other", settings=replace(SETTINGS, lr=0.02))
     with pytest.raises(AssertionError):
-        _assert_same_end(tmp_path / "first", tmp_path / "again")
-    _fit(tmp_path / "again", key="old")
+        assert_same_end(tmp_path / "first", tmp_path / "again")
+    fit_made(tmp_path / "again", key="old")
 
-    _assert_same_end(tmp_path / "first", tmp_path / "again")
+    assert_same_end(tmp_path / "first", tmp_path / "again")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -429,7 +365,7 @@ def test_a_term_that_is_not_finite_stops_and_is_named(tmp_path: Path, bad: float
     settings = replace(SETTINGS, checkpoint_s=0.0)
     steps, broken = 0, 8
     with pytest.raises(TrainingError) as caught:
-        _fit(tmp_path / "parts", objective=_objective(relation=relation), settings=settings)
+        fit_made(tmp_path / "parts", objective=made_objective(relation=relation), settings=settings)
 
     assert "'relation'" in str(caught.value)
     assert "at step 7, on file8.png, file9.png; the last checkpoint is kept" in str(caught.value)
@@ -439,9 +375,9 @@ def test_a_term_that_is_not_finite_stops_and_is_named(tmp_path: Path, bad: float
     assert all(torch.isfinite(values.float()).all() for values in tensors.values())
 
     broken = 0
-    _fit(tmp_path / "parts", objective=_objective(relation=relation), settings=settings)
-    _fit(tmp_path / "whole", objective=_objective(relation=relation), settings=settings)
-    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    fit_made(tmp_path / "parts", objective=made_objective(relation=relation), settings=settings)
+    fit_made(tmp_path / "whole", objective=made_objective(relation=relation), settings=settings)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_that_there_is_no_checkpoint_is_said(tmp_path: Path) -> None:
@@ -449,20 +385,20 @@ def test_that_there_is_no_checkpoint_is_said(tmp_path: Path) -> None:
         return mine.logits.mean() * math.nan
 
     with pytest.raises(TrainingError, match=r"'bad' became nan at step 0, on .*; there is no checkpoint yet\."):
-        _fit(tmp_path, objective=_objective(bad=bad))
+        fit_made(tmp_path, objective=made_objective(bad=bad))
 
 
 def test_lost_best_weights_are_named_with_what_looks_for_them(tmp_path: Path) -> None:
-    _fit(tmp_path)
+    fit_made(tmp_path)
     (tmp_path / "best.safetensors").unlink()
 
     with pytest.raises(TrainingError, match=r"best\.safetensors: .* delete it and checkpoint\.safetensors beside it"):
-        _fit(tmp_path)
+        fit_made(tmp_path)
     (tmp_path / "checkpoint.safetensors").unlink()
-    _fit(tmp_path)
+    fit_made(tmp_path)
 
 
-class _LoaderThatGrows(_Loader):
+class _LoaderThatGrows(CountedLoader):
     """Its state takes up much room from the eighth batch on."""
 
     def state(self) -> bytes:
@@ -475,25 +411,25 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_kept(tmp_path: Path) -> No
         full_disk(50_000),
         pytest.raises(TrainingError, match=r"/checkpoint\.safetensors: cannot be written \(.*too large.*free space"),
     ):
-        _fit(tmp_path / "parts", loader=_LoaderThatGrows(), settings=settings)
+        fit_made(tmp_path / "parts", loader=_LoaderThatGrows(), settings=settings)
     _, metadata = load_tensors(tmp_path / "parts" / "checkpoint.safetensors")
     assert json.loads(metadata["state"])["step"] == 7
     assert not list((tmp_path / "parts").glob(".*")), "no part of a file is left"
 
-    _fit(tmp_path / "parts", loader=_LoaderThatGrows(), settings=settings)
-    _fit(tmp_path / "whole", loader=_LoaderThatGrows(), settings=settings)
-    _assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    fit_made(tmp_path / "parts", loader=_LoaderThatGrows(), settings=settings)
+    fit_made(tmp_path / "whole", loader=_LoaderThatGrows(), settings=settings)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{not json at all")
 
     with pytest.raises(TrainingError, match=r"checkpoint\.safetensors: cannot be read"):
-        _fit(tmp_path)
+        fit_made(tmp_path)
 
 
 def test_a_checkpoint_holds_no_pickle_and_every_state(tmp_path: Path) -> None:
-    _fit(tmp_path)
+    fit_made(tmp_path)
 
     tensors, metadata = load_tensors(tmp_path / "checkpoint.safetensors")
     assert json.loads(metadata["state"])["step"] == 12
@@ -507,7 +443,7 @@ def test_a_training_on_the_cpu_leaves_a_gpu_alone(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state", touched)
     monkeypatch.setattr(torch.cuda, "set_rng_state", touched)
-    path, model = tmp_path / "checkpoint.safetensors", _model()
+    path, model = tmp_path / "checkpoint.safetensors", made_model()
     kept: dict[str, Any] = {
         "model": model,
         "average": None,
@@ -525,6 +461,27 @@ def test_a_training_on_the_cpu_leaves_a_gpu_alone(tmp_path: Path, monkeypatch: p
     assert restore_checkpoint(path, key="key", **kept) == (TrainState("key", step=5), b"7")
 
 
+def test_the_scale_of_half_precision_is_kept(tmp_path: Path) -> None:
+    def kept(scaler: torch.amp.GradScaler) -> dict[str, Any]:
+        model = made_model()
+        optimizer = torch.optim.SGD(model.parameters())
+        return {
+            "model": model,
+            "average": None,
+            "layers": nn.ModuleDict(),
+            "optimizer": optimizer,
+            "scaler": scaler,
+            "device": torch.device("cpu"),
+        }
+
+    scalers = [torch.amp.GradScaler("cpu", init_scale=scale) for scale in (128.0, 65536.0)]
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, state=TrainState("key"), loader_state=b"7", **kept(scalers[0]))
+    restore_checkpoint(path, key="key", **kept(scalers[1]))
+
+    assert scalers[1].get_scale() == 128.0
+
+
 def test_schedules() -> None:
     rates = [learning_rate(s, 100, highest=2.0, schedule="poly", warmup=0.1) for s in range(100)]
     reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
@@ -538,10 +495,12 @@ def test_schedules() -> None:
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) * 0.2)
     np.testing.assert_allclose(rates[10:], expected, rtol=1e-9)
     assert learning_rate(55, 100, highest=2.0, schedule="cosine", warmup=0.1) == pytest.approx(1.0)
+    # a tenth of 15 steps are 2, not 1
+    assert [learning_rate(step, 15, highest=2.0, schedule="poly", warmup=0.1) for step in (0, 1)] == [1.0, 2.0]
 
 
 def test_optimizer_groups() -> None:
-    optimizer = make_optimizer(_model(), lr=0.1, encoder_lr_factor=0.5, weight_decay=0.01)
+    optimizer = make_optimizer(made_model(), lr=0.1, encoder_lr_factor=0.5, weight_decay=0.01)
 
     found = {
         (group["lr_factor"], group["weight_decay"]): sum(p.numel() for p in group["params"])
