@@ -38,6 +38,7 @@ from brd_edge.runtime.errors import (
     explain_error,
 )
 from brd_edge.runtime.files import expand_home, write_json_atomic, write_text_atomic
+from brd_edge.runtime.signature import SIGNATURE_NAME
 from brd_edge.stages import STAGES
 from brd_edge.stages.context import Context, Stage
 from brd_edge.tracking import Tracker, describe_tracking, tracked
@@ -230,7 +231,7 @@ def _run_stages(
             _say(f"{position}: unchanged")
             continue
         _say(f"{position}: {stage.plan(recipe)} ({reason})")
-        context = Context(recipe, run, inputs, stop, _say, command, wanted.fingerprint)
+        context, begun = Context(recipe, run, inputs, stop, _say, command, wanted.fingerprint), time.monotonic()
         if forced and name in _JOURNALS:
             run.path(*_JOURNALS[name]).unlink(missing_ok=True)
         stage.accepts(context)
@@ -239,14 +240,14 @@ def _run_stages(
             run.path(name, "checkpoint.safetensors").unlink(missing_ok=True)
         if name != "prepare":
             _describe_run(run, recipe)
-            _withdraw(run, name)
+            _withdraw(run, name, recipe)
         with tracking.stage(name):
-            artifacts[name] = _run_stage(stage, context, wanted)
+            artifacts[name] = _run_stage(stage, context, wanted, begun)
         if name == "prepare":
             # only now: data that cannot be used, or that turn out to be the same, make no result untrue
             _describe_run(run, recipe)
             if not _measured_with(run, artifacts[name]):
-                _withdraw(run, name)
+                _withdraw(run, name, recipe)
     return artifacts
 
 
@@ -256,11 +257,11 @@ def _measured_with(run: Run, prepared: Artifact) -> bool:
     return benchmark is not None and benchmark.inputs.get("stage prepare") == prepared.content
 
 
-def _run_stage(stage: Stage, context: Context, wanted: Artifact) -> Artifact:
+def _run_stage(stage: Stage, context: Context, wanted: Artifact, begun: float) -> Artifact:
+    """Do a stage's work; `begun` is when it began to look at its inputs, on the monotonic clock."""
     context.run.forget(stage.name)
-    start = time.monotonic()
     outcome = stage.work(context)
-    duration_s = round(outcome.earlier_s + time.monotonic() - start, 1)
+    duration_s = round(outcome.earlier_s + time.monotonic() - begun, 1)
     finished = replace(wanted, result=outcome.result, duration_s=duration_s, essence=outcome.essence)
     kept = context.run.keep(finished, outcome.outputs)
     # only now is the unfinished work of a training not needed any more
@@ -269,9 +270,10 @@ def _run_stage(stage: Stage, context: Context, wanted: Artifact) -> Artifact:
     return kept
 
 
-def _withdraw(run: Run, name: str) -> None:
+def _withdraw(run: Run, name: str, recipe: Recipe) -> None:
     """Remove published results that a stage which runs again may make untrue."""
     order, removed = list(STAGES), []
+    signed = run.path("bundle", SIGNATURE_NAME).exists()
     for stage, results in _PUBLISHED.items():
         if order.index(stage) < order.index(name):
             continue
@@ -282,6 +284,8 @@ def _withdraw(run: Run, name: str) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if removed:
         _say(f"      removed, as it is made anew: {', '.join(removed)}")
+    if signed and recipe.bundle.key is None:
+        _say("note: that bundle was signed; the new one is not before you sign it (brd-edge sign, or bundle.key)")
 
 
 def _kept(run: Run, recipe: Recipe, stages: Sequence[str]) -> dict[str, Artifact]:

@@ -12,6 +12,13 @@ from pydantic import BaseModel, ValidationError
 __all__ = ["describe_errors", "text_keys"]
 
 _VALUE_LENGTH_MAX = 80
+_WANTED = {
+    "float_parsing": "a number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    # the only text with a pattern is the recipe's name, which is also that of its run directory
+    "string_pattern_mismatch": "letters, digits, dots, dashes and underscores, a letter or digit first",
+}
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel], content: Mapping[str, Any]) -> list[str]:
@@ -70,6 +77,8 @@ def _describe(details: Any, model: type[BaseModel], content: Mapping[str, Any]) 
     if kind in shapes:
         return f"{path}: expected {shapes[kind]}, got {_show(details['input'])}"
     message = details["msg"].replace("Input should be", "expected").replace("Input should have", "expected")
+    if kind in _WANTED:
+        message = f"expected {_WANTED[kind]}"
     if kind == "too_short":
         count = details["ctx"]["min_length"]
         message = f"expected at least {count} item{'' if count == 1 else 's'}"

@@ -58,7 +58,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     content = _parse(text, str(path))
     if not isinstance(content, dict):
-        raise RecipeError(f"{path}: expected a mapping with name, data, teacher, …; got {type(content).__name__}")
+        found = "an empty file" if content is None else f"{type(content).__name__}"
+        raise RecipeError(f"{path}: expected a mapping with name, data, teacher, …; got {found}")
     result: dict[str, Any] = text_keys(content)
     return result
 

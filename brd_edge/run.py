@@ -131,7 +131,8 @@ def open_run(directory: Path) -> Iterator[Run]:
         _require_run_directory(directory)
         lock = (directory / _LOCK).open("w")
     except OSError as error:
-        raise RunError(f"{directory}: cannot be used as a run directory: {error.strerror}") from None
+        reason = "it is a file" if directory.is_file() else error.strerror
+        raise RunError(f"{directory}: cannot be used as a run directory: {reason}; choose another --run-dir") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

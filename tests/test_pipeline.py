@@ -349,6 +349,11 @@ def test_the_last_stages_sign_and_ship(
     assert verify_archive(run / "bundle.tar.gz", keys_for(run, [signing_key.with_suffix(".pub")])).name == "quickstart"
     assert main(_arguments(run, settings=settings)) in (0, 3)
     assert capsys.readouterr().err.count(": unchanged") == len(STAGES)
+    # without a key it is not, and the one that was is not taken away unsaid
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(run), str(copy)], check=True)
+    assert main(_arguments(copy, "--until", "bundle")) in (0, 3)
+    assert "note: that bundle was signed; the new one is not before you sign it" in capsys.readouterr().err
     # another key in the same file: signed and delivered again
     signing = tmp_path / "team.key"
     make_keys(signing)
@@ -362,21 +367,22 @@ def test_the_last_stages_sign_and_ship(
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("setting", "message", "code"),
     [
-        (["distill.train.crop=[50, 50]"], r"student on train\.crop: .* divisible by"),
-        (["distill.train.batch_size=64"], "student: a batch_size of 64 is more than the 8 train images"),
-        (["teacher.train.batch_size=64"], "teacher: a batch_size of 64 is more than the 8 train images"),
+        ("distill.train.crop=[50, 50]", r"student on distill\.train\.crop: .* divisible by", 1),
+        ("distill.train.batch_size=64", "student: a batch_size of 64 is more than the 8 train images", 1),
+        ("teacher.train.batch_size=64", "teacher: a batch_size of 64 is more than the 8 train images", 1),
+        ("int8.keep=[head, foo]", r"int8\.keep: the student has no group or node 'foo'; its groups are encoder\.", 2),
     ],
-    ids=["crop", "student's batch", "teacher's batch"],
+    ids=["crop", "student's batch", "teacher's batch", "layers"],
 )
-def test_settings_that_cannot_be_trained_cost_no_result(
-    finished: Path, tmp_path: Path, settings: list[str], message: str, capsys: pytest.CaptureFixture[str]
+def test_settings_that_cannot_be_used_cost_no_result(
+    finished: Path, tmp_path: Path, setting: str, message: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
 
-    assert main(_arguments(run, settings=settings)) == 1
+    assert main(_arguments(run, settings=[setting])) == code
 
     assert re.search(message, capsys.readouterr().err)
     assert main(_arguments(run)) in (0, 3)

@@ -308,6 +308,24 @@ def test_a_boolean_is_no_number(override: str, message: str) -> None:
     assert f"1 error\n  {message}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("distill.train.lr=viel", "distill.train.lr: expected a number, got 'viel'"),
+        ("distill.train.epochs=viele", "distill.train.epochs: expected a whole number, got 'viele'"),
+        ("distill.train.epochs=2.5", "distill.train.epochs: expected a whole number, got 2.5"),
+        (
+            "name=../x",
+            "name: expected letters, digits, dots, dashes and underscores, a letter or digit first, got '../x'",
+        ),
+    ],
+)
+def test_what_is_expected_is_told_in_words(override: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(QUICKSTART, overrides=[override])
+    assert f"1 error\n  {message}" in str(caught.value)
+
+
 def test_booleans_and_numbers_in_text_are_taken_where_they_are_meant() -> None:
     overrides = [
         "benchmark.saturated=yes",
@@ -327,6 +345,7 @@ def test_booleans_and_numbers_in_text_are_taken_where_they_are_meant() -> None:
     [
         (b"", "expected a mapping"),
         (b"- a\n- b\n", "expected a mapping"),
+        (b"", "expected a mapping with name, data, teacher, …; got an empty file"),
         (b"name: [", "not valid YAML"),
         (b"name: a\nname: b\n", "the key name stands twice"),
         (b"data: {<<: {a: 1, a: 2}}", "the key a stands twice"),

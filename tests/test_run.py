@@ -60,7 +60,12 @@ def test_a_run_directory_belongs_to_one_process(tmp_path: Path) -> None:
 def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(RunError, match="cannot be used as a run directory"), open_run(tmp_path / "file" / "run"):
+    with pytest.raises(RunError, match="cannot be used as a run directory: Not a"), open_run(tmp_path / "file" / "run"):
+        pass
+    with (
+        pytest.raises(RunError, match="file: cannot be used as a run directory: it is a f"),
+        open_run(tmp_path / "file"),
+    ):
         pass
 
 

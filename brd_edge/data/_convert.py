@@ -21,12 +21,13 @@ from brd_edge.data.layouts.base import Source
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import sha256_file, write_bytes_atomic
 
-__all__ = ["Job", "convert", "is_intact", "is_naming", "write_file"]
+__all__ = ["Job", "cannot_convert", "convert", "is_intact", "is_naming", "write_file"]
 
 # writing atomically reads the umask by setting it, and the umask belongs to the whole process
 _WRITING = threading.Lock()
 # what a sample's name can be to blame for: too long, or a file where another sample needs a directory
 _NAMING = frozenset({errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,13 @@ def is_intact(item: Converted, out: Path) -> bool:
 def is_naming(error: OSError) -> bool:
     """Say whether a sample's name is to blame for what could not be written, and not the disk."""
     return error.errno in _NAMING
+
+
+def cannot_convert(root: Path, out: Path, error: OSError) -> str:
+    """Return what an error of the system while files under `root` were read, and others written to `out`, means."""
+    if error.errno in _FULL:
+        return f"cannot write {out} ({error.strerror}); make room there, and run it again to go on"
+    return f"cannot read {root} or write {out} ({error})"
 
 
 def write_file(path: Path, content: bytes) -> str:

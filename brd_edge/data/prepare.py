@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from brd_edge.data._convert import Job, convert, write_file
+from brd_edge.data._convert import Job, cannot_convert, convert, write_file
 from brd_edge.data._images import encode_png
 from brd_edge.data._journal import Converted, open_journal, read_journal
 from brd_edge.data._workers import closing_pool, drain, open_processes, run_jobs
@@ -90,7 +90,7 @@ def prepare(
         header = _journal_header(layout, content, maker)
         done, bad = _convert_all(content, root.resolve(), out, header, workers, progress)
     except OSError as error:
-        raise DataError(f"{layout.title}: cannot read {root} or write {out} ({error})") from error
+        raise DataError(f"{layout.title}: {cannot_convert(root, out, error)}") from error
     findings = Findings([*content.problems, *content.val_problems], find_repeated(content), bad)
     kept = _keep(content, findings, done, out)
     wanted = kept if hold_out is None else ("train",)

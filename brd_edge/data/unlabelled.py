@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from brd_edge.data._convert import is_intact, is_naming, write_file
+from brd_edge.data._convert import cannot_convert, is_intact, is_naming, write_file
 from brd_edge.data._images import check_image, encode_png
 from brd_edge.data._journal import Converted, open_journal, read_journal
 from brd_edge.data._workers import work_ahead
@@ -187,7 +187,7 @@ def label_images(
             pass
         _remove_others(out, done)
     except OSError as error:
-        raise DataError(f"distill.unlabelled: cannot read {found.root} or write {out} ({error})") from error
+        raise DataError(f"distill.unlabelled: {cannot_convert(found.root, out, error)}") from error
     return _conclude(found, out, done, bad, skip_bad)
 
 

@@ -40,10 +40,10 @@ Array = npt.NDArray[np.float64]
 def score_intervals(metrics: SegmentationMetrics, *, confidence: float = 0.95) -> dict[str, Interval]:
     """Return every score with its interval over which images happened to be in the split.
 
-    Images are drawn with replacement, all counts of an image together; a class that a draw does not hold is left
-    out of its mean, as everywhere. The intervals are widened as Student's are against the normal distribution's, so
-    that a few images do not look certain; one image says nothing of others, and its interval is all that there is.
-    Every interval holds its value.
+    Images are drawn with replacement, all counts of an image together; means are over the classes of the whole split,
+    and a draw that does not hold one takes the whole split's score of it. The intervals are widened as Student's are
+    against the normal distribution's, so that a few images do not look certain; one image says nothing of others, and
+    its interval is all that there is. Every interval holds its value.
 
     Args:
         metrics: With the counts of every image (`keep_images`); at least one image.
@@ -257,9 +257,14 @@ def _ratio(part: Array, whole: Array) -> Array:
 
 
 def _mean(values: Array) -> Array:
-    """Return the mean over the classes that are present, NaN without any."""
-    present = ~np.isnan(values)
-    return _ratio(np.nansum(values, axis=-1), present.sum(-1).astype(np.float64))
+    """Return the mean over the classes of the whole split, whose scores are the last row; NaN without any.
+
+    A draw that does not hold a class says nothing about it, and takes the whole split's score of it: a mean over fewer
+    classes would be another score, far from this one where the class is a hard one.
+    """
+    present = ~np.isnan(values[-1])
+    known = np.where(np.isnan(values), values[-1], values)[:, present]
+    return _ratio(known.sum(-1), np.full(len(known), float(present.sum())))
 
 
 def _pixel_accuracy(sums: Array) -> Array:

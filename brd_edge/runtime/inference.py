@@ -61,7 +61,8 @@ def infer(
         `frames`, and for videos `dropped`, `rate_hz` (achieved), `wanted_hz`, `engine` and `interrupted`.
 
     Raises:
-        DataError: The source cannot be read, or is what would be written.
+        DataError: The source cannot be read, or is what would be written. Of a folder, the images that can be read
+            are done before it is raised.
         RuntimeMissingError: A video needs OpenCV, which is not installed.
     """
     files = image_files(Path(source))
@@ -74,8 +75,13 @@ def infer(
         raise DataError(f"{source}: --rate and --frames are for videos and cameras, not for images")
     base = Path(source) if Path(source).is_dir() else Path(source).parent
     stems = Counter(path.with_suffix("") for path in files)
+    unread: list[str] = []
     for number, path in enumerate(files, 1):
-        image = read_image(path)
+        try:
+            image = read_image(path)
+        except DataError as error:
+            unread.append(str(error))
+            continue
         class_map = segmenter.infer(image)
         target = out / path.relative_to(base)
         name = path.stem if stems[path.with_suffix("")] == 1 else path.name
@@ -83,6 +89,9 @@ def infer(
         write_image(target.with_name(f"{name}{OVERLAY_ENDING}"), overlay(image, class_map, segmenter.palette))
         if number % _SAY_EVERY == 0 or number == len(files):
             say(f"{number} of {len(files)} images")
+    if unread:
+        others = f"; the other {len(files) - len(unread)} images are done: {out}" if len(files) > 1 else ""
+        raise DataError("\n".join(unread) + others)
     return {"frames": len(files)}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from brd_edge.runtime.errors import DataError
+from brd_edge.runtime.errors import DataError, RuntimeMissingError
 from brd_edge.runtime.runners.checks import import_runtime
 
 __all__ = [
@@ -122,13 +122,17 @@ def open_video(source: str) -> Iterator[Video]:
         RuntimeMissingError: OpenCV is not installed.
         DataError: The source cannot be opened.
     """
-    cv2 = import_runtime("cv2", INSTALL)
     name, _, number = source.partition(":")
     # a longer number is no camera's, and OpenCV takes no more than 32 bits
     live = name == "camera" and (not number or (number.isdecimal() and len(number) < 10))
     is_file = Path(source).is_file()
     if not live and not is_file and not any(mark in source for mark in ("://", "!")):
         raise DataError(f"{source}: not found; expected an image, a folder of images, a video file or camera[:N]")
+    try:
+        cv2 = import_runtime("cv2", INSTALL)
+    except RuntimeMissingError as error:
+        kind = f"no image by its name ({', '.join(IMAGE_SUFFIXES)}); a video needs OpenCV, and " if is_file else ""
+        raise RuntimeMissingError(f"{source}: {kind}{error}") from error
     capture = cv2.VideoCapture(int(number or 0)) if live else cv2.VideoCapture(source)
     try:
         if not capture.isOpened():

@@ -19,7 +19,7 @@ from brd_edge.progress import progress_bar
 from brd_edge.recipe import EngineSection, Recipe
 from brd_edge.recipe_gates import limits_of
 from brd_edge.run import digest, tree_files
-from brd_edge.runtime.errors import BrdEdgeError, RuntimeMissingError
+from brd_edge.runtime.errors import BrdEdgeError, RecipeError, RuntimeMissingError
 from brd_edge.stages.context import Context, Outcome, Stage, input_contract
 from brd_edge.stages.lowering import Bench, Lowered, lowered_graphs
 from brd_edge.stages.outputs import build_output, chosen_by_time
@@ -106,6 +106,23 @@ def _notes(recipe: Recipe) -> list[str]:
         if version == "not installed":
             notes.append(f'{package} is not installed: {engines} will be skipped (pip install "brd-edge[{extra}]")')
     return notes
+
+
+def _accepts(context: Context) -> None:
+    """Refuse layers to keep in floating point that the student has not: after its export they can be told."""
+    from brd_edge.deploy.groups import layer_groups
+
+    recipe = context.recipe
+    if not recipe.int8.keep or not any(is_quantised(engine.precision) for engine in recipe.engines):
+        return
+    groups = layer_groups(context.run.path("export", "student.onnx"))
+    known = {*groups, *(node for nodes in groups.values() for node in nodes)}
+    unknown = [name for name in recipe.int8.keep if name not in known]
+    if unknown:
+        raise RecipeError(
+            f"int8.keep: the student has no group or node {', '.join(map(repr, unknown))}; "
+            f"its groups are {', '.join(groups)}"
+        )
 
 
 def _work(context: Context) -> Outcome:
@@ -245,4 +262,5 @@ STAGE = Stage(
     plan=_plan,
     files=_files,
     notes=_notes,
+    accepts=_accepts,
 )

@@ -96,7 +96,8 @@ def check_training(
     larger = f" times {scale}" if scale > 1 else ""
     require_takes(model, (contract.height, contract.width), f"{name} on data.size{larger}")
     _require_equal_shares(name, train)
-    require_takes(model, train.crop, f"{name} on train.crop")
+    section = "distill" if name == "student" else name
+    require_takes(model, train.crop, f"{name} on {section}.train.crop")
     _require_parts(name, model, train, train.crop or (contract.height, contract.width))
 
 

@@ -234,7 +234,8 @@ def train_and_save(
     if rank() == 0:
         save_model(model, spec, directory / "model", contract=contract)
         files = [*model_files(directory / "model"), directory / "metrics.jsonl"]
-    summary = f"validation mIoU {100 * result.miou:.1f} % after {result.step} steps"
+    best = f"step {result.step} of {result.steps}" if result.step < result.steps else "the end"
+    summary = f"best validation mIoU {100 * result.miou:.1f} %, at {best}"
     return Outcome(files, found, summary, earlier_s=result.earlier_s)
 
 

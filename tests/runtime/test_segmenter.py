@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from brd_edge.runtime.__main__ import main
-from brd_edge.runtime.errors import BundleError, DataError, EngineError
+from brd_edge.runtime.errors import BundleError, DataError, EngineError, RuntimeMissingError
 from brd_edge.runtime.frames import fit_frame, overlay, read_image, resize_class_map
 from brd_edge.runtime.inference import infer
 from brd_edge.runtime.segmenter import Segmenter
@@ -160,6 +160,34 @@ def test_a_folder_of_images(bundle, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(class_map), bundle.class_map)
     shown = np.asarray(Image.open(out / "a.overlay.png"))
     assert np.array_equal(shown, overlay(bundle.frame, bundle.class_map, segmenter.palette))
+
+
+def test_an_image_that_cannot_be_read_keeps_no_other_waiting(bundle, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a", "c"):
+        Image.fromarray(bundle.frame).save(tmp_path / "in" / f"{name}.png")
+    (tmp_path / "in" / "b.png").write_bytes(b"\x89PNG")
+
+    with (
+        Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter,
+        pytest.raises(DataError, match=r"b\.png: the image cannot be read.*; the other 2 images are done: .*/out$"),
+    ):
+        infer(segmenter, str(tmp_path / "in"), tmp_path / "out")
+
+    done = sorted(path.name for path in (tmp_path / "out").glob("*.class_map.png"))
+    assert done == ["a.class_map.png", "c.class_map.png"]
+
+
+def test_what_needs_opencv_is_told_with_what_was_given(bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    (tmp_path / "classes.yaml").touch()
+    with Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter:
+        with pytest.raises(DataError, match=r"film\.mp4: not found"):
+            infer(segmenter, str(tmp_path / "film.mp4"), tmp_path / "out")
+        with pytest.raises(RuntimeMissingError, match=r"classes\.yaml: no image by its name .*; a video needs OpenCV"):
+            infer(segmenter, str(tmp_path / "classes.yaml"), tmp_path / "out")
+        with pytest.raises(RuntimeMissingError, match=r"^camera: cv2 cannot be imported here"):
+            infer(segmenter, "camera", tmp_path / "out")
 
 
 def test_images_of_one_name_keep_their_endings(bundle, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -66,11 +67,13 @@ def list_files(directory: Path, suffixes: frozenset[str]) -> tuple[dict[str, Pat
 
 
 def as_text(name: str) -> str:
-    r"""Return a file name with escapes, as in `caf\udce9`, for bytes that are not UTF-8.
+    r"""Return a file name in composed form (NFC), with escapes, as in `caf\udce9`, for bytes that are not UTF-8.
 
-    Python has lone surrogates for those, which no file format takes.
+    Some file systems and archives, those of macOS among them, take letters with accents apart: the same name in two
+    forms, which looks the same, is one. For bytes that are not UTF-8 Python has lone surrogates, which no file format
+    takes.
     """
-    return name.encode(errors="backslashreplace").decode()
+    return unicodedata.normalize("NFC", name.encode(errors="backslashreplace").decode())
 
 
 def walk_files(
@@ -178,7 +181,7 @@ def read_text(path: Path) -> str:
 def bare_name(word: str) -> str:
     """Return the file name in `word` without directories and image suffix; ids with dots stay whole."""
     path = PurePosixPath(word)
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    return as_text(path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name)
 
 
 def read_ids(path: Path) -> NDArray[Any]:

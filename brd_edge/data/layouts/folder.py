@@ -90,7 +90,10 @@ def _read_classes(path: Path) -> _Classes:
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"{path}: names: expected text for id {number}, got {shorten(name)}")
     if len(set(names.values())) != len(names) or not 1 <= len(names) <= IGNORE_ID:
-        raise DataError(f"{path}: names: expected 1 to {IGNORE_ID} different names, got {list(names.values())}")
+        given = list(names.values())
+        twice = sorted({name for name in given if given.count(name) > 1})
+        what = f"{', '.join(map(repr, twice))} more than once" if twice else f"{len(given)} names"
+        raise DataError(f"{path}: names: expected 1 to {IGNORE_ID} different names, got {what}")
     colors = _colors(path, values.get("colors"), written)
     ignored_color = None if values.get("ignore_color") is None else _color(path, "ignore_color", values["ignore_color"])
     if ignored_color in colors.values():
