@@ -192,8 +192,8 @@ def memory_losses(
         student: (N, C_S, H', W'); both are compared on the coarser grid.
         labels: (N, h, w) int64 class ids, 255 unknown.
         temperature: t, at least 0.02.
-        pixels: Remembered pixels to compare with.
-        regions: Remembered regions to compare with.
+        pixels: Remembered pixels to compare with, of all classes together (the authors' code draws so many of each).
+        regions: Remembered regions to compare with, likewise.
 
     Returns:
         The loss over pixels and the loss over regions; 0 while the queues are empty.

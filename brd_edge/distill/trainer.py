@@ -299,6 +299,8 @@ def _between_steps(
         if bar is not None:
             bar.set_postfix_str("validating")
         miou = _validate(training, evaluate)
+        if bar is not None:
+            bar.set_postfix_str(f"mIoU {miou:.3f}")
         if records is not None:
             records.write({"step": step, "epoch": step / an_epoch, "miou": miou})
     return step < total

@@ -173,8 +173,8 @@ def score_changes(
         margin: Largest change that counts as none, as a fraction above 0.
 
     Returns:
-        The changes by the names of `score_intervals`; a score that neither has (no class is present, or it was not
-        counted) is left out.
+        The changes by the names of `score_intervals`; a score that one of them lacks (no class is present, or it
+        was not counted) is left out.
 
     Raises:
         DataError: The counts are not of the same images and classes.

@@ -45,7 +45,7 @@ from brd_edge.stages.compared import (
     compared_run,
     require_same_classes,
 )
-from brd_edge.stages.context import Context, Outcome, Stage, input_contract, teacher_contract, training_device
+from brd_edge.stages.context import Context, Outcome, Stage, counted, input_contract, teacher_contract, training_device
 from brd_edge.stages.cost import added_cost
 from brd_edge.stages.reporting import PackedMap, pack_map, report_curves, report_samples, sample_indices
 from brd_edge.stages.timing import time_engine
@@ -98,8 +98,7 @@ def _files(recipe: Recipe) -> dict[str, str]:
 
 
 def _plan(recipe: Recipe) -> str:
-    engines = "1 engine" if len(recipe.engines) == 1 else f"{len(recipe.engines)} engines"
-    return f"run {engines} over the validation split, measure latency, write report.html"
+    return f"run {counted(len(recipe.engines), 'engine')} over the validation split, measure latency, write report.html"
 
 
 def _work(context: Context) -> Outcome:

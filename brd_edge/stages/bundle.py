@@ -19,7 +19,7 @@ from brd_edge.runtime.targets import TARGETS
 from brd_edge.runtime.versions import version_range
 from brd_edge.ship.bundle import GoldenFrame, PlannedEngine, pack_bundle, write_bundle
 from brd_edge.ship.keys import read_private_key, sign_bundle
-from brd_edge.stages.context import Context, Outcome, Stage, input_contract
+from brd_edge.stages.context import Context, Outcome, Stage, counted, input_contract
 from brd_edge.stages.reporting import sample_indices
 from brd_edge.stages.training import load_run_dataset
 
@@ -99,7 +99,7 @@ def _work(context: Context) -> Outcome:
     built = [engine.name for engine in engines if engine.directory is not None]
     plans = len(engines) - len(built)
     more = f" and {plans} to build on the device" if plans else ""
-    what = f"{len(built)} {'engine' if len(built) == 1 else 'engines'}{more}" if engines else "no engine held its gates"
+    what = f"{counted(len(built), 'engine')}{more}" if engines else "no engine held its gates"
     summary = f"{what}, {size_bytes / 1e6:.1f} MB, {signed}: {context.run.path('bundle')}"
     return Outcome(files, {"engines": [engine.name for engine in engines], "signed": settings.key is not None}, summary)
 

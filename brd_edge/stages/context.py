@@ -23,6 +23,7 @@ __all__ = [
     "Context",
     "Outcome",
     "Stage",
+    "counted",
     "crops_beyond_frames",
     "input_contract",
     "missing_gpu",
@@ -106,6 +107,11 @@ class Stage:
     notes: Callable[[Recipe], list[str]] = lambda _recipe: []
     accepts: Callable[[Context], None] = lambda _context: None
     check: Callable[[Run], str | None] = lambda _run: None
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 epoch` or `2 epochs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def input_contract(recipe: Recipe) -> InputContract:

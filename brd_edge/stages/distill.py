@@ -11,6 +11,7 @@ from brd_edge.stages.context import (
     Context,
     Outcome,
     Stage,
+    counted,
     crops_beyond_frames,
     input_contract,
     missing_gpu,
@@ -69,7 +70,7 @@ def _plan(recipe: Recipe) -> str:
     student, distill = recipe.student, recipe.distill
     how = "without distillation" if distill.method == "none" else f"with {distill.method}"
     more = unlabelled_plan(recipe)
-    return f"train {student.arch} / {student.encoder} for {distill.train.epochs} epochs {how}{more}"
+    return f"train {student.arch} / {student.encoder} for {counted(distill.train.epochs, 'epoch')} {how}{more}"
 
 
 def _accepts(context: Context) -> None:

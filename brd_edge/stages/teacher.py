@@ -13,6 +13,7 @@ from brd_edge.stages.context import (
     Context,
     Outcome,
     Stage,
+    counted,
     crops_beyond_frames,
     missing_gpu,
     slow_without_gpu,
@@ -109,7 +110,7 @@ def _plan(recipe: Recipe) -> str:
     model = f"{teacher.arch} / {teacher.encoder}"
     if teacher.train is None:
         return f"take the teacher from {teacher.checkpoint}"
-    return f"train {model} for {teacher.train.epochs} epochs"
+    return f"train {model} for {counted(teacher.train.epochs, 'epoch')}"
 
 
 def _accepts(context: Context) -> None:

@@ -26,7 +26,7 @@ from brd_edge.runtime.contract import RESIZED
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import atomic_path, expand_home, sha256_file
 from brd_edge.runtime.frames import fit_frame, read_image, resize_class_map, segment_image
-from brd_edge.stages.context import Context, teacher_contract, training_device
+from brd_edge.stages.context import Context, counted, teacher_contract, training_device
 from brd_edge.stages.prepare import data_root
 from brd_edge.stages.training import model_files
 
@@ -55,7 +55,14 @@ UNLABELLED_CODE = (
 )
 
 # what a label follows from
-_LABELLING_CODE = ("models", "evaluate/accuracy.py", "runtime/frames.py", "runtime/windows.py", *UNLABELLED_CODE)
+_LABELLING_CODE = (
+    "models",
+    "data/dataset.py",
+    "evaluate/accuracy.py",
+    "runtime/frames.py",
+    "runtime/windows.py",
+    *UNLABELLED_CODE,
+)
 
 _DIRECTORY = "unlabelled"
 _SHOWN = 12
@@ -83,7 +90,7 @@ def unlabelled_plan(recipe: Recipe) -> str:
     found = _find(recipe)
     if found is None or not found.paths:
         return ""
-    return f", also on up to {_images(len(found.paths))} of {found.root} that the teacher labels"
+    return f", also on up to {counted(len(found.paths), 'image')} of {found.root} that the teacher labels"
 
 
 def missing_images(recipe: Recipe) -> list[str]:
@@ -217,11 +224,11 @@ def _maker(context: Context) -> str:
 def _describe(labelled: LabelledImages, root: Path, out: Path) -> str:
     pixels = sum(sample.height * sample.width for sample in labelled.samples)
     share = sum(found.count for sample in labelled.samples for found in sample.classes) / pixels
-    told = f"the teacher labelled {_images(len(labelled.samples))} of {root}"
+    told = f"the teacher labelled {counted(len(labelled.samples), 'image')} of {root}"
     told += f", {100 * share:.0f} % of their pixels" if share < 1 else ""
-    told += f"; {_images(labelled.known)} left out: the data set's own" if labelled.known else ""
+    told += f"; {counted(labelled.known, 'image')} left out: the data set's own" if labelled.known else ""
     bad = len(labelled.skipped.samples) + len(labelled.skipped.general)
-    return told + (f"; {bad} problem{'' if bad == 1 else 's'}: see {out / 'skipped.json'}" if bad else "")
+    return told + (f"; {counted(bad, 'problem')}: see {out / 'skipped.json'}" if bad else "")
 
 
 def _shares(labelled: LabelledImages, dataset: Dataset) -> str:
@@ -231,10 +238,6 @@ def _shares(labelled: LabelledImages, dataset: Dataset) -> str:
     told = [f"{dataset.classes[number]} {100 * counts[number] / sum(counts):.0f} %" for number in ordered[:_TOLD]]
     others = sum(count > 0 for count in counts) - len(told)
     return ", ".join(told) + (f" and {others} other class{'' if others == 1 else 'es'}" if others > 0 else "")
-
-
-def _images(count: int) -> str:
-    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def _draw(context: Context, dataset: Dataset, samples: Sequence[Sample], path: Path) -> None:

@@ -108,6 +108,7 @@ def test_cells_share_the_teacher_and_are_not_done_twice(tmp_path: Path, capfd: p
     against = result["summary"]["kd"]["miou"]["against"]["none"]
     scores = {(cell["arm"], cell["seed"]): cell["miou"] for cell in result["cells"]}
     differences = [scores["kd", seed] - scores["none", seed] for seed in (0, 1)]
+    assert scores["none", 0] != scores["none", 1], "each seed trains a student of its own"
     assert against["mean"] == pytest.approx(sum(differences) / 2)
     table = (tmp_path / "result.md").read_text(encoding="utf-8")
     assert table == format_table(result)
@@ -167,6 +168,35 @@ def test_cells_are_done_again_where_their_files_changed(tmp_path: Path, capfd: p
     found = distillation_cells.score_teacher(recipe, smaller, here / "runs" / "teacher")
     assert (found["weights"], found["contract"] != again["contract"]) == (again["weights"], True)
     assert found["boundary_iou"] != again["boundary_iou"], "the same weights on frames of another size"
+
+
+@pytest.mark.usefixtures("in_root")
+def test_the_teacher_sees_nothing_that_is_held_out(tmp_path: Path) -> None:
+    _save_scenes(tmp_path / "scenes")
+    data = json.dumps({"layout": "folder", "root": str(tmp_path / "scenes"), "size": [64, 96], "loader": "torch"})
+    choice = ("--methods", "kd", "--seeds", "0", f"--set=data={data}", "--set=teacher.scale=2", "--hold-out", "[34]")
+
+    assert distillation.main(_arguments(tmp_path, *choice)) == 0
+
+    for run in ("teacher", "kd-0"):
+        index = json.loads((tmp_path / "runs" / run / "data" / "index.json").read_text(encoding="utf-8"))
+        ids = {split: [sample["id"] for sample in samples] for split, samples in index["splits"].items()}
+        assert ids == {"train": ["10", "5", "6", "7", "8", "9"], "val": ["3", "4"]}, run
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    (cell,) = result["cells"]
+    assert (result["hold_out"], cell["images"]) == ("[34]", 2)
+    # the teacher is scored on frames of its own size, as when its best epoch was chosen
+    taken = json.loads((tmp_path / "runs" / "teacher" / "stages" / "teacher.json").read_text(encoding="utf-8"))[
+        "result"
+    ]
+    assert result["teacher"]["miou"] == pytest.approx(taken["miou"], abs=1e-6)
+
+
+def test_seeds_and_methods_stand_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, twice in (("--seeds", "0,1,00"), ("--methods", "none,kd,none")):
+        with pytest.raises(SystemExit):
+            distillation.main(["recipe.yaml", option, twice])
+        assert f"twice stands {'0' if option == '--seeds' else 'none'}" in capsys.readouterr().err
 
 
 def _save_scenes(root: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.verdicts import main, mean_ratio
+from benchmarks.verdicts import main, mean_ratio, slowed
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -41,3 +42,20 @@ def test_the_mean_ratio_is_students() -> None:
     assert found is not None
     assert (found["low"], found["high"]) == pytest.approx((np.exp(theirs.low), np.exp(theirs.high)))
     assert mean_ratio([1.0]) is None
+
+
+@pytest.mark.parametrize(("share", "least_s"), [(1.0, 0.02), (0.5, 0.015)])
+def test_a_planted_slowdown_adds_its_share_to_the_call(share: float, least_s: float) -> None:
+    """By less the sessions would look for a slowdown that is not there."""
+    calls = []
+
+    def call() -> None:
+        calls.append(time.perf_counter())
+        time.sleep(0.01)
+
+    start = time.perf_counter()
+    slowed(call, share)()
+
+    assert len(calls) == 1
+    # a sleep may last longer, and what is added with it, but never less
+    assert time.perf_counter() - start >= 0.99 * least_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Collection
@@ -127,6 +128,8 @@ def test_images_of_the_data_set_are_left_out(root: Path) -> None:
     # also when they were labelled before they came into the data set
     label(root, model)
     assert label(root, model, {own}) == found
+    # what is trained on is what the journal holds
+    assert load_labelled(root.parent / "out", "first") == found.samples
     every = {hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*.png")}
     with pytest.raises(DataError, match="got none; 3 of the data set's own are there"):
         label(root, model, every)
@@ -142,6 +145,34 @@ def test_other_kinds_of_images_become_plain(root: Path) -> None:
     assert (image.format, image.mode, image.size) == ("PNG", "RGB", (7, 5))
     np.testing.assert_array_equal(np.asarray(image)[..., 1], pixels)
     np.testing.assert_array_equal(read_label(found["grey.tif"]), np.where(pixels < 20, 255, pixels // 128))
+
+
+@pytest.mark.parametrize("scale", [np.uint8(1), np.uint16(257)], ids=["8 bits", "16 bits"])
+def test_images_that_the_data_set_holds_as_png_are_left_out(root: Path, scale: np.integer[Any]) -> None:
+    """The data set's checksum is of its own copy, not of the file that both were made from."""
+    grey = np.random.default_rng(0).integers(0, 256, (5, 7), np.uint8)
+    Image.fromarray(grey * scale).save(root / "grey.tif")
+    copy = io.BytesIO()
+    Image.fromarray(np.stack([grey] * 3, axis=-1)).save(copy, "PNG")
+
+    found = label(root, Brightness(), {hashlib.sha256(copy.getvalue()).hexdigest()})
+
+    assert [sample.id for sample in found.samples] == ["a.png", "b.png", "night/a.png"]
+    assert found.known == 1
+
+
+def test_an_image_that_changed_but_in_size_is_labelled_again(root: Path) -> None:
+    (image := root / "c.bmp").touch()
+    for value, seen in ((200, 4), (100, 1)):
+        model = Brightness()
+        Image.new("RGB", (4, 3), (value, 0, 0)).save(image)
+        # clocks of file systems are coarse
+        os.utime(image, (value, value))
+
+        found = label(root, model)
+
+        assert (image.stat().st_size, model.seen) == (54 + 3 * 4 * 3, seen)
+        assert (read_label(found.samples[2]) == value // 128).all()
 
 
 def test_all_that_is_wrong_is_told_at_once_or_left_out(root: Path) -> None:
@@ -165,6 +196,23 @@ def test_all_that_is_wrong_is_told_at_once_or_left_out(root: Path) -> None:
     assert load_skipped(root.parent / "out") == found.skipped
     assert [sample.id for sample in found.skipped.samples] == ["b.png", "c.jpg"]
     assert len(found.skipped.general) == 1
+    # mended: nothing is left out any more
+    shutil.copy(root / "a.png", root / "b.png")
+    (root / "c.jpg").unlink()
+    (root / "link").unlink()
+    assert len(label(root, Brightness(), skip_bad=True).samples) == 3
+    assert not (root.parent / "out" / "skipped.json").exists()
+
+
+def test_nothing_but_what_is_wrong_is_told_even_where_it_may_be_left_out(root: Path) -> None:
+    paths = sorted(root.rglob("*.png"))
+    for path in paths:
+        path.write_text("no image", encoding="utf-8")
+
+    with pytest.raises(DataError, match="3 problems; mend them and run it again:") as refused:
+        label(root, Brightness(), skip_bad=True)
+
+    assert all(str(path) in str(refused.value) for path in paths)
 
 
 def test_labels_without_a_pixel_are_refused(root: Path) -> None:
@@ -177,6 +225,14 @@ def test_labels_without_a_pixel_are_refused(root: Path) -> None:
             known=(),
             threads=1,
         )
+
+
+def test_one_image_without_a_sure_pixel_spoils_no_others(root: Path) -> None:
+    Image.new("RGB", (4, 4)).save(root / "dark.png")
+
+    found = label(root, Brightness())
+
+    assert [bool(sample.classes) for sample in found.samples] == [True, True, False, True]
 
 
 def test_a_smaller_class_map_is_brought_to_the_images_size(root: Path) -> None:
@@ -205,3 +261,9 @@ def test_what_is_no_regular_file_is_told_and_not_waited_for(root: Path) -> None:
 
 def test_directories_can_be_left_out(root: Path) -> None:
     assert list(find_images(root, skip=lambda directory: directory.name == "night").paths) == ["a.png", "b.png"]
+
+
+def test_endings_count_in_any_case(root: Path) -> None:
+    for name in ("C.PNG", "d.JpG"):
+        (root / name).touch()
+    assert list(find_images(root).paths) == ["C.PNG", "a.png", "b.png", "d.JpG", "night/a.png"]

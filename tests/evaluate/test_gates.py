@@ -54,13 +54,14 @@ def test_a_limit_within_the_interval_is_not_held_unless_wanted() -> None:
     assert broken_gates(Limits(**limits, uncertain="held"), engine=make_engine(), cost=make_cost(1.005, 1.02)) == []
 
 
+@pytest.mark.parametrize("verdict", ["slower", "faster"])
 @pytest.mark.parametrize("ratio", [0.99, 1.03])
-def test_a_session_whose_control_differs_from_itself_says_nothing_of_added_cost(ratio: float) -> None:
+def test_a_session_whose_control_differs_from_itself_says_nothing_of_added_cost(ratio: float, verdict: str) -> None:
     limits = {"added_cost_max_percent": 2.0}
     cost = make_cost(ratio, ratio + 0.005)
-    cost["latency"]["control"] = {"verdict": "slower"}
+    cost["latency"]["control"] = {"verdict": verdict}
     assert broken_gates(Limits(**limits), engine=make_engine(), cost=cost) == [
-        "added_cost_max_percent: the undistilled engine was slower than itself, so nothing can be concluded, "
+        f"added_cost_max_percent: the undistilled engine was {verdict} than itself, so nothing can be concluded, "
         "the limit is 2"
     ]
     assert broken_gates(Limits(**limits, uncertain="held"), engine=make_engine(), cost=cost) == []

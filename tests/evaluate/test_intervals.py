@@ -214,6 +214,11 @@ def test_two_one_sided_tests_are_those_of_scipy() -> None:
     for share, equivalent in ((1.1, True), (0.9, False)):
         margin = share * max(abs(found.equivalence.low), abs(found.equivalence.high))
         assert (score_changes(before, after, margin=margin)["miou"].verdict == "equivalent") == equivalent
+    # two tests at 5 % are the interval of 90 %: that of 95 %, which is wider, would not lie within this margin
+    inner, outer = (max(-item.low, item.high) for item in (found.equivalence, found.difference))
+    margin = (inner + outer) / 2
+    assert inner < 0.99 * margin < margin < 0.99 * outer
+    assert score_changes(before, after, margin=margin)["miou"].verdict == "equivalent"
     # Student's interval of the mean of pseudo-values (jackknife) is another estimate of the same
     whole = found.difference.value
     left_out = []
@@ -293,16 +298,87 @@ def test_an_error_of_one_image_has_no_upper_end() -> None:
     json.dumps(change.to_json(), allow_nan=False)
 
 
-def test_an_interval_holds_its_value_whatever_the_draws_say() -> None:
-    """Each image holds a class of its own, wholly wrong: a draw leaves some out and is better than the whole."""
+def test_classes_that_a_draw_does_not_hold_make_it_no_better() -> None:
+    """Each image holds a class of its own, wholly wrong: a draw leaves a third of them out."""
     counts = np.zeros((20, 10, 21), np.int64)
     counts[:, :2, 0] = 100
     counts[np.arange(20), 1, np.arange(1, 21)] = 1
     metrics = SegmentationMetrics(21, keep_images=True)
     metrics.per_image = list(counts)
     found = score_intervals(metrics)["miou"]
-    assert found.low <= found.value == pytest.approx(1 / 21)
-    assert found.value < found.high
+    assert (found.low, found.value, found.high) == pytest.approx((1 / 21, 1 / 21, 1 / 21))
+
+
+@pytest.mark.parametrize("name", ["miou", "boundary_iou"])
+def test_a_rare_class_is_in_the_mean_of_every_draw(name: str) -> None:
+    """One image of twelve has it, and a third of the draws do not: a mean over the others would be another score."""
+    metrics = SegmentationMetrics(3, keep_images=True)
+    for number in range(12):
+        label = np.zeros((24, 24), np.uint8)
+        label[:, 12:] = 1
+        guess = label.copy()
+        guess[: number + 2, 10:12] = 1
+        if number == 5:
+            label[4:9, 4:9] = 2
+        metrics.update(guess, label)
+    counts = np.stack(metrics.per_image).astype(float)
+    hit, whole = {"miou": (0, 1), "boundary_iou": (2, 3)}[name]
+    assert metrics.to_json()[name] == pytest.approx((counts[:, hit].sum(0) / counts[:, whole].sum(0)).mean())
+
+    rng, drawn = np.random.default_rng(1), []
+    for _ in range(4000):
+        sums = counts[rng.integers(0, 12, 12)].sum(0)
+        # the class is never hit: whatever is drawn, its score is 0
+        drawn.append(np.divide(sums[hit], sums[whole], out=np.zeros(3), where=sums[whole] > 0).mean())
+    level = stats.t(11).ppf(0.975) / stats.norm.ppf(0.975) * np.sqrt(12 / 11)
+    half = level * np.abs(np.percentile(drawn, (2.5, 97.5)) - np.mean(drawn))
+
+    found = score_intervals(metrics)[name]
+
+    assert found.high < 2 / 3
+    assert (found.value - found.low, found.high - found.value) == pytest.approx(half, rel=0.15)
+
+
+def made_up_square() -> SegmentationMetrics:
+    """Two halves that are right, and in the right one a square of a class that no label has."""
+    label = np.zeros((40, 40), np.uint8)
+    label[:, 20:] = 1
+    guess = label.copy()
+    guess[10:14, 30:34] = 2
+    metrics = SegmentationMetrics(3, keep_images=True)
+    metrics.update(guess, label)
+    return metrics
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_contour_on_one_side_only_counts_as_zero(images: int) -> None:
+    """The right half has 40 contour pixels, to which the prediction adds the 16 around the square: 5/7 are right."""
+    metrics = made_up_square()
+    for _ in range(images - 1):
+        metrics.merge(made_up_square())
+    expected = np.mean([1, 2 * (5 / 7) / (1 + 5 / 7), 0])
+
+    assert metrics.boundary_f() == pytest.approx(expected, abs=1e-12)
+    assert score_intervals(metrics)["boundary_f"].value == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("bare", ["before", "after"])
+def test_a_score_that_one_side_lacks_is_no_change(bare: str) -> None:
+    """Neither the label nor a prediction of one class alone has a contour, which the other prediction has."""
+    label = np.zeros((2, 20, 20), np.uint8)
+    guess = label.copy()
+    guess[:, 5:9, 5:9] = 1
+    counts = {}
+    for name in ("before", "after"):
+        metrics = SegmentationMetrics(2, keep_images=True)
+        for image, truth in zip(label if name == bare else guess, label, strict=True):
+            metrics.update(image, truth)
+        assert np.isnan(metrics.boundary_f()) == (name == bare)
+        counts[name] = np.stack(metrics.per_image)
+
+    found = score_changes(counts["before"], counts["after"], margin=0.005)
+
+    assert set(found) == {*NAMES} - {"boundary_f"}
 
 
 def test_changes_of_what_is_not_there_are_left_out() -> None:

@@ -246,6 +246,18 @@ def test_boundary_f_score_of_a_class_on_one_side_only_is_zero() -> None:
     assert np.isnan(scores[2])
 
 
+@pytest.mark.parametrize(("shift", "expected"), [(3, 1.0), (4, 0.0)])
+def test_contours_agree_at_three_pixels_unless_told_otherwise(shift: int, expected: float) -> None:
+    """Published scores rest on this default: one straight contour, moved."""
+    label, moved = np.zeros((2, 8, 40), np.uint8)
+    label[:, 20:] = 1
+    moved[:, 20 + shift :] = 1
+    metrics = SegmentationMetrics(2)
+    metrics.update(moved, label)
+
+    assert metrics.class_boundary_f().tolist() == [expected, expected]
+
+
 def test_connectivity_can_be_left_out() -> None:
     prediction, label = random_pair(np.random.default_rng(1), 40, 40, 3)
     metrics = SegmentationMetrics(3, connectivity=False)

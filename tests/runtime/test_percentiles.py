@@ -78,3 +78,14 @@ def test_bursts_count_although_the_middle_is_quiet() -> None:
     samples = np.where(slow, rng.uniform(20, 30, 600), rng.uniform(10, 11, 600))
     burst, mixed = (percentile_intervals(times, (90.0,))[0] for times in (samples, rng.permutation(samples)))
     assert burst.high - burst.low > 1.5 * (mixed.high - mixed.low)
+
+
+def test_a_slow_drift_counts_although_the_tail_is_quiet() -> None:
+    """Calls above p99 do not come in bursts, but most of them come in the two slow halves of a wave."""
+    rng = np.random.default_rng(4)
+    wave = 0.7 * np.sin(np.linspace(0, 4 * np.pi, 2000))
+    samples = 10 * np.exp(0.05 * (wave + rng.normal(0, 1, 2000)))
+    drifting, mixed = (percentile_intervals(times, (99.0,))[0] for times in (samples, rng.permutation(samples)))
+    assert drifting.value == mixed.value < mixed.high < samples.max()
+    # worth fewer than the 368 independent samples that an upper end takes
+    assert math.isinf(drifting.high)

@@ -93,6 +93,18 @@ def test_diagonal_steps_hold_together_and_specks_do_not_count() -> None:
     assert count_mismatches(speckled, label, 2, share_min=1e-9)[0][1] == 1
 
 
+@pytest.mark.parametrize(("height", "width", "least"), [(360, 480, 17), (1024, 2048, 210)])
+def test_the_smallest_region_that_counts_is_the_rounded_share(height: int, width: int, least: int) -> None:
+    """A ten-thousandth of the pixels: 17.28 of the one size, 209.7 of the other."""
+    for area in (least - 1, least):
+        label = np.zeros((height, width), np.uint8)
+        label[height // 2, :area] = 1
+
+        regions = count_mismatches(label, label, 2)[1]
+
+        assert regions.tolist() == [2, 2 * (area == least)]
+
+
 def test_ignored_pixels_take_no_part() -> None:
     label = _street()
     label[18:26] = IGNORE  # a void stripe cuts the pole of the label

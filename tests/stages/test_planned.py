@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from brd_edge.evaluate.planned import is_planned
+from brd_edge.evaluate.planned import graph_gates, is_planned
 from brd_edge.recipe import load_recipe
 from brd_edge.run import Run
 from brd_edge.stages import benchmark
@@ -59,3 +59,24 @@ def test_a_plan_is_held_to_what_its_graph_lost(
     assert is_planned(entry) == (entry["target"] == "jetson-orin" and entry["graph"] is not None)
     if broken:
         assert "its graph as executed here by A" in (left_out(measured) or "")
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (make_entry(0.4), "held"),
+        (make_entry(0.6, gates_broken=["miou_drop_max: lost 0.60 points, the limit is 0.5"]), "missed"),
+        # another gate says nothing of what the graph loses
+        (make_entry(0.4, gates_broken=["size_bytes_max: 2 bytes, the limit is 1"]), "held"),
+        # what the engine itself lost is known
+        (make_entry(0.4, latency_ms={"p50": 1.0}), None),
+        (make_entry(0.4, gates={"size_bytes_max": 1, "uncertain": "broken"}), None),
+        (make_entry(None), None),
+        (make_entry(0.4, attempts=[]), None),
+    ],
+    ids=["held", "missed", "another missed", "measured", "no gate of accuracy", "not known", "no graph"],
+)
+def test_only_the_graph_of_an_engine_that_was_not_measured_is_judged(
+    entry: dict[str, Any], expected: str | None
+) -> None:
+    assert graph_gates({"gates": {"miou_drop_max": 0.5, "uncertain": "broken"}, **entry}) == expected

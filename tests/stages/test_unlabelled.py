@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -25,7 +28,7 @@ from brd_edge.pipeline import main
 from brd_edge.recipe import load_recipe
 from brd_edge.run import Run
 from brd_edge.runtime.frames import resize_class_map
-from brd_edge.stages import STAGES
+from brd_edge.stages import STAGES, unlabelled
 from brd_edge.stages.context import teacher_contract
 
 QUICKSTART = Path(__file__).parents[2] / "pipelines" / "quickstart.yaml"
@@ -286,3 +289,65 @@ def test_few_labels_and_many_images_fill_a_batch(finished: Path, frames: Path, t
 
     assert main(_arguments(run, f"distill.unlabelled={frames}", "distill.train.batch_size=12")) == 0
     assert main(_arguments(run, f"distill.unlabelled={frames}", "distill.train.batch_size=14")) == 1
+
+
+def _context(directory: Path, *settings: str) -> Any:
+    said: list[str] = []
+    recipe = load_recipe(QUICKSTART, overrides=[*SETTINGS, *settings])
+    return SimpleNamespace(recipe=recipe, run=Run(directory), say=said.append, said=said)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """As much of a run as labelling reads: a teacher's files, whatever is in them."""
+    model = tmp_path / "run" / "teacher" / "model"
+    model.mkdir(parents=True)
+    (model / "model.safetensors").write_bytes(b"weights")
+    (model / "spec.json").write_text("{}", encoding="utf-8")
+    return tmp_path / "run"
+
+
+def test_images_of_both_splits_are_left_out(directory: Path, frames: Path, tmp_path: Path) -> None:
+    """The student is validated on some: what the teacher says of these must not be trained on."""
+    dataset = prepare_scenes(directory / "data", train=2, val=1, height=64, width=96, seed=0)
+    (tmp_path / "frames").mkdir()
+    for name, image in (("train", dataset.train[1].image), ("val", dataset.val[0].image)):
+        shutil.copy(image, tmp_path / "frames" / f"{name}.png")
+    shutil.copy(frames / "000000.png", tmp_path / "frames" / "other.png")
+    context = _context(directory, f"distill.unlabelled={tmp_path / 'frames'}")
+
+    torch.manual_seed(0)
+    unlabelled.label_unlabelled(context, torch.nn.Conv2d(3, len(CLASSES), 1), dataset)
+
+    assert "the teacher labelled 1 image of" in context.said[0]
+    assert "; 2 images left out: the data set's own" in context.said[0]
+    trained = unlabelled.with_teacher_labels(context, dataset).train
+    assert [sample.id for sample in trained] == [*(sample.id for sample in dataset.train), "other.png"]
+
+
+def _write_weights(directory: Path) -> None:
+    (directory / "teacher" / "model" / "model.safetensors").write_bytes(b"other weights")
+
+
+@pytest.mark.parametrize(
+    ("settings", "change"),
+    [
+        ((), lambda directory, _patch: _write_weights(directory)),
+        (("data.size=[64, 128]",), None),
+        (("distill.unlabelled_confidence=0.25",), None),
+        ((), lambda _directory, patch: patch.setattr(unlabelled, "code_digest", lambda _names: "other")),
+        ((), lambda _directory, patch: patch.setattr(PIL, "__version__", "other")),
+    ],
+    ids=["model", "contract", "confidence", "code", "Pillow"],
+)
+def test_labels_are_of_all_that_decides_them(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...], change: Any
+) -> None:
+    """Otherwise labels of an earlier teacher would be taken for those of this one."""
+    before = unlabelled._maker(_context(directory))
+    assert unlabelled._maker(_context(directory, "distill.unlabelled=elsewhere")) == before
+
+    if change is not None:
+        change(directory, monkeypatch)
+
+    assert unlabelled._maker(_context(directory, *settings)) != before
