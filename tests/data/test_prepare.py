@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import io
 import json
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from brd_edge.data import _workers
+from brd_edge.data._convert import cannot_convert
 from brd_edge.data.dataset import Dataset, read_label
 from brd_edge.data.findings import SKIPPED_NAME, load_skipped
 from brd_edge.data.index import load_dataset
@@ -680,6 +682,16 @@ def test_a_split_that_skipping_empties_is_an_error(root: Path, tmp_path: Path) -
         run(root, tmp_path / "out", skip_bad=True)
     assert f"{root / 'images/val/d.png'}: the image cannot be read" in str(caught.value)
     assert not (tmp_path / "out/index.json").exists()
+
+
+def test_a_full_disk_is_not_blamed_on_the_data() -> None:
+    full, other = (OSError(number, os.strerror(number)) for number in (errno.ENOSPC, errno.EIO))
+    root, out = Path("photos"), Path("run/data")
+
+    assert cannot_convert(root, out, full) == (
+        "cannot write run/data (No space left on device); make room there, and run it again to go on"
+    )
+    assert cannot_convert(root, out, other).startswith("cannot read photos or write run/data (")
 
 
 def test_processes_give_what_threads_give(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

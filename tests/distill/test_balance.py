@@ -65,6 +65,21 @@ def test_losses_weigh_pixels_by_rarity(loss: object) -> None:
     assert float(loss(teacher, teacher, labels, class_balance=1.0)) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("loss", [boundary_class_loss, boundary_logit_loss])
+def test_a_little_balance_changes_little(loss: object) -> None:
+    """Also in cells of which a part is known: they count as without it, and not by their known share."""
+    assert callable(loss)
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn((2, 8, 4, 6), generator=generator) for _ in range(2))
+    labels = _labels()
+    # the last row of cells is half unknown in this image, and wholly in the other
+    labels[1, 6:] = 255
+
+    plain, little = (float(loss(teacher, student, labels, class_balance=power)) for power in (0.0, 1e-6))
+
+    assert little == pytest.approx(plain, rel=1e-4)
+
+
 def test_balanced_logit_loss_against_numpy() -> None:
     from scipy.special import log_softmax
 

@@ -112,6 +112,18 @@ def test_transitions_and_known_cells_against_a_pixel_loop() -> None:
 
 
 @pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("place", [(0, 0), (4, 6)])
+def test_a_known_cell_alone_in_its_window_has_no_boundary(place: tuple[int, int], kernel: int) -> None:
+    """It is the whole of its window's mean, however little of the window that is."""
+    features, known = _random(1, 3, 8, 12), torch.zeros(1, 1, 8, 12)
+    known[0, 0, place[0], place[1]] = 1
+
+    residual = boundary_residual(features, kernel, known)
+
+    assert residual[0, :, place[0], place[1]].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize(("operator", "reference"), [("residual", _numpy_map), ("neighbours", _numpy_neighbours)])
 def test_boundary_feature_loss_against_numpy(
     operator: str, reference: Callable[[Array, int, Array], Array], kernel: int
@@ -294,10 +306,12 @@ def test_relation_under_autocast_is_computed_in_float32(dtype: torch.dtype) -> N
     assert float(found) == pytest.approx(float(rounded), rel=1e-6)
 
 
-def test_too_many_cells_are_averaged_down() -> None:
+# the most of which half the sides are needed, and the least that one image has but not both together
+@pytest.mark.parametrize("cells_max", [2 * 4 * 6, 8 * 12])
+def test_too_many_cells_are_averaged_down(cells_max: int) -> None:
     teacher, student = _random(2, 6, 8, 12, seed=1), _random(2, 3, 8, 12, seed=2)
 
-    found = relation_loss(teacher, student, across_images=True, cells_max=2 * 4 * 6)
+    found = relation_loss(teacher, student, across_images=True, cells_max=cells_max)
 
     pooled = [torch.nn.functional.avg_pool2d(features, 2) for features in (teacher, student)]
     assert float(found) == pytest.approx(float(relation_loss(*pooled, across_images=True)), rel=1e-5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import fields, replace
 from typing import Any
 
@@ -7,18 +8,31 @@ import pytest
 import torch
 from torch import nn
 
-from brd_edge.distill.boundary import OPERATORS
+from brd_edge.distill.boundary import (
+    OPERATORS,
+    boundary_class_loss,
+    boundary_feature_loss,
+    boundary_logit_loss,
+    boundary_place_loss,
+    boundary_projections,
+    projected_boundary_loss,
+)
+from brd_edge.distill.logits import logit_loss
 from brd_edge.distill.matching import layer_channels, pick_layer
-from brd_edge.distill.objective import CURRICULA, METHODS, DistillSettings, distillation
+from brd_edge.distill.objective import CURRICULA, METHODS, DistillSettings, Term, distillation
 from brd_edge.distill.overlap import boundary_overlap_loss
-from brd_edge.distill.peers import PixelMemory
+from brd_edge.distill.peers import PixelMemory, channel_wise_loss, cross_image_loss, memory_losses, pair_wise_loss
+from brd_edge.distill.prototypes import class_relation_loss
+from brd_edge.distill.relation import relation_loss
 from brd_edge.distill.supervised import cross_entropy
-from brd_edge.models.segmentation import ModelSpec, build_model, feature_table, forward_features
+from brd_edge.models.segmentation import Features, ModelSpec, build_model, feature_table, forward_features
 from brd_edge.recipe_training import DistillSection, TrainSection
 from brd_edge.runtime.errors import ModelError
 from brd_edge.stages.training import distill_settings
 
 SETTINGS = distill_settings(DistillSection(train=TrainSection(epochs=1)))
+# without the dry runs that say what a CUDA graph can hold, which are most of what an objective takes to make
+_PLAIN: dict[str, Any] = {"cuda_graphs": False}
 
 
 def _model(arch: str, encoder: str, *, classes: int = 3, **options: object) -> nn.Module:
@@ -116,22 +130,214 @@ def test_a_pair_without_stride_16_has_its_boundaries_where_both_are_deepest(stud
     assert objective.strides == {8}
 
 
-def test_overlaps_are_of_the_probabilities_and_averaged_over_the_windows(
-    teacher: nn.Module, student: nn.Module
-) -> None:
-    settings = replace(SETTINGS, method="boundary", boundary_class_space="overlaps", boundary_class_kernels=(0, 5))
-    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    labels = torch.randint(0, 3, (2, 64, 96), generator=torch.Generator().manual_seed(1))
-    labels[0, :30] = 255
-    objective = distillation(teacher, student, settings, _loss, classes=3)
-    assert objective.teacher is not None
-    with torch.no_grad():
-        theirs, mine = objective.teacher(images), forward_features(student.eval(), images)
-    found = float(objective.terms["boundary_classes"][1](theirs, mine, labels))
+def _made_features() -> tuple[Features, Features, torch.Tensor]:
+    """Random features of the two models' sizes, in which every setting is seen, and labels with an unknown corner.
 
+    What the student's terms may be differentiated by are leaves.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def of_model(channels: dict[int, int], decoder: int) -> Features:
+        encoder = {
+            stride: torch.randn(2, count, 64 // stride, 96 // stride, generator=generator)
+            for stride, count in channels.items()
+        }
+        others = (torch.randn(2, count, 16, 24, generator=generator) for count in (decoder, 3))
+        return Features(torch.randn(2, 3, 64, 96, generator=generator), encoder, *others)
+
+    theirs, mine = of_model({4: 64, 8: 128, 16: 256, 32: 512}, 128), of_model({4: 8, 8: 16, 16: 288}, 32)
+    for leaf in (mine.logits, *mine.encoder.values(), mine.decoder, mine.coarse_logits):
+        leaf.requires_grad_()
+    labels = torch.randint(0, 3, (2, 4, 6), generator=generator).repeat_interleave(16, 1).repeat_interleave(16, 2)
+    labels[0, :30, :20] = 255
+    return theirs, mine, labels
+
+
+def _mean(*losses: torch.Tensor) -> torch.Tensor:
+    return torch.stack(losses).mean()
+
+
+def _overlap(theirs: Features, mine: Features, labels: torch.Tensor, kernel: int) -> torch.Tensor:
     shares = theirs.coarse_logits.softmax(1), mine.coarse_logits.softmax(1)
-    losses = [boundary_overlap_loss(*shares, labels, kernel=kernel) for kernel in (0, 5)]
-    assert found == pytest.approx(sum(map(float, losses)) / 2, rel=1e-5)
+    return boundary_overlap_loss(*shares, labels, kernel=kernel)
+
+
+@pytest.mark.parametrize(
+    ("term", "changes", "direct"),
+    [
+        (
+            "kd",
+            {"method": "kd", "kd_temperature": 3.0, "kd_class_balance": 0.4},
+            lambda t, s, y: logit_loss(t.coarse_logits, s.coarse_logits, y, temperature=3.0, class_balance=0.4),
+        ),
+        (
+            "cwd",
+            {"method": "cwd", "cwd_temperature": 2.5},
+            lambda t, s, _y: channel_wise_loss(t.coarse_logits, s.coarse_logits, temperature=2.5),
+        ),
+        ("skd", {"method": "skd"}, lambda t, s, _y: pair_wise_loss(t.decoder, s.decoder, patch=2)),
+        ("cirkd_batch", {"method": "cirkd"}, lambda t, s, _y: cross_image_loss(t.decoder, s.decoder, temperature=0.1)),
+        (
+            "boundary",
+            {"boundary_operator": "neighbours", "boundary_kernel": 5, "band_weight": 1.5, "boundary_strides": (4, 16)},
+            lambda t, s, y: boundary_feature_loss(
+                t.encoder, s.encoder, y, strides=(4, 16), operator="neighbours", kernel=5, band_weight=1.5
+            ),
+        ),
+        (
+            "boundary",
+            {"boundary_operator": "projected", "boundary_kernel": 5, "band_weight": 1.5, "boundary_strides": (4, 8)},
+            lambda t, s, y: projected_boundary_loss(
+                t.encoder,
+                s.encoder,
+                y,
+                projections=boundary_projections({4: (64, 8), 8: (128, 16)}),
+                kernel=5,
+                band_weight=1.5,
+            ),
+        ),
+        (
+            "boundary_classes",
+            {"boundary_class_space": "places", "boundary_class_kernels": (0, 5)},
+            lambda t, s, y: _mean(
+                boundary_place_loss(t.coarse_logits, s.coarse_logits, y, kernel=0, temperature=4.0),
+                boundary_place_loss(t.coarse_logits, s.coarse_logits, y, kernel=5, temperature=1.0),
+            ),
+        ),
+        (
+            "boundary_classes",
+            {"boundary_class_space": "overlaps", "boundary_class_kernels": (0, 5)},
+            lambda t, s, y: _mean(_overlap(t, s, y, 0), _overlap(t, s, y, 5)),
+        ),
+        (
+            "boundary_classes",
+            {
+                "boundary_class_space": "probabilities",
+                "boundary_class_kernels": (5,),
+                "band_weight": 1.5,
+                "boundary_class_balance": 0.3,
+            },
+            lambda t, s, y: boundary_class_loss(
+                t.coarse_logits, s.coarse_logits, y, kernel=5, band_weight=1.5, class_balance=0.3
+            ),
+        ),
+        (
+            "boundary_classes",
+            {
+                "boundary_class_space": "logits",
+                "boundary_class_kernels": (5,),
+                "band_weight": 1.5,
+                "boundary_class_balance": 0.3,
+            },
+            lambda t, s, y: boundary_logit_loss(
+                t.coarse_logits, s.coarse_logits, y, kernel=5, band_weight=1.5, class_balance=0.3
+            ),
+        ),
+        (
+            "relation",
+            {
+                "relation_to": "classes",
+                "relation_layers": ("decoder", 8),
+                "relation_temperature": 0.3,
+                "relation_class_balance": 0.2,
+            },
+            lambda t, s, y: _mean(
+                class_relation_loss(t.decoder, s.decoder, y, temperature=0.3, class_balance=0.2),
+                class_relation_loss(t.encoder[8], s.encoder[8], y, temperature=0.3, class_balance=0.2),
+            ),
+        ),
+        (
+            "relation",
+            {
+                "relation_to": "pixels",
+                "relation_layers": (8,),
+                "relation_temperature": 0.3,
+                "relation_across_images": True,
+                "relation_cells_max": 60,
+            },
+            lambda t, s, y: relation_loss(
+                t.encoder[8], s.encoder[8], y, temperature=0.3, across_images=True, cells_max=60
+            ),
+        ),
+        (
+            "relation",
+            {
+                "relation_to": "pixels",
+                "relation_layers": (8,),
+                "relation_temperature": 0.3,
+                "relation_across_images": False,
+                "relation_cells_max": 60,
+            },
+            lambda t, s, y: relation_loss(
+                t.encoder[8], s.encoder[8], y, temperature=0.3, across_images=False, cells_max=60
+            ),
+        ),
+    ],
+)
+def test_a_term_is_its_loss_with_the_numbers_of_the_settings(
+    teacher: nn.Module, student: nn.Module, term: str, changes: dict[str, Any], direct: Term
+) -> None:
+    settings = replace(SETTINGS, **_PLAIN, **changes)
+    objective = distillation(teacher, student, settings, _loss, classes=3, size=(64, 96))
+    theirs, mine, labels = _made_features()
+
+    found = objective.terms[term][1](theirs, mine, labels)
+    found.backward()
+
+    assert float(found.detach()) == pytest.approx(float(direct(theirs, mine, labels).detach()), rel=1e-5)
+    leaves = (*mine.encoder.values(), mine.decoder, mine.coarse_logits)
+    assert any(leaf.grad is not None and leaf.grad.any() for leaf in leaves), "the student is what it trains"
+
+
+def test_the_term_of_the_memory_is_the_sum_over_pixels_and_regions(teacher: nn.Module, student: nn.Module) -> None:
+    settings = replace(SETTINGS, method="cirkd", **_PLAIN)
+    objective = distillation(teacher, student, settings, _loss, classes=3, size=(64, 96))
+    memory = deepcopy(objective.layers["memory"])
+    assert isinstance(memory, PixelMemory)
+    theirs, mine, labels = _made_features()
+
+    for _ in range(2):  # it is empty at first
+        found = objective.terms["cirkd_memory"][1](theirs, mine, labels)
+        both = memory_losses(memory, theirs.decoder, mine.decoder, labels)
+    found.backward()
+
+    assert all(float(loss.detach()) > 0 for loss in both)
+    assert float(found.detach()) == pytest.approx(sum(float(loss.detach()) for loss in both), rel=1e-5)
+    assert mine.decoder.grad is not None
+    assert mine.decoder.grad.any()
+
+
+@pytest.mark.parametrize("method", ["none", "cirkd", "brd_kd"])
+def test_weights_curriculum_and_what_else_is_given_reach_the_objective(
+    teacher: nn.Module, student: nn.Module, method: str
+) -> None:
+    names = sorted({name for terms in METHODS.values() for name in terms})
+    lambdas: dict[str, Any] = {f"lambda_{name}": 0.25 + place for place, name in enumerate(names)}
+    settings = replace(SETTINGS, method=method, curriculum="fall", **_PLAIN, **lambdas)
+    label_terms = {"overlap": (0.5, _loss)}
+
+    def student_view(images: torch.Tensor, _factors: torch.Tensor) -> torch.Tensor:
+        return images
+
+    objective = distillation(
+        teacher,
+        student,
+        settings,
+        _loss,
+        classes=3,
+        label_terms=label_terms,
+        teacher_scale=2,
+        student_view=student_view,
+        size=(32, 32),
+    )
+
+    weights = {name: weight for name, (weight, _) in objective.terms.items()}
+    assert weights == {name: lambdas[f"lambda_{name}"] for name in METHODS[method]}
+    # without a term there is nothing that a curriculum weights
+    assert objective.curriculum is CURRICULA["fall" if weights else "constant"]
+    assert objective.label_terms == label_terms
+    assert (objective.supervised, objective.student_view) == (_loss, student_view)
+    assert objective.teacher_scale == 2
 
 
 def test_projected_boundaries_have_a_layer_for_every_stage(teacher: nn.Module, student: nn.Module) -> None:

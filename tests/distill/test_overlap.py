@@ -86,14 +86,18 @@ def test_one_where_nothing_overlaps() -> None:
     assert float(boundary_overlap_loss(teacher, teacher.flip(1), labels, kernel=0)) == pytest.approx(1)
 
 
-def test_a_class_that_the_teacher_does_not_see_is_left_out() -> None:
+@pytest.mark.parametrize(("cells", "counts"), [(1.5, False), (2.5, True)])
+def test_a_class_of_which_the_teacher_sees_less_than_two_cells_is_left_out(cells: float, counts: bool) -> None:
     teacher, student = _shares(2, 5, 8, 12, seed=1), _shares(2, 5, 8, 12, seed=2)
     labels = torch.zeros((2, 32, 48), dtype=torch.int64)
-    without = [torch.cat([shares, torch.zeros_like(shares[:, :1])], 1) for shares in (teacher, student)]
-    without[0][0, 5, 0, 0] = 1.5  # one and a half cells
-    without[1][:, 5] = 0.3
+    rarer = [torch.cat([shares, torch.zeros_like(shares[:, :1])], 1) for shares in (teacher, student)]
+    rarer[0][0, 5, 0, :5] = cells / 5
 
-    assert float(boundary_overlap_loss(*without, labels)) == float(boundary_overlap_loss(teacher, student, labels))
+    found = float(boundary_overlap_loss(*rarer, labels))
+
+    # of a class that the student does not see nothing overlaps
+    others = float(boundary_overlap_loss(teacher, student, labels))
+    assert found == pytest.approx((5 * others + 1) / 6 if counts else others, rel=1e-5)
 
 
 def test_ignored_pixels_do_not_leak_in() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -22,20 +25,27 @@ def _unit(rows: Array) -> Array:
     return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6)
 
 
+def _blocks(features: torch.Tensor, reduce: Callable[..., Array]) -> Array:
+    """Return every block of 2 x 2 cells of an image (C, H, W) reduced to one row; odd edges cut blocks off."""
+    count, height, width = features.shape
+    padded = np.pad(features.numpy(), ((0, 0), (0, height % 2), (0, width % 2)), constant_values=np.nan)
+    return reduce(padded.reshape(count, -(-height // 2), 2, -(-width // 2), 2), axis=(2, 4)).reshape(count, -1).T
+
+
 def _divergence(target: Array, found: Array, axis: int) -> Array:
     first, second = log_softmax(target, axis), log_softmax(found, axis)
     return np.asarray((np.exp(first) * (first - second)).sum(axis))
 
 
-def test_pair_wise_loss() -> None:
-    teacher, student = _random(2, 6, 6, 8, seed=1), _random(2, 4, 6, 8, seed=2)
+@pytest.mark.parametrize("size", [(6, 8), (5, 7)])
+def test_pair_wise_loss(size: tuple[int, int]) -> None:
+    teacher, student = _random(2, 6, *size, seed=1), _random(2, 4, *size, seed=2)
 
     expected = []
     for image in range(2):
         tables = []
         for features in (teacher, student):
-            blocks = features[image].numpy().reshape(-1, 3, 2, 4, 2).max((2, 4))
-            rows = _unit(blocks.reshape(len(blocks), -1).T)
+            rows = _unit(_blocks(features[image], np.nanmax))
             tables.append(rows @ rows.T)
         expected.append(((tables[0] - tables[1]) ** 2).sum() / 12**2)
     assert float(pair_wise_loss(teacher, student)) == pytest.approx(np.mean(expected), rel=1e-9)
@@ -49,12 +59,12 @@ def test_channel_wise_loss() -> None:
     assert float(channel_wise_loss(teacher, student, temperature=4.0)) == pytest.approx(expected, rel=1e-9)
 
 
-def test_cross_image_loss() -> None:
-    teacher, student = _random(3, 6, 4, 6, seed=1), _random(3, 4, 4, 6, seed=2)
+@pytest.mark.parametrize("size", [(4, 6), (5, 7)])
+def test_cross_image_loss(size: tuple[int, int]) -> None:
+    teacher, student = _random(3, 6, *size, seed=1), _random(3, 4, *size, seed=2)
 
     def pixels(features: torch.Tensor, image: int) -> Array:
-        blocks = features[image].numpy().reshape(-1, 2, 2, 3, 2).mean((2, 4))
-        return _unit(blocks.reshape(len(blocks), -1).T)
+        return _unit(_blocks(features[image], np.nanmean))
 
     losses = []
     for first in range(3):
@@ -62,6 +72,22 @@ def test_cross_image_loss() -> None:
             target, found = (pixels(f, first) @ pixels(f, second).T / 0.5 for f in (teacher, student))
             losses.append(_divergence(target, found, 1).mean())
     assert float(cross_image_loss(teacher, student, temperature=0.5)) == pytest.approx(np.mean(losses), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("loss", "numbers"),
+    [
+        (pair_wise_loss, {"patch": 2}),
+        (channel_wise_loss, {"temperature": 4.0}),
+        (cross_image_loss, {"temperature": 0.1}),
+    ],
+)
+def test_numbers_that_are_not_given_are_the_papers(
+    loss: Callable[..., torch.Tensor], numbers: dict[str, float]
+) -> None:
+    teacher, student = _random(2, 5, 6, 8, seed=1), _random(2, 5, 6, 8, seed=2)
+
+    assert float(loss(teacher, student)) == float(loss(teacher, student, **numbers))
 
 
 @pytest.mark.parametrize("loss", [pair_wise_loss, channel_wise_loss, cross_image_loss])
@@ -103,6 +129,33 @@ def test_full_queues_forget_the_oldest() -> None:
     assert memory.sample(1, 99).shape == (4, 6)
 
 
+def test_full_queues_are_drawn_from_alike() -> None:
+    memory = _memory()
+    for name in (0, 2):
+        memory.remember(torch.full((1, 9, 6), float(name)).double(), torch.full((1, 9), name))
+
+    # a third of what is asked for from every class, also from the one of which nothing is remembered
+    assert memory.sample(0, 6)[:, 0].tolist() == [0, 0, 2, 2]
+
+
+def test_numbers_of_the_memory_that_are_not_given_are_the_authors() -> None:
+    torch.manual_seed(0)
+    memory = PixelMemory(2, 6, 4, pixel_slots=3000, region_slots=3000).double().eval()
+    # more of both kinds than are compared with
+    memory.pixels.copy_(torch.nn.functional.normalize(_random(2, 3000, 6, seed=3), dim=2))
+    memory.regions.copy_(torch.nn.functional.normalize(_random(2, 3000, 6, seed=4), dim=2))
+    memory.counts.fill_(3000)
+    teacher, student = _random(1, 6, 5, 8, seed=1), _random(1, 4, 5, 8, seed=2)
+    batch, other = (teacher, student, torch.ones(1, 5, 8, dtype=torch.int64)), deepcopy(memory)
+
+    found = memory_losses(memory, *batch)
+
+    expected = memory_losses(other, *batch, temperature=0.1, pixels=4096, regions=1024)
+    assert [float(loss.detach()) for loss in found] == [float(loss.detach()) for loss in expected]
+    # of the 40 cells of the one class 16 are kept
+    assert memory.counts.tolist() == [[3000, 3016], [3000, 3001]]
+
+
 def test_the_memory_leaves_the_dropout_of_the_student_alone() -> None:
     """An arm that drew from torch's generator would train another student than its controls."""
     memory, before = _memory(), torch.get_rng_state()
@@ -118,8 +171,20 @@ def test_the_memory_leaves_the_dropout_of_the_student_alone() -> None:
     assert memory.counts[0].tolist() == [0, 8, 0]
 
 
+def _projected(memory: PixelMemory, rows: Array) -> Array:
+    """Return what the memory's projection makes of rows of the student's features once it is trained."""
+    parts = {name: values.numpy() for name, values in memory.project.state_dict().items()}
+    hidden = rows @ parts["0.weight"][:, :, 0, 0].T
+    hidden = (hidden - parts["1.running_mean"]) / np.sqrt(parts["1.running_var"] + 1e-5)
+    hidden = np.maximum(hidden * parts["1.weight"] + parts["1.bias"], 0)
+    return np.asarray(hidden @ parts["3.weight"][:, :, 0, 0].T)
+
+
 def test_memory_losses() -> None:
     memory = _memory().eval()
+    # as after some training
+    memory.get_buffer("project.1.running_mean").copy_(_random(6, seed=3))
+    memory.get_buffer("project.1.running_var").copy_(_random(6, seed=4).exp())
     teacher, student = _random(2, 6, 4, 4, seed=1), _random(2, 4, 4, 4, seed=2)
     labels = torch.arange(32).reshape(2, 4, 4) // 8 % 3
     labels[0, 0] = 255
@@ -130,13 +195,18 @@ def test_memory_losses() -> None:
     banks = [memory.sample(kind, 999).numpy() for kind in (0, 1)]
     found = memory_losses(memory, teacher, student, labels, temperature=0.2, pixels=999, regions=999)
 
-    known = labels.numpy().ravel() != 255
     # a cell without a known label takes no part
-    projected = memory.project(student).detach()
-    theirs, mine = (_unit(f.numpy().transpose(0, 2, 3, 1).reshape(32, 6))[known] for f in (teacher, projected))
+    ids = labels.numpy().ravel()
+    theirs, mine = (f.numpy().transpose(0, 2, 3, 1).reshape(32, -1)[ids != 255] for f in (teacher, student))
+    theirs, mine = _unit(theirs), _unit(_projected(memory, mine))
     for value, bank in zip(found, banks, strict=True):
         expected = _divergence(theirs @ bank.T / 0.2, mine @ bank.T / 0.2, 1).mean()
         assert float(value.detach()) == pytest.approx(expected, rel=1e-6)
+    # what is remembered of a class is what the teacher says where it is
+    for name, filled in enumerate(memory.counts[0].clamp_max(8).tolist()):
+        kept, seen = memory.pixels[name, :filled].numpy(), theirs[ids[ids != 255] == name]
+        assert filled > 0
+        np.testing.assert_allclose(abs(kept[:, None] - seen).max(2).min(1), 0, atol=1e-9)
 
 
 def test_memory_losses_have_the_gradients_of_their_values() -> None:
