@@ -90,8 +90,8 @@ def infer(
         if number % _SAY_EVERY == 0 or number == len(files):
             say(f"{number} of {len(files)} images")
     if unread:
-        others = f"; the other {len(files) - len(unread)} images are done: {out}" if len(files) > 1 else ""
-        raise DataError("\n".join(unread) + others)
+        done = len(files) - len(unread)
+        raise DataError("\n".join(unread) + (f"; the other {done} of {len(files)} are done: {out}" if done else ""))
     return {"frames": len(files)}
 
 

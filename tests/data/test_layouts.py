@@ -375,6 +375,19 @@ def test_camvid_lists_hold_ids_or_the_publishers_paths(tmp_path: Path, text: str
     assert content.splits["train"][0].label == tmp_path / "trainannot/0001TP_2.png"
 
 
+@pytest.mark.parametrize("listed", ["\u00fcbung", "u\u0308bung"])
+@pytest.mark.parametrize("stored", ["\u00fcbung", "u\u0308bung"])
+def test_camvid_lists_name_images_in_either_unicode_form(tmp_path: Path, listed: str, stored: str) -> None:
+    make_camvid(tmp_path, ".jpg")
+    (tmp_path / "train/0001TP_1.jpg").rename(tmp_path / f"train/{stored}.jpg")
+    (tmp_path / "train.txt").write_text(f"{listed}\n", encoding="utf-8")
+
+    (pair,) = scan("camvid", tmp_path).splits["train"]
+
+    assert pair.id == "\u00fcbung"
+    assert pair.image.is_file()
+
+
 def test_camvid_list_on_one_line_with_labels_of_other_names(tmp_path: Path) -> None:
     make_camvid(tmp_path)
     pairs = [f"/SegNet/train/train_{i}.png /SegNet/trainannot/trainannot_{i}.png" for i in range(3)]

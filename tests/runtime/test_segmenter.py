@@ -170,7 +170,7 @@ def test_an_image_that_cannot_be_read_keeps_no_other_waiting(bundle, tmp_path: P
 
     with (
         Segmenter.open(bundle.directory, keys=[bundle.public]) as segmenter,
-        pytest.raises(DataError, match=r"b\.png: the image cannot be read.*; the other 2 images are done: .*/out$"),
+        pytest.raises(DataError, match=r"b\.png: the image cannot be read.*; the other 2 of 3 are done: .*/out$"),
     ):
         infer(segmenter, str(tmp_path / "in"), tmp_path / "out")
 

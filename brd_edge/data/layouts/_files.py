@@ -181,7 +181,7 @@ def read_text(path: Path) -> str:
 def bare_name(word: str) -> str:
     """Return the file name in `word` without directories and image suffix; ids with dots stay whole."""
     path = PurePosixPath(word)
-    return as_text(path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 
 def read_ids(path: Path) -> NDArray[Any]:

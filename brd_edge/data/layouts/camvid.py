@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from brd_edge.data.dataset import IGNORE_ID
 from brd_edge.data.layouts._files import (
     IMAGE_SUFFIXES,
+    as_text,
     bare_name,
     list_files,
     map_ids,
@@ -77,7 +78,7 @@ def _scan_split(base: Path, split: str) -> tuple[tuple[Source, ...], list[str]]:
         return pair_directories(images, labels)
     files, _ = list_files(images, IMAGE_SUFFIXES)
     pairs = tuple(
-        Source(image, files.get(image, images / f"{image}.png"), labels / f"{label}.png")
+        Source(as_text(image), files.get(as_text(image), images / f"{image}.png"), labels / f"{label}.png")
         for image, label in _read_list(list_file)
     )
     return pairs, []
