@@ -367,22 +367,26 @@ def test_the_last_stages_sign_and_ship(
 
 
 @pytest.mark.parametrize(
-    ("setting", "message", "code"),
+    ("settings", "message", "code"),
     [
-        ("distill.train.crop=[50, 50]", r"student on distill\.train\.crop: .* divisible by", 1),
-        ("distill.train.batch_size=64", "student: a batch_size of 64 is more than the 8 train images", 1),
-        ("teacher.train.batch_size=64", "teacher: a batch_size of 64 is more than the 8 train images", 1),
-        ("int8.keep=[head, foo]", r"int8\.keep: the student has no group or node 'foo'; its groups are encoder\.", 2),
+        (["distill.train.crop=[50, 50]"], r"student on distill\.train\.crop: .* divisible by", 1),
+        (["distill.train.batch_size=64"], "student: a batch_size of 64 is more than the 8 train images", 1),
+        (["teacher.train.batch_size=64"], "teacher: a batch_size of 64 is more than the 8 train images", 1),
+        (
+            ["int8.keep=[head, foo]", "engines.0.precision=int8"],
+            r"int8\.keep: the student has no group or node 'foo'; its groups are encoder\.",
+            2,
+        ),
     ],
     ids=["crop", "student's batch", "teacher's batch", "layers"],
 )
 def test_settings_that_cannot_be_used_cost_no_result(
-    finished: Path, tmp_path: Path, setting: str, message: str, code: int, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, settings: list[str], message: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(finished), str(run)], check=True)
 
-    assert main(_arguments(run, settings=[setting])) == code
+    assert main(_arguments(run, settings=settings)) == code
 
     assert re.search(message, capsys.readouterr().err)
     assert main(_arguments(run)) in (0, 3)
@@ -741,7 +745,7 @@ def test_models_that_cannot_work_are_refused_before_training(
     swin = ["teacher.arch=FPN", "teacher.encoder=tu-swin_tiny_patch4_window7_224", "teacher.options={}"]
     for settings, message in (
         (["teacher.encoder=tu-vit_tiny_patch16_224"], "cannot be built"),
-        (["distill.train.crop=[60, 96]"], "student on train.crop"),
+        (["distill.train.crop=[60, 96]"], "student on distill.train.crop"),
         (["data.size=[60, 96]"], "teacher on data.size times 2"),
         (swin, "teacher on data.size times 2: FPN takes no images of 128x192: Input height (128) doesn't match"),
         (["teacher.train.accumulate=4"], "teacher: a batch_size of 4 in 4 part(s) is one image at a time"),

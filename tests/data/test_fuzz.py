@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,8 +102,8 @@ def prepare_both(layout: str, root: Path, out: Path) -> tuple[Dataset, Skipped]:
 
 
 def as_text(name: str) -> str:
-    """What stands in an id for a name that may hold bytes which are no UTF-8."""
-    return name.encode(errors="backslashreplace").decode()
+    """What stands in an id for a name that may hold bytes which are no UTF-8, or letters that are taken apart."""
+    return unicodedata.normalize("NFC", name.encode(errors="backslashreplace").decode())
 
 
 def check_accounts(dataset: Dataset, skipped: Skipped, expected: dict[str, set[str]]) -> None:

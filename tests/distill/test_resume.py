@@ -94,11 +94,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FitResult]:
     ],
 )
 def test_an_interrupted_training_ends_as_one_that_was_not(
-    whole: tuple[Path, FitResult], tmp_path: Path, interruptions: list[dict[str, int]]
+    whole: tuple[Path, FitResult],
+    tmp_path: Path,
+    interruptions: list[dict[str, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    passed, clock = 0, time.time
+    # TensorBoard sorts files by the second in their names: one training after another, as if none were that short
+    monkeypatch.setattr(time, "time", lambda: clock() + passed)
     for how in interruptions:
         with pytest.raises((InterruptedRunError, _Killed)):
             _train(tmp_path, **{"checkpoint_s": 1000, **how})
+        passed += 10
     result = _train(tmp_path, checkpoint_s=1000)
 
     directory, expected = whole

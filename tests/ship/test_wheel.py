@@ -63,7 +63,8 @@ def test_the_bare_runtime_verifies_measures_and_infers(bundle, device: Path, tmp
     done = _python(device, *run, "infer", bundle.directory, tmp_path / "frame.png", "-o", tmp_path / "out", *key)
     assert done.returncode == 0, done.stderr
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "frame.class_map.png")), bundle.class_map)
-    video = _python(device, *run, "infer", bundle.directory, "film.mp4", "-o", tmp_path / "out", *key)
+    (tmp_path / "film.mp4").touch()
+    video = _python(device, *run, "infer", bundle.directory, tmp_path / "film.mp4", "-o", tmp_path / "out", *key)
     assert video.returncode == 1
     assert "brd-edge[video]" in video.stderr
     assert "Traceback" not in verified.stderr + timed.stderr + done.stderr + video.stderr
