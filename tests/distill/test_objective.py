@@ -33,6 +33,7 @@ from brd_edge.stages.training import distill_settings
 SETTINGS = distill_settings(DistillSection(train=TrainSection(epochs=1)))
 # without the dry runs that say what a CUDA graph can hold, which are most of what an objective takes to make
 _PLAIN: dict[str, Any] = {"cuda_graphs": False}
+_ONE_WINDOW: dict[str, Any] = {"boundary_class_kernels": (5,), "band_weight": 1.5, "boundary_class_balance": 0.3}
 
 
 def _model(arch: str, encoder: str, *, classes: int = 3, **options: object) -> nn.Module:
@@ -211,24 +212,14 @@ def _overlap(theirs: Features, mine: Features, labels: torch.Tensor, kernel: int
         ),
         (
             "boundary_classes",
-            {
-                "boundary_class_space": "probabilities",
-                "boundary_class_kernels": (5,),
-                "band_weight": 1.5,
-                "boundary_class_balance": 0.3,
-            },
+            {"boundary_class_space": "probabilities", **_ONE_WINDOW},
             lambda t, s, y: boundary_class_loss(
                 t.coarse_logits, s.coarse_logits, y, kernel=5, band_weight=1.5, class_balance=0.3
             ),
         ),
         (
             "boundary_classes",
-            {
-                "boundary_class_space": "logits",
-                "boundary_class_kernels": (5,),
-                "band_weight": 1.5,
-                "boundary_class_balance": 0.3,
-            },
+            {"boundary_class_space": "logits", **_ONE_WINDOW},
             lambda t, s, y: boundary_logit_loss(
                 t.coarse_logits, s.coarse_logits, y, kernel=5, band_weight=1.5, class_balance=0.3
             ),
