@@ -9,6 +9,7 @@ project's own design.
 from __future__ import annotations
 
 import logging
+import math
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -26,9 +27,11 @@ __all__ = ["relation_loss", "relation_pixels", "streamed_relation", "tile_operat
 
 log = logging.getLogger("brd_edge")
 
-_TILE = {"cpu": 512, "cuda": 2048}
+_TILE = {"cpu": 512, "cuda": 3072}
 # the places within a larger tile would not fit into 32 bits
 _TILE_MAX = 32768
+# sides are multiples of it: matrix products read their rows in whole vectors
+_ALIGNMENT = 64
 
 
 def relation_pixels(features: Tensor, height: int, width: int) -> Tensor:
@@ -113,7 +116,8 @@ def streamed_relation(
         student: (N, C_S) unit rows of the same dtype, float32 or float64.
         temperature: At least 0.02, so that float32 holds `exp(1 / temperature)`.
         block: Side of the tiles of the two N x N relations that are held at a time; it changes the rounding only. Not
-            given: 512 on the CPU, whose caches hold that much, and 2048 on a GPU, which a tile should keep busy.
+            given: 512 on the CPU, whose caches hold that much, and up to 3072 on a GPU, which a tile should keep busy
+            for longer than it takes to launch the work.
         operations: How the tiles are worked on. Not given: Triton kernels for float32 on a GPU where Triton is
             installed, as it is with PyTorch's CUDA packages for Linux, and works, and PyTorch elsewhere; the two differ
             in rounding only.
@@ -121,11 +125,20 @@ def streamed_relation(
     Returns:
         A scalar that can be differentiated once.
     """
-    side = block if block is not None else _TILE["cuda" if student.is_cuda else "cpu"]
+    side = block if block is not None else _tile_side(len(student), student.device)
     side = min(side, len(student), _TILE_MAX)
     return _StreamedRelation.apply(  # type: ignore[no-any-return]
         teacher, student, temperature, side, operations or tile_operations(student)
     )
+
+
+def _tile_side(count: int, device: torch.device) -> int:
+    """Return the side of tiles where nothing is asked for."""
+    if device.type != "cuda":
+        return _TILE["cpu"]
+    # as few tiles as the largest side allows, and all of much the same size: a small one costs as many launches
+    even = math.ceil(count / math.ceil(count / _TILE["cuda"]))
+    return math.ceil(even / _ALIGNMENT) * _ALIGNMENT
 
 
 def tile_operations(student: Tensor) -> TileOperations:

@@ -72,11 +72,15 @@ def test_terms_share(relation_s: float, share: float, held: bool, tmp_path: Path
     assert share == pytest.approx(found["terms_share"], abs=0.001)
 
 
+def _nccl(directory: Path, gpus: int) -> training_gpu.Check:
+    return next(check for check in training_gpu.checks(RECIPE, directory, 3, gpus) if check.name.endswith("nccl"))
+
+
 @pytest.mark.parametrize(("gpus", "batch"), [(2, 8), (3, 9), (5, 10), (6, 12), (16, 16)])
 def test_every_gpu_gets_an_equal_share_of_a_batch(gpus: int, batch: int, tmp_path: Path) -> None:
-    check = training_gpu.checks(RECIPE, tmp_path, 3, gpus)[-1]
+    check = _nccl(tmp_path, gpus)
 
-    assert (check.name, check.skipped) == ("distillation, nccl", None)
+    assert check.skipped is None
     assert f"--nproc-per-node={gpus}" in check.command
     assert f"distill.train.batch_size={batch}" in check.command
 
@@ -90,18 +94,47 @@ def test_no_training_is_kept_from_an_earlier_command(tmp_path: Path) -> None:
     assert all("--force" in command for command in pipelines)
 
 
+def test_a_given_teacher_is_not_trained(tmp_path: Path) -> None:
+    checks = training_gpu.checks(RECIPE, tmp_path, 3, 1, tmp_path / "given")
+
+    assert {check.name: check.skipped for check in checks}["teacher"] == "a teacher was given"
+    students = [check.command for check in checks if check.name.startswith("distillation")]
+    assert all(f'teacher.checkpoint="{tmp_path / "given"}"' in command for command in students)
+
+
+def _on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(training_gpu, "describe_environment", dict)
+
+
+def test_only_some_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    named = [
+        training_gpu.Check(name, (sys.executable, "-c", "pass"), lambda: ({}, True)) for name in ("a, b", "c", "d")
+    ]
+    output = tmp_path / "found.json"
+    _on_a_gpu(monkeypatch)
+    monkeypatch.setattr(training_gpu, "checks", lambda *_arguments: named)
+    options = [str(RECIPE), "--directory", str(tmp_path), "--output", str(output), "--only"]
+
+    assert training_gpu.main([*options, "d; a, b"]) == 0
+    assert [entry["check"] for entry in json.loads(output.read_text(encoding="utf-8"))["checks"]] == ["a, b", "d"]
+
+    with pytest.raises(SystemExit):
+        training_gpu.main([*options, "c;e"])
+    assert "no check is called e; there are a, b; c; d" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("code", [0, 3])
 def test_one_gpu_joins_nothing_and_that_is_no_failure(
     code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     script = (sys.executable, "-c", f"raise SystemExit({code})")
     first = training_gpu.Check("first", script, lambda: ({"share": 1}, True))
-    chosen = [first, training_gpu.checks(RECIPE, tmp_path, 3, 1)[-1]]
+    chosen = [first, _nccl(tmp_path, 1)]
     output = tmp_path / "found.json"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
-    monkeypatch.setattr(training_gpu, "describe_environment", dict)
+    _on_a_gpu(monkeypatch)
     monkeypatch.setattr(training_gpu, "checks", lambda *_arguments: chosen)
 
     assert training_gpu.main([str(RECIPE), "--directory", str(tmp_path), "--output", str(output)]) == int(code > 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -266,6 +267,18 @@ def test_streamed_relation_gradient_equals_the_naive_one() -> None:
     assert student.grad is not None
     assert naive_student.grad is not None
     torch.testing.assert_close(student.grad, naive_student.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 3072, 3073, 4096, 8192, 9216, 9217, 32768, 100000])
+def test_a_gpus_tiles_are_few_and_alike(count: int) -> None:
+    side = relation._tile_side(count, torch.device("cuda"))
+
+    assert side <= 3072
+    assert side % 64 == 0
+    # no more spans than the largest tiles make, and the last one lacks less than what all were rounded up by
+    spans = math.ceil(count / 3072)
+    assert math.ceil(count / side) <= spans
+    assert spans * side - count < spans * 64
 
 
 def test_streamed_relation_gradcheck() -> None:

@@ -77,6 +77,8 @@ def _run(script: str, **environment: str) -> str:
         [sys.executable, "-W", "error", "-c", script],
         env=os.environ | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+    if "runtime/interpreter.py" in done.stderr and "only 0-dimensional arrays" in done.stderr:
+        pytest.skip("this Triton's interpreter fails with this NumPy, as that of 3.6 does with 2.5")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
