@@ -38,8 +38,8 @@ from brd_edge.runtime.files import write_json_atomic
 MEMORY_RATIO_MAX, TIME_RATIO_MAX, TERMS_SHARE_MAX = 0.1, 1.0, 0.1
 _GRACE_S = 60
 _TESTS = ("tests/distill", "tests/data/test_parity.py", "tests/data/test_loader.py", "-k", "cuda or gpu or kernel")
-# most of their time is that of processes which begin
-_TEST_PROCESSES = 4
+# most of their time is that of processes which begin; a plugin for benchmarks, where there is one, warns of several
+_TEST_OPTIONS = ("-q", "-n", "4", "-p", "no:benchmark")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def checks(recipe: Path, directory: Path, epochs: int, gpus: int, given: Path | 
             skipped="NCCL joins two GPUs or more" if gpus == 1 else None,
         ),
         # last: nothing of them is timed, so that whoever waits for the GPU may begin
-        Check("tests", (python, "-m", "pytest", "-q", "-n", str(_TEST_PROCESSES), *_TESTS), lambda: ({}, True)),
+        Check("tests", (python, "-m", "pytest", *_TEST_OPTIONS, *_TESTS), lambda: ({}, True)),
     ]
 
 

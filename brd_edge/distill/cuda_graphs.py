@@ -112,7 +112,14 @@ class StepGraphs:
         return self.replay(name, work)
 
     def term(
-        self, name: str, loss: Callable[[], Tensor], leaves: Sequence[Tensor], *, weight: float, divisor: int
+        self,
+        name: str,
+        loss: Callable[[], Tensor],
+        leaves: Sequence[Tensor],
+        *,
+        weight: float,
+        divisor: int,
+        scale: Tensor | None = None,
     ) -> Tensor:
         """Replay a weighted loss and add its gradient to that of its leaves.
 
@@ -122,6 +129,7 @@ class StepGraphs:
             leaves: Held tensors that gradients are taken to; those that the loss does not use are left alone.
             weight: The loss's weight, which may change from call to call.
             divisor: What the gradient, and not the value, is divided by.
+            scale: A held scalar that the gradient, and not the value, is multiplied by; nothing for 1.
 
         Returns:
             The weighted loss, float32.
@@ -130,7 +138,8 @@ class StepGraphs:
 
         def work() -> tuple[Tensor, tuple[Tensor | None, ...]]:
             value = factor * loss()
-            return value.detach().float(), torch.autograd.grad(value / divisor, leaves, allow_unused=True)
+            share = value / divisor if scale is None else value / divisor * scale
+            return value.detach().float(), torch.autograd.grad(share, leaves, allow_unused=True)
 
         value, gradients = self.replay(name, work)
         for leaf, gradient in zip(leaves, gradients, strict=True):

@@ -177,6 +177,10 @@ class Stepper:
         with fast_depthwise(images.device):
             return self.forward(images)  # type: ignore[no-any-return]
 
+    def _scale(self, device: torch.device, graphs: StepGraphs) -> Tensor:
+        """Return the scale of the loss, which changes from step to step, from where graphs read it."""
+        return graphs.hold("scale of the loss", self.scaler.scale(torch.ones((), device=device)))
+
     def _term(self, name: str, loss: Any, inputs: tuple[Any, ...], weight: float) -> Tensor:
         def unweighted() -> Tensor:
             with self._autocast(inputs[-1]):
@@ -185,7 +189,8 @@ class Stepper:
         with self.clock.part(name):
             if self.graphs is not None and name in self.objective.recordable:
                 leaves = _tensors(inputs[1]) if name in self.objective.terms else [inputs[0]]
-                return self.graphs.term(name, unweighted, leaves, weight=weight, divisor=self.accumulate)
+                scale = self._scale(inputs[-1].device, self.graphs) if self.scaler.is_enabled() else None
+                return self.graphs.term(name, unweighted, leaves, weight=weight, divisor=self.accumulate, scale=scale)
             value = weight * unweighted()
             self.scaler.scale(value / self.accumulate).backward()  # type: ignore[no-untyped-call]
         return value.detach().float()

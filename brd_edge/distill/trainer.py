@@ -237,8 +237,8 @@ def _prepare(
 
 def _stepper(model: nn.Module, objective: Objective, settings: TrainSettings, device: torch.device) -> Stepper:
     dtype = amp_dtype(settings.precision, device)
-    # in half precision the scale of the loss changes; in several processes the terms exchange sums
-    recorded = device.type == "cuda" and dtype != torch.float16 and world() == 1 and bool(objective.recordable)
+    # in several processes the terms exchange sums
+    recorded = device.type == "cuda" and world() == 1 and bool(objective.recordable)
     return Stepper(
         forward=parallel_forward(model, objective.forward, device, objective.strides),
         model=model,

@@ -77,6 +77,7 @@ def _stepper(
     scale: int = 1,
     statistics: bool = False,
     student_view: StudentView | None = None,
+    scaled: bool = False,
 ) -> Stepper:
     def model(arch: str, encoder: str, **options: object) -> nn.Module:
         built = build_model(ModelSpec(arch, encoder, 3, dict(options)), encoder_weights=None, seed=0)
@@ -103,7 +104,8 @@ def _stepper(
         model=student,
         objective=objective,
         optimizer=torch.optim.SGD(student.parameters(), lr=0.005),
-        scaler=torch.amp.GradScaler(device.type, enabled=False),
+        # another scale after every step
+        scaler=torch.amp.GradScaler(device.type, init_scale=64.0, growth_interval=1, enabled=scaled),
         clock=StepClock(device),
         dtype=dtype,
         accumulate=accumulate,
@@ -141,6 +143,19 @@ def test_recorded_steps_are_the_same(device: torch.device, method: str, accumula
     assert float((recorded_gradients - gradients).norm() / gradients.norm()) <= tolerance * 5
     assert len(losses[0]) >= (1 if method == "none" else 2)
     assert not torch.equal(losses[0], losses[2]), "the replay must read the new batch"
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_scaled_loss_is_the_same(device: torch.device, accumulate: int) -> None:
+    # float32: what is scaled in half precision may be rounded away, and what is not scaled must not differ by more
+    losses, gradients, _ = _train(_stepper("brd", device, graphs=False, accumulate=accumulate), device)
+    stepper = _stepper("brd", device, graphs=True, accumulate=accumulate, scaled=True)
+    recorded_losses, recorded_gradients, _ = _train(stepper, device)
+
+    assert stepper.scaler.get_scale() == 64 * 2**3
+    tolerance = TOLERANCE[device.type]
+    torch.testing.assert_close(recorded_losses, losses, rtol=tolerance, atol=tolerance)
+    assert float((recorded_gradients - gradients).norm() / gradients.norm()) <= tolerance * 5
 
 
 def test_a_recording_leaves_no_trace_in_statistics_and_random_numbers(device: torch.device) -> None:
