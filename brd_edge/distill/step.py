@@ -123,12 +123,12 @@ class Stepper:
                 mine = self._student(images)
         # every loss gets leaves of its own to take gradients to: it can be timed, and its memory is freed at once
         leaves = _leaves(mine, self.graphs)
-        factor = self.objective.curriculum(done)
-        values = [self._term("ce", self.objective.supervised, (leaves.logits, labels), 1.0)]
+        factor, scale = self.objective.curriculum(done), self._scale(images.device)
+        values = [self._term("ce", self.objective.supervised, (leaves.logits, labels), 1.0, scale)]
         for name, (weight, loss) in self.objective.label_terms.items():
-            values.append(self._term(name, loss, (leaves.logits, labels), weight))
+            values.append(self._term(name, loss, (leaves.logits, labels), weight, scale))
         for name, (weight, term) in self.objective.terms.items():
-            values.append(self._term(name, term, (theirs, leaves, labels), factor * weight))
+            values.append(self._term(name, term, (theirs, leaves, labels), factor * weight, scale))
         with self.clock.part("student"):
             self._backward(_tensors(mine), [leaf.grad for leaf in _tensors(leaves)])
         return torch.stack(values)
@@ -177,11 +177,13 @@ class Stepper:
         with fast_depthwise(images.device):
             return self.forward(images)  # type: ignore[no-any-return]
 
-    def _scale(self, device: torch.device, graphs: StepGraphs) -> Tensor:
+    def _scale(self, device: torch.device) -> Tensor | None:
         """Return the scale of the loss, which changes from step to step, from where graphs read it."""
-        return graphs.hold("scale of the loss", self.scaler.scale(torch.ones((), device=device)))
+        if self.graphs is None or not self.scaler.is_enabled():
+            return None
+        return self.graphs.hold("scale of the loss", self.scaler.scale(torch.ones((), device=device)))
 
-    def _term(self, name: str, loss: Any, inputs: tuple[Any, ...], weight: float) -> Tensor:
+    def _term(self, name: str, loss: Any, inputs: tuple[Any, ...], weight: float, scale: Tensor | None) -> Tensor:
         def unweighted() -> Tensor:
             with self._autocast(inputs[-1]):
                 return loss(*inputs)  # type: ignore[no-any-return]
@@ -189,7 +191,6 @@ class Stepper:
         with self.clock.part(name):
             if self.graphs is not None and name in self.objective.recordable:
                 leaves = _tensors(inputs[1]) if name in self.objective.terms else [inputs[0]]
-                scale = self._scale(inputs[-1].device, self.graphs) if self.scaler.is_enabled() else None
                 return self.graphs.term(name, unweighted, leaves, weight=weight, divisor=self.accumulate, scale=scale)
             value = weight * unweighted()
             self.scaler.scale(value / self.accumulate).backward()  # type: ignore[no-untyped-call]
