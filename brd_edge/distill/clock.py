@@ -10,6 +10,8 @@ import torch
 
 __all__ = ["StepClock", "describe_step"]
 
+_WAITING_SHARE = 0.2
+
 _FIRST, _LAST = 3, 23
 
 
@@ -64,8 +66,11 @@ class StepClock:
             torch.cuda.synchronize(self._device)
 
 
-def describe_step(parts: dict[str, float]) -> str:
-    """Return one line that says how long a step is and which share every part has."""
+def describe_step(parts: dict[str, float], *, on_gpu: bool) -> str:
+    """Return one line that says how long a step is, which share every part has, and what to do about waiting."""
     total = sum(parts.values())
     shares = ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in parts.items())
-    return f"{1000 * total:.0f} ms a step: {shares}"
+    # a processor that trains has no core to spare for more threads
+    waits = on_gpu and parts.get("data", 0.0) > _WAITING_SHARE * total
+    advice = "; it waits for images, which more data.threads would load faster" if waits else ""
+    return f"{1000 * total:.0f} ms a step: {shares}{advice}"

@@ -169,7 +169,7 @@ def fit(
             parts = training.stepper.clock.next_step()
             if parts is not None and rank() == 0:
                 write_json_atomic(directory / "step_time.json", {"seconds": parts, "processes": world()})
-                say(f"      {title}: {describe_step(parts)}")
+                say(f"      {title}: {describe_step(parts, on_gpu=device.type == 'cuda')}")
     training.save()
     if _any(stop.requested):
         raise InterruptedRunError(f"{title}: stopped after its last step; run it again to go on")
