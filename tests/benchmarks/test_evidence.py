@@ -23,6 +23,10 @@ PLACES = {
         "docs/evidence.md",
         "| validation split, teacher with overlap, three seeds |",
     ),
+    "docs/evidence.md, stronger colours": (
+        "docs/evidence.md",
+        "| held-out sequence, stronger colours, three seeds |",
+    ),
     "docs/evidence.md, images without labels": (
         "docs/evidence.md",
         "| held-out half of the sequence, six seeds |",
