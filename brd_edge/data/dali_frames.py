@@ -44,7 +44,7 @@ def decode_files(image_file: Any, label_file: Any, *, gpu: bool) -> tuple[Any, A
         output_type=types.RGB,
         # orientation tags are left alone, as Pillow does when it reads frames for the engines
         adjust_orientation=False,
-        # a GPU repeats chroma where a CPU interpolates it, which makes up to 32 levels of difference at edges
+        # a GPU repeats chroma where a CPU interpolates it, which makes tens of levels of difference at edges
         jpeg_fancy_upsampling=gpu,
     )
     label = fn.decoders.image(_read(label_file), device="cpu", output_type=types.GRAY, adjust_orientation=False)
