@@ -48,6 +48,9 @@ class TrainSection(Section):
     """Probability of a horizontal flip."""
     jitter: tuple[Fraction, Fraction, Fraction] = (0.2, 0.2, 0.2)
     """Strength of brightness, contrast and saturation jitter."""
+    gamma: NotNegative = 0.0
+    """Largest gamma, less one: colours from 0 to 1 are raised to a power from 1 / (1 + gamma) to 1 + gamma. Unlike
+    brightness it darkens and brightens without cutting anything off."""
     class_balance: Fraction = 0.0
     """Probability that a crop is laid around a pixel of a class of the image drawn with equal chances, not anywhere."""
     lr: Annotated[float, Field(gt=0)] = 1e-3

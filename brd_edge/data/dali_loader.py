@@ -161,9 +161,7 @@ def _build_pipeline(plan: Plan, *, first: int, threads: int, gpu: int | None) ->
         image = fn.resize(image, interp_type=types.INTERP_LINEAR, antialias=True, **region)
         label = fn.resize(label, interp_type=types.INTERP_NN, antialias=False, **region)
         for factors in jitter:
-            # DALI takes three times as long for whole numbers; what is out of range is cut off with the copy
-            twist: dict[str, Any] = {"brightness": factors[0], "contrast": factors[1], "saturation": factors[2]}
-            image = fn.color_twist(image, dtype=types.FLOAT, **twist)
+            image = _jitter(image, factors, with_gamma=plan.augmentation.gamma > 0)
         image = fn.crop_mirror_normalize(
             image,
             dtype=types.FLOAT,
@@ -177,6 +175,22 @@ def _build_pipeline(plan: Plan, *, first: int, threads: int, gpu: int | None) ->
         pipeline.set_outputs(image, label, *shapes, index)
     pipeline.build()
     return pipeline
+
+
+def _jitter(image: Any, jitter: Any, *, with_gamma: bool) -> Any:
+    """Change the colours as `brd_edge.data.plan` defines it; what is out of range is cut off with the copy."""
+    from nvidia.dali import fn, math, types
+
+    # DALI takes three times as long where the result has whole numbers
+    brightness, contrast, saturation = jitter[0], jitter[1], jitter[2]
+    if not with_gamma:
+        return fn.color_twist(image, brightness=brightness, contrast=contrast, saturation=saturation, dtype=types.FLOAT)
+    image = 255 * math.pow(image / 255, jitter[3])
+    # of a fractional image `color_twist` takes 0.5 to be the mid-grey
+    image = fn.saturation(image, saturation=saturation, dtype=types.FLOAT)
+    return fn.brightness_contrast(
+        image, brightness=brightness, contrast=contrast, contrast_center=128.0, dtype=types.FLOAT
+    )
 
 
 def _feed(plan: Plan, first: int) -> Iterator[_Columns]:

@@ -47,8 +47,8 @@ class Batch:
             where one decodes, else on the CPU.
         labels: int64 (N, h, w), train ids; padding and ignored pixels are 255.
         indices: Positions of the samples in the sequence that the loader was opened with.
-        jitter: float32 (N, 3), the factors of brightness, contrast and saturation of `Augmentation.jitter_later`; None
-            without it.
+        jitter: float32 (N, 4), with `Augmentation.jitter_later` the factors of brightness, contrast and saturation,
+            and the exponent of the gamma; None without it.
     """
 
     images: Tensor
@@ -161,7 +161,7 @@ def open_train_loader(
 
 
 def later_jitter(plan: Plan, draws: Sequence[Draw]) -> Tensor | None:
-    """Return the factors of colour that a batch has beside its images, float32 (N, 3), if it has them."""
+    """Return the jitter of colours that a batch has beside its images, float32 (N, 4), if it has it."""
     import torch
 
     if not plan.augmentation.jitter_later:

@@ -6,7 +6,8 @@ hidden state: its position is the number of batches it has given out.
 The colour jitter is `b * (c * (l + s * (x - l)) + 128 * (1 - c))` on the scale 0 to 255, cut off at both
 ends and not rounded, with the factors b (brightness), c (contrast), s (saturation) and the luma
 l = 0.299 R + 0.587 G + 0.114 B: the definition of DALI's `color_twist`, which centres contrast on mid-grey
-instead of on the image's mean.
+instead of on the image's mean. Before it comes the gamma, `x = 255 * (v / 255) ** g` of a colour v, which
+darkens or brightens what lies between black and white and, unlike a factor, cuts nothing off.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Augmentation:
         brightness: Jitter x, 0 to 1: the factor is uniform in [1 - x, 1 + x].
         contrast: As brightness.
         saturation: As brightness.
+        gamma: Jitter x, at least 0: the exponent of the colours is from 1 / (1 + x) to 1 + x, its logarithm uniform.
         class_balance: Probability, 0 to 1, that the window is laid around a pixel of a class of the image, each
             class being as likely as the others, instead of anywhere: small classes are seen more often.
         jitter_later: Whether the colours are left as they are and a batch has the factors beside them.
@@ -55,6 +57,7 @@ class Augmentation:
     brightness: float
     contrast: float
     saturation: float
+    gamma: float = 0.0
     class_balance: float = 0.0
     jitter_later: bool = False
 
@@ -67,11 +70,13 @@ class Augmentation:
         for name in ("flip", "brightness", "contrast", "saturation", "class_balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"augmentation: {name} must be from 0 to 1, got {getattr(self, name)}")
+        if not 0 <= self.gamma < float("inf"):
+            raise DataError(f"augmentation: gamma must be at least 0, got {self.gamma}")
 
     @property
     def jitters(self) -> bool:
         """Whether the loader changes colours: any factor can differ from 1, and it is not left for later."""
-        return max(self.brightness, self.contrast, self.saturation) > 0 and not self.jitter_later
+        return max(self.brightness, self.contrast, self.saturation, self.gamma) > 0 and not self.jitter_later
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Draw:
         size: Rows and columns of the window.
         offset: Top and left of the window in the crop.
         flip: Whether the window is mirrored left to right.
-        jitter: Factors of brightness, contrast and saturation.
+        jitter: Factors of brightness, contrast and saturation, and the exponent of the gamma.
     """
 
     index: int
@@ -97,7 +102,7 @@ class Draw:
     size: tuple[int, int]
     offset: tuple[int, int]
     flip: bool
-    jitter: tuple[float, float, float]
+    jitter: tuple[float, float, float, float]
 
     def source_box(self, sample: Sample) -> tuple[float, float, float, float]:
         """Return the window as (top, left, bottom, right) in the file's own pixels."""
@@ -195,6 +200,7 @@ def _draw(plan: Plan, index: int, generator: np.random.Generator) -> Draw:
     cols = _place(round(width * factor), augmentation.crop[1], left, point[1])
     spread = (augmentation.brightness, augmentation.contrast, augmentation.saturation)
     brightness, contrast, saturation = (1 + x * (2 * u - 1) for x, u in zip(spread, colour, strict=True))
+    gamma = (1 + augmentation.gamma) ** (2 * float(generator.random()) - 1)
     return Draw(
         index=index,
         scaled=(rows[0], cols[0]),
@@ -202,7 +208,7 @@ def _draw(plan: Plan, index: int, generator: np.random.Generator) -> Draw:
         size=(rows[2], cols[2]),
         offset=(rows[3], cols[3]),
         flip=flip < augmentation.flip,
-        jitter=(brightness, contrast, saturation),
+        jitter=(brightness, contrast, saturation, gamma),
     )
 
 

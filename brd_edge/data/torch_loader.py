@@ -206,8 +206,10 @@ def _resize_label(label: npt.NDArray[np.uint8], draw: Draw) -> npt.NDArray[np.ui
     return label[np.ix_(rows, cols)]
 
 
-def _jitter(values: npt.NDArray[np.float32], jitter: tuple[float, float, float]) -> npt.NDArray[np.float32]:
-    brightness, contrast, saturation = (np.float32(value) for value in jitter)
+def _jitter(values: npt.NDArray[np.float32], jitter: tuple[float, float, float, float]) -> npt.NDArray[np.float32]:
+    brightness, contrast, saturation, gamma = (np.float32(value) for value in jitter)
+    if gamma != 1:
+        values = np.float32(255) * (values / np.float32(255)) ** gamma
     luma = np.einsum("hwc,c->hw", values, _LUMA)[..., None]
     saturated = luma + saturation * (values - luma)
     twisted: npt.NDArray[np.float32] = brightness * (contrast * saturated + np.float32(128) * (1 - contrast))

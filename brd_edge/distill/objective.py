@@ -46,7 +46,7 @@ Term = Callable[[Features, Features, Tensor], Tensor]
 """Teacher's and student's features and labels to a scalar, not yet weighted."""
 
 StudentView = Callable[[Tensor, Tensor], Tensor]
-"""Images (N, 3, H, W) and factors of colour (N, 3) to images."""
+"""Images (N, 3, H, W) and the jitter of their colours (N, 4) to images."""
 
 METHODS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -122,7 +122,7 @@ class Objective:
         recordable: What a CUDA graph can hold, of `teacher`, `student`, `ce` and the terms: it has always the same
             shapes, trains no layers of its own and never waits for the GPU.
         teacher_scale: Ratio of the side lengths of the batch's images, which the teacher sees, to the student's.
-        student_view: What the student sees of the images, given the factors (N, 3) of the batch's jitter; nothing where
+        student_view: What the student sees of the images, given (N, 4) of the batch's jitter; nothing where
             it is what the teacher sees.
     """
 

@@ -60,7 +60,7 @@ class Stepper:
             images: (N, 3, H, W), normalised, as the teacher sees them; N is divisible by `accumulate`.
             labels: (N, H, W) int64 class ids, 255 unknown.
             done: Share of the training that is done, 0 to 1.
-            jitter: (N, 3) factors of colour for the objective's `student_view`.
+            jitter: (N, 4) of colour, for the objective's `student_view`.
 
         Returns:
             The weighted terms, those of the labels first, in the order of `names`; means over the parts of the batch.

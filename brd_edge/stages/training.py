@@ -262,6 +262,7 @@ def augmentation_of(section: TrainSection, contract: InputContract, *, scale: in
         brightness=brightness,
         contrast=contrast,
         saturation=saturation,
+        gamma=section.gamma,
         class_balance=section.class_balance,
     )
 

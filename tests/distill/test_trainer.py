@@ -39,7 +39,7 @@ class _LoaderWithJitter(CountedLoader):
     """The same batches with factors of colour beside them."""
 
     def next_batch(self) -> Batch:
-        return replace(super().next_batch(), jitter=torch.full((2, 3), 3.0))
+        return replace(super().next_batch(), jitter=torch.full((2, 4), 3.0))
 
 
 def test_the_best_validation_decides(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_teacher_sees_the_frames_own_colours(tmp_path: Path, accumulate: int
         seen.append(images.clone())
         return made_features(model, images)
 
-    view = replace(made_objective(term=term), student_view=lambda images, factors: images * factors[:, :, None, None])
+    view = replace(made_objective(term=term), student_view=lambda images, factors: images * factors[:, :3, None, None])
     settings = replace(SETTINGS, epochs=1, accumulate=accumulate)
     fit_made(tmp_path, objective=replace(view, forward=features), settings=settings, loader=_LoaderWithJitter())
 
