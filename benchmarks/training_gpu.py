@@ -204,7 +204,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = [check for check in wanted if check.name in named]
     options.directory.mkdir(parents=True, exist_ok=True)
     environment = describe_environment() | {"gpu": torch.cuda.get_device_name(), "gpus": gpus}
-    result = {"benchmark": "training_gpu", "recipe": str(options.recipe), "checks": found, "environment": environment}
+    # what made the difference between two results: short trainings of a given teacher cost other shares of a step
+    chosen = {"epochs": options.epochs, "limit_s": options.limit, "only": options.only}
+    chosen["teacher"] = "trained" if options.teacher is None else "given"
+    result = {"benchmark": "training_gpu", "recipe": str(options.recipe), "options": chosen}
+    result |= {"checks": found, "environment": environment}
     for check in wanted:
         found.append(run(check, options.limit))
         write_json_atomic(options.output, result)

@@ -119,7 +119,9 @@ def test_only_some_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
     options = [str(RECIPE), "--directory", str(tmp_path), "--output", str(output), "--only"]
 
     assert training_gpu.main([*options, "d; a, b"]) == 0
-    assert [entry["check"] for entry in json.loads(output.read_text(encoding="utf-8"))["checks"]] == ["a, b", "d"]
+    result = json.loads(output.read_text(encoding="utf-8"))
+    assert [entry["check"] for entry in result["checks"]] == ["a, b", "d"]
+    assert result["options"] == {"epochs": 3, "limit_s": 600, "only": "d; a, b", "teacher": "trained"}
 
     with pytest.raises(SystemExit):
         training_gpu.main([*options, "c;e"])
