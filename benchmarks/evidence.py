@@ -72,11 +72,14 @@ def pooled_rows(results: Sequence[str], arms: Sequence[str]) -> list[str]:
 
 
 def change_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a row each, over the seeds of its results: the differences of all scores of one arm over another."""
+    """Return a row each, over the seeds of its results: the differences of all scores of one arm over another.
+
+    The other arm may be one of other results, `control_results`.
+    """
     lines = []
     for row in rows:
-        table = _pooled(row["results"])
-        arm, control = table[row["arm"]], table[row["control"]]
+        arm = _pooled(row["results"])[row["arm"]]
+        control = _pooled(row.get("control_results", row["results"]))[row["control"]]
         lines.append(_row([row["row"], *(_difference(arm[score], control[score]) for score in _ALL_SCORES)]))
     return lines
 
