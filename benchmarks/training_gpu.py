@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # what made the difference between two results: short trainings of a given teacher cost other shares of a step
     chosen = {"epochs": options.epochs, "limit_s": options.limit, "only": options.only}
     chosen["teacher"] = "trained" if options.teacher is None else "given"
-    result = {"benchmark": "training_gpu", "recipe": str(options.recipe), "options": chosen}
+    result: dict[str, Any] = {"benchmark": "training_gpu", "recipe": str(options.recipe), "options": chosen}
     result |= {"checks": found, "environment": environment}
     for check in wanted:
         found.append(run(check, options.limit))
