@@ -27,6 +27,8 @@ PLACES = {
         "docs/evidence.md",
         "| held-out sequence, stronger colours, three seeds |",
     ),
+    "docs/evidence.md, gamma, held out": ("docs/evidence.md", "| held-out sequence, gamma, three seeds |"),
+    "docs/evidence.md, gamma, validation": ("docs/evidence.md", "| validation split, gamma, three seeds |"),
     "docs/evidence.md, images without labels": (
         "docs/evidence.md",
         "| held-out half of the sequence, six seeds |",
