@@ -5,9 +5,10 @@
 One teacher is trained; then every method trains the recipe's student once per seed, from the same
 initial weights and in the same order of data as the other methods with that seed. A cell that is done
 is not done again, and an interrupted one goes on from its checkpoint, so the command can be stopped
-and repeated; `--finished` writes the table of what is done so far. `--hold-out PATTERN` trains and
-validates on other parts of the train split; `--arms FILE` compares settings instead of methods (name to
-a list of KEY=VALUE).
+and repeated; `--finished` writes the table of what is done so far. A table may also be made in parts, on
+several machines: `--reuse FILE` takes cells from an earlier result, where settings, teacher, code and data
+are the same. `--hold-out PATTERN` trains and validates on other parts of the train split; `--arms FILE`
+compares settings instead of methods (name to a list of KEY=VALUE).
 
 The epoch of each training is chosen on the split that is scored, for all arms alike.
 
@@ -17,7 +18,6 @@ Written are a JSON file with every cell, and beside it a Markdown table.
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import threading
@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 
 from benchmarks.argument_types import count, override
-from benchmarks.distillation_cells import SCORES, Cell, is_scored, score, score_teacher, validations
+from benchmarks.distillation_cells import SCORES, Cell, cells_of, is_scored, kept_scores, score, score_teacher
 from benchmarks.distillation_table import format_table
 from benchmarks.output import output_file
 from benchmarks.pipeline_runs import (
@@ -77,10 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for seed in options.seeds
             for arm, settings in arms.items()
         ]
+        reused = _reused(options, cells, where / "teacher")
         if options.finished:
-            cells = _finished(options.recipe, cells)
+            cells = _finished(options.recipe, cells, reused)
         with pipeline_runs() as runs:
-            _train_cells(options.recipe, cells, options.jobs, runs)
+            _train_cells(options.recipe, [cell for cell in cells if cell not in reused], options.jobs, runs)
         scores = score_teacher(options.recipe, shared, where / "teacher")
     except BrdEdgeError as error:
         print(f"benchmarks.distillation: error: {error}", file=sys.stderr)
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("benchmarks.distillation: interrupted; run it again to go on", file=sys.stderr)
         return 130
     done = {arm: settings for arm, settings in arms.items() if any(cell.arm == arm for cell in cells)}
-    result = _result(options, done, cells, scores)
+    result = _result(options, done, [reused.get(cell) or kept_scores(cell) for cell in cells], scores)
     compared = "distillation" if options.arms is None else options.arms.stem
     output = options.output or Path("benchmarks") / "results" / f"{compared}_{where.name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +139,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=count, default=1, help="cells trained at the same time (1)")
     parser.add_argument("--finished", action="store_true", help="train nothing: the table of the cells that are done")
+    parser.add_argument(
+        "--reuse",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="take cells from this earlier result (JSON) where nothing that decides them differs",
+    )
     parser.add_argument("--directory", type=Path, help="where the runs go (runs/distillation/<name in the recipe>)")
     parser.add_argument(
         "--output",
@@ -164,13 +173,22 @@ def _arms(options: argparse.Namespace) -> dict[str, list[str]]:
     return {name: settings for name, settings in arms.items() if not options.only or name in options.only}
 
 
-def _finished(recipe: Path, cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells that are done.
+def _reused(options: argparse.Namespace, cells: Sequence[Cell], teacher: Path) -> dict[Cell, dict[str, Any]]:
+    found: dict[Cell, dict[str, Any]] = {}
+    for file in options.reuse:
+        held = cells_of(file, options.recipe, cells, teacher)
+        _say(f"{file}: {len(held)} of {len(cells)} cells are taken from it")
+        found = held | found
+    return found
+
+
+def _finished(recipe: Path, cells: Sequence[Cell], reused: Mapping[Cell, Any]) -> list[Cell]:
+    """Return the cells that are done, here or in an earlier result.
 
     Raises:
         RecipeError: There is none.
     """
-    found = [cell for cell in cells if is_scored(recipe, cell)]
+    found = [cell for cell in cells if cell in reused or is_scored(recipe, cell)]
     if not found:
         raise RecipeError(
             f"--finished: none of the {len(cells)} cells is done with these settings and files; leave it out first "
@@ -219,11 +237,11 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int, runs: PipelineR
 
 
 def _result(
-    options: argparse.Namespace, arms: Mapping[str, Sequence[str]], cells: Sequence[Cell], teacher: Mapping[str, Any]
+    options: argparse.Namespace,
+    arms: Mapping[str, Sequence[str]],
+    scores: Sequence[Mapping[str, Any]],
+    teacher: Mapping[str, Any],
 ) -> dict[str, Any]:
-    scores = [
-        {**json.loads(cell.score_file.read_text(encoding="utf-8")), "validations": validations(cell)} for cell in cells
-    ]
     table = {
         arm: {
             name: {entry["seed"]: entry[name] for entry in scores if entry["arm"] == arm and entry[name] is not None}
@@ -250,10 +268,10 @@ def _result(
         "hold_out": options.hold_out,
         "overrides": options.set,
         "arms": {arm: list(settings) for arm, settings in arms.items()},
-        "seeds": [seed for seed in options.seeds if any(cell.seed == seed for cell in cells)],
+        "seeds": [seed for seed in options.seeds if any(entry["seed"] == seed for entry in scores)],
         "teacher": dict(teacher),
         "summary": summary,
-        "cells": scores,
+        "cells": list(scores),
         "environment": describe_environment(),
     }
 

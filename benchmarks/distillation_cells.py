@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from brd_edge.distill.objective import METHODS
 from brd_edge.environment import describe_environment
 from brd_edge.recipe import Recipe, load_recipe
 from brd_edge.run import Run, code_digest, digest
+from brd_edge.runtime.errors import RecipeError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
 from brd_edge.stages import STAGES
 from brd_edge.stages.training import deciding_settings
@@ -19,7 +20,17 @@ from brd_edge.stages.training import deciding_settings
 if TYPE_CHECKING:
     from brd_edge.runtime.metrics import SegmentationMetrics
 
-__all__ = ["SCORES", "Cell", "decides", "is_scored", "score", "score_teacher", "validations"]
+__all__ = [
+    "SCORES",
+    "Cell",
+    "cells_of",
+    "decides",
+    "is_scored",
+    "kept_scores",
+    "score",
+    "score_teacher",
+    "validations",
+]
 
 SCORES = ("miou", "boundary_iou", "boundary_f", "connectivity_error")
 
@@ -58,6 +69,53 @@ def is_scored(recipe: Path, cell: Cell) -> bool:
     return bool(found["settings"] == _settings(resolved) and files == _files(resolved))
 
 
+def kept_scores(cell: Cell) -> dict[str, Any]:
+    """Return a finished cell's scores and the validations of its training."""
+    scores: dict[str, Any] = json.loads(cell.score_file.read_text(encoding="utf-8"))
+    return {**scores, "validations": validations(cell)}
+
+
+def cells_of(file: Path, recipe: Path, cells: Sequence[Cell], teacher: Path) -> dict[Cell, dict[str, Any]]:
+    """Find cells in an earlier result of this benchmark, of this machine or another.
+
+    A cell of it counts where everything that decides a training is the same: settings, seed, teacher, code, other
+    files, and the content of the data set, whose own files may lie elsewhere.
+
+    Args:
+        file: The earlier result's JSON file.
+        recipe: The recipe.
+        cells: What is looked for; their names in the file may be others.
+        teacher: Run directory of the teacher.
+
+    Returns:
+        The scores of those that it holds, as `kept_scores` returns them.
+
+    Raises:
+        RecipeError: The file is none of this benchmark, or does not tell what its cells were made from.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found["benchmark"] != "distillation":
+            raise ValueError(f"it is of the benchmark {found['benchmark']}")
+        data_set, entries = found["teacher"]["data_set"], {entry["settings"]: entry for entry in found["cells"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"--reuse {file}: expected a result of benchmarks.distillation ({error!r})") from None
+    prepared = Run(teacher.resolve()).artifact("prepare")
+    if prepared is None or data_set != prepared.content:
+        return {}
+    reused = {}
+    for cell in cells:
+        resolved = load_recipe(recipe, overrides=cell.overrides)
+        entry = entries.get(_settings(resolved))
+        if entry is not None and _others(entry.get("files", {})) == _others(_files(resolved)):
+            reused[cell] = {**entry, "arm": cell.arm}
+    return reused
+
+
+def _others(files: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in files.items() if name != "data set"}
+
+
 def _files(recipe: Recipe) -> dict[str, str]:
     """Return digests of the files that a cell is trained from, as the pipeline's stages see them now."""
     return STAGES["prepare"].files(recipe) | STAGES["distill"].files(recipe)
@@ -74,6 +132,8 @@ def _settings(recipe: Recipe) -> str:
     """Return a digest of what else decides a cell: its settings, the teacher if it has one, code."""
     parts = {"data", "student", "seed", "device"}
     settings = recipe.model_dump(mode="json", include=parts)
+    # where the data lie is another thing than what they are, which `_files` tells
+    del settings["data"]["root"]
     distill = deciding_settings(recipe.distill)
     # of all arms: what the student sees is made from what the teacher sees
     settings["teacher_scale"] = recipe.teacher.scale

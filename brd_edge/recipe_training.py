@@ -128,7 +128,7 @@ class DistillSection(Section):
     curriculum: Literal["constant", "fall", "rise"] = "constant"
     """How the distillation terms are weighted over the training: alike, falling to 0, or rising from 0 (cosine)."""
     teacher_sees_jitter: bool = True
-    """Whether the teacher sees the colours of `train.jitter` like the student, or the frame's own."""
+    """Whether the teacher sees the colours of `train.jitter` and `train.gamma` like the student, or the frame's own."""
     compile_teacher: bool = False
     """Whether the teacher's forward pass is compiled (torch.compile): a minute at the start, then faster."""
     cuda_graphs: bool = True

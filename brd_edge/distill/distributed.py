@@ -53,8 +53,10 @@ def process_group(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     yield
-    # whoever leaves first would cut the others off in the middle of a message
-    gather_objects(None)
+    # Whoever leaves first would cut the others off in the middle of a message. And a thread of gloo's may hold the
+    # tensors of the last message for a moment longer: Python's, it would abort a process that is ending; a barrier's
+    # are none of Python's.
+    dist.barrier()
     # not after an error: NCCL would wait here for processes that wait elsewhere
     dist.destroy_process_group()
 

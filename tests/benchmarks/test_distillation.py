@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +169,43 @@ def test_cells_are_done_again_where_their_files_changed(tmp_path: Path, capfd: p
     found = distillation_cells.score_teacher(recipe, smaller, here / "runs" / "teacher")
     assert (found["weights"], found["contract"] != again["contract"]) == (again["weights"], True)
     assert found["boundary_iou"] != again["boundary_iou"], "the same weights on frames of another size"
+
+
+@pytest.mark.usefixtures("in_root")
+def test_a_table_can_be_made_in_parts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As on two machines: the second part has directories, a data set and a teacher's training of its own."""
+
+    def run(part: str, methods: str, *more: str) -> tuple[int, str]:
+        root = tmp_path / part / "scenes"
+        if not root.exists():
+            _save_scenes(root)
+        data = json.dumps({"layout": "folder", "root": str(root), "size": [64, 96], "loader": "torch"})
+        choice = (f"--set=data={data}", "--methods", methods, "--seeds", "0,1", *more)
+        code = distillation.main(_arguments(tmp_path / part, *choice))
+        return code, capfd.readouterr().err
+
+    assert run("first", "none")[0] == 0
+    reuse = ("--reuse", str(tmp_path / "first" / "result.json"))
+    code, told = run("second", "none,kd", *reuse)
+    assert code == 0
+    assert "result.json: 2 of 4 cells are taken from it" in told
+    assert "none, seed" not in told and "kd, seed 1: mIoU" in told
+    first, second = (_result(tmp_path / part) for part in ("first", "second"))
+    assert [cell for cell in second["cells"] if cell["arm"] == "none"] == first["cells"]
+    assert second["summary"]["kd"]["miou"]["against"]["none"]["count"] == 2
+    code, told = run("second", "none", *reuse, "--set=distill.train.lr=0.001", "--finished")
+    assert (code, "0 of 2 cells are taken from it" in told) == (2, True), "another setting"
+    Image.fromarray(np.zeros((64, 96), np.uint8)).save(tmp_path / "second" / "scenes" / "labels" / "val" / "0.png")
+    code, told = run("second", "none", *reuse)
+    assert (code, "0 of 2 cells are taken from it" in told) == (0, True), "another label"
+    assert _result(tmp_path / "second")["cells"][0]["miou"] != first["cells"][0]["miou"]
+    code, told = run("first", "none", "--reuse", str(tmp_path / "second" / "nowhere.json"))
+    assert code == 2 and "nowhere.json: expected a result of benchmarks.distillation" in told
+
+
+def _result(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "result.json").read_text(encoding="utf-8"))
+    return found
 
 
 @pytest.mark.usefixtures("in_root")
