@@ -32,6 +32,7 @@ __all__ = [
     "validations",
 ]
 
+_DATA_SET = "data set"
 SCORES = ("miou", "boundary_iou", "boundary_f", "connectivity_error")
 
 
@@ -100,20 +101,23 @@ def cells_of(file: Path, recipe: Path, cells: Sequence[Cell], teacher: Path) -> 
         data_set, entries = found["teacher"]["data_set"], {entry["settings"]: entry for entry in found["cells"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"--reuse {file}: expected a result of benchmarks.distillation ({error!r})") from None
-    prepared = Run(teacher.resolve()).artifact("prepare")
+    run = Run(teacher.resolve())
+    prepared = run.artifact("prepare")
     if prepared is None or data_set != prepared.content:
         return {}
+    place = _recorded_files(run).get(_DATA_SET)
     reused = {}
     for cell in cells:
         resolved = load_recipe(recipe, overrides=cell.overrides)
-        entry = entries.get(_settings(resolved))
-        if entry is not None and _others(entry.get("files", {})) == _others(_files(resolved)):
+        entry, now = entries.get(_settings(resolved)), _files(resolved)
+        # of the data set the content is compared, which is known if its files are still those that were prepared
+        if entry is not None and now.get(_DATA_SET) == place and _others(entry.get("files", {})) == _others(now):
             reused[cell] = {**entry, "arm": cell.arm}
     return reused
 
 
 def _others(files: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in files.items() if name != "data set"}
+    return {name: value for name, value in files.items() if name != _DATA_SET}
 
 
 def _files(recipe: Recipe) -> dict[str, str]:
