@@ -53,8 +53,12 @@ def method_rows(results: Sequence[str]) -> list[str]:
     """Return a row a method: mean ± deviation of mIoU, Boundary IoU and connectivity error of every result."""
     tables = [_scores(name) for name in results]
     lines = []
-    for arm in tables[0]:
-        cells = [format_mean(summarise(list(table[arm][score].values()))) for table in tables for score in _SCORES]
+    for arm in dict.fromkeys(arm for table in tables for arm in table):
+        cells = [
+            format_mean(summarise(list(table[arm][score].values()))) if arm in table else "n. t."
+            for table in tables
+            for score in _SCORES
+        ]
         lines.append(_row([f"**{arm}**" if arm == "brd" else arm, *cells]))
     return lines
 

@@ -71,7 +71,7 @@ def test_every_arm_of_the_ablation_can_be_chosen_and_is_a_recipe(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNLABELLED", "frames")
-    recipe, file = "pipelines/camvid_cpu.yaml", "benchmarks/ablation.yaml"
+    recipe, file = "benchmarks/camvid_cpu_24.yaml", "benchmarks/ablation.yaml"
     for name, settings in yaml.safe_load(Path(file).read_text(encoding="utf-8")).items():
         arguments = [recipe, "--arms", file, "--finished", "--directory", "nowhere", "--only", name]
         assert distillation.main(arguments) == 2

@@ -10,10 +10,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PLACES = {
-    "README.md, methods": ("README.md", "| | mIoU | Boundary IoU | connectivity error | held out: mIoU |"),
+    "README.md, methods": ("README.md", "| | validation: mIoU | Boundary IoU | connectivity error | held out: mIoU |"),
     "docs/evidence.md, at a glance": ("docs/evidence.md", "| student | schedule, hardware | settings of `brd` |"),
     "docs/evidence.md, six seeds": ("docs/evidence.md", "| six seeds | mIoU |"),
     "docs/evidence.md, six seeds, held out": ("docs/evidence.md", "| six seeds, held out | mIoU |"),
+    "docs/evidence.md, recipe, validation": ("docs/evidence.md", "| validation split, today's recipe, three seeds |"),
+    "docs/evidence.md, recipe, held out": ("docs/evidence.md", "| held-out sequence, today's recipe, three seeds |"),
     "docs/evidence.md, stage 16 over brd": ("docs/evidence.md", "| `stage 16` over `brd`, six seeds | mIoU |"),
     "docs/evidence.md, stage 16 features x4 over stage 16": (
         "docs/evidence.md",
