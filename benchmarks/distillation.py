@@ -176,8 +176,8 @@ def _arms(options: argparse.Namespace) -> dict[str, list[str]]:
 def _reused(options: argparse.Namespace, cells: Sequence[Cell], teacher: Path) -> dict[Cell, dict[str, Any]]:
     found: dict[Cell, dict[str, Any]] = {}
     for file in options.reuse:
-        held = cells_of(file, options.recipe, cells, teacher)
-        _say(f"{file}: {len(held)} of {len(cells)} cells are taken from it")
+        held, why = cells_of(file, options.recipe, cells, teacher)
+        _say(f"{file}: {len(held)} of {len(cells)} cells are taken from it" + ("" if why is None else f" ({why})"))
         found = held | found
     return found
 

@@ -76,7 +76,9 @@ def kept_scores(cell: Cell) -> dict[str, Any]:
     return {**scores, "validations": validations(cell)}
 
 
-def cells_of(file: Path, recipe: Path, cells: Sequence[Cell], teacher: Path) -> dict[Cell, dict[str, Any]]:
+def cells_of(
+    file: Path, recipe: Path, cells: Sequence[Cell], teacher: Path
+) -> tuple[dict[Cell, dict[str, Any]], str | None]:
     """Find cells in an earlier result of this benchmark, of this machine or another.
 
     A cell of it counts where everything that decides a training is the same: settings, seed, teacher, code, other
@@ -89,7 +91,8 @@ def cells_of(file: Path, recipe: Path, cells: Sequence[Cell], teacher: Path) -> 
         teacher: Run directory of the teacher.
 
     Returns:
-        The scores of those that it holds, as `kept_scores` returns them.
+        The scores of those that it holds, as `kept_scores` returns them, and why others may be missing, if that is of
+        all cells alike.
 
     Raises:
         RecipeError: The file is none of this benchmark, or does not tell what its cells were made from.
@@ -98,22 +101,30 @@ def cells_of(file: Path, recipe: Path, cells: Sequence[Cell], teacher: Path) -> 
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["benchmark"] != "distillation":
             raise ValueError(f"it is of the benchmark {found['benchmark']}")
-        data_set, entries = found["teacher"]["data_set"], {entry["settings"]: entry for entry in found["cells"]}
+        made_from = {name: found["teacher"][name] for name in ("data_set", "code", "weights")}
+        entries = {entry["settings"]: entry for entry in found["cells"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"--reuse {file}: expected a result of benchmarks.distillation ({error!r})") from None
+        raise RecipeError(
+            f"--reuse {file}: expected a result of benchmarks.distillation that tells what it was made from ({error!r})"
+        ) from None
     run = Run(teacher.resolve())
-    prepared = run.artifact("prepare")
-    if prepared is None or data_set != prepared.content:
-        return {}
-    place = _recorded_files(run).get(_DATA_SET)
+    prepared, place = run.artifact("prepare"), _recorded_files(run).get(_DATA_SET)
+    if prepared is None or run.artifact("teacher") is None:
+        return {}, "the teacher is not trained yet"
     reused = {}
     for cell in cells:
         resolved = load_recipe(recipe, overrides=cell.overrides)
-        entry, now = entries.get(_settings(resolved)), _files(resolved)
+        now = _files(resolved)
         # of the data set the content is compared, which is known if its files are still those that were prepared
-        if entry is not None and now.get(_DATA_SET) == place and _others(entry.get("files", {})) == _others(now):
+        if prepared.content != made_from["data_set"] or now.get(_DATA_SET) != place:
+            return {}, "its data set is another"
+        entry = entries.get(_settings(resolved))
+        if entry is not None and _others(entry.get("files", {})) == _others(now):
             reused[cell] = {**entry, "arm": cell.arm}
-    return reused
+    if made_from["code"] != code_digest(STAGES["distill"].code):
+        return reused, "its code of the training is another"
+    same = made_from["weights"] == sha256_file(run.path("teacher", "model", "model.safetensors"))
+    return reused, None if same else "its teacher is another"
 
 
 def _others(files: Mapping[str, str]) -> dict[str, str]:
