@@ -32,7 +32,7 @@ class _Lines:
 
 @contextmanager
 def progress_bar(total: int, title: str, *, unit: str = "it", initial: int = 0) -> Iterator[Any]:
-    """Yield a tqdm bar on stderr; where that is not a terminal, a line every 15 seconds.
+    """Yield a tqdm bar on stderr; where that is not a terminal, a line every 15 seconds, the first after as many.
 
     Args:
         total: Steps in all.
@@ -58,6 +58,8 @@ def progress_bar(total: int, title: str, *, unit: str = "it", initial: int = 0) 
         ncols=None if terminal else 100,
         ascii=not terminal,
         file=sys.stderr if terminal else _Lines(sys.stderr),
+        # in a log, what is done sooner needs no line
+        delay=0.0 if terminal else _SECONDS_BETWEEN_LINES,
         mininterval=0.2 if terminal else _SECONDS_BETWEEN_LINES,
         maxinterval=10.0 if terminal else _SECONDS_BETWEEN_LINES,
         smoothing=0.1,
