@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -15,15 +16,18 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class _Lines:
-    """A text stream that turns a bar's redraws into lines, for output that is not a terminal."""
+    """A text stream that turns a bar's redraws into lines, not too many, for output that is not a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._last = time.monotonic()
 
     def write(self, text: str) -> int:
-        line = text.strip("\r\n ")
-        if line:
+        line, now = text.strip("\r\n "), time.monotonic()
+        # a bar is also redrawn when what stands beside it changes, such as the loss
+        if line and now - self._last >= _SECONDS_BETWEEN_LINES:
             self._stream.write(line + "\n")
+            self._last = now
         return len(text)
 
     def flush(self) -> None:
@@ -58,8 +62,6 @@ def progress_bar(total: int, title: str, *, unit: str = "it", initial: int = 0) 
         ncols=None if terminal else 100,
         ascii=not terminal,
         file=sys.stderr if terminal else _Lines(sys.stderr),
-        # in a log, what is done sooner needs no line
-        delay=0.0 if terminal else _SECONDS_BETWEEN_LINES,
         mininterval=0.2 if terminal else _SECONDS_BETWEEN_LINES,
         maxinterval=10.0 if terminal else _SECONDS_BETWEEN_LINES,
         smoothing=0.1,
