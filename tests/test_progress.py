@@ -18,6 +18,7 @@ from brd_edge.progress import progress_bar
 def test_a_log_has_no_line_of_what_is_done_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar(1, "prepare", unit="image") as bar:
         bar.update(1)
+        bar.set_postfix_str("mIoU 0.5")
     assert capsys.readouterr().err == ""
 
 
@@ -32,7 +33,6 @@ def test_a_log_has_lines_of_what_takes_longer(
     lines = capsys.readouterr().err.splitlines()
     assert all(line.startswith("build:") for line in lines)
     assert any("1/3" in line or "2/3" in line for line in lines), lines
-    assert not any("0/3" in line for line in lines), lines
     assert not any("\r" in line for line in lines)
 
 
