@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/evidence.md, made from the committed results of `benchmarks.distillation`.
+"""The tables of README.md, docs/evidence.md and docs/experiments.md, made from the committed results of `benchmarks.distillation`.
 
     python -m benchmarks.evidence
 
@@ -20,7 +20,7 @@ import yaml
 from benchmarks.distillation_table import format_difference, format_mean
 from benchmarks.statistics import paired_difference, summarise
 
-__all__ = ["beyond_chance", "change_rows", "class_rows", "glance_rows", "method_rows", "pooled_rows"]
+__all__ = ["beyond_chance", "change_rows", "class_rows", "glance_rows", "mean_rows", "method_rows", "pooled_rows"]
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = Path(__file__).with_suffix(".yaml")
@@ -39,11 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = yaml.safe_load(ROWS.read_text(encoding="utf-8"))
     for title, lines in (
         ("README.md, methods", method_rows(rows["methods"])),
-        ("docs/evidence.md, at a glance", glance_rows(rows["glance"])),
-        *((f"docs/evidence.md, {title}", pooled_rows(**of)) for title, of in rows["pooled"].items()),
-        *((f"docs/evidence.md, {title}", change_rows(of)) for title, of in rows["changes"].items()),
-        ("docs/evidence.md, classes", class_rows(**rows["classes"])),
-        ("docs/evidence.md, beyond chance", [beyond_chance(rows["glance"])]),
+        *((title, mean_rows(result)) for title, result in rows["means"].items()),
+        *((title, pooled_rows(**of)) for title, of in rows["pooled"].items()),
+        *((title, change_rows(of)) for title, of in rows["changes"].items()),
+        ("docs/experiments.md, at a glance", glance_rows(rows["glance"])),
+        ("docs/experiments.md, classes", class_rows(**rows["classes"])),
+        ("docs/experiments.md, beyond chance", [beyond_chance(rows["glance"])]),
     ):
         print("\n".join([f"{title}:", *lines, ""]))
     return 0
@@ -61,6 +62,14 @@ def method_rows(results: Sequence[str]) -> list[str]:
         ]
         lines.append(_row([f"**{arm}**" if arm == "brd" else arm, *cells]))
     return lines
+
+
+def mean_rows(result: str) -> list[str]:
+    """Return a row a method of one result: mean ± deviation of all scores over the seeds."""
+    return [
+        _row([arm, *(format_mean(summarise(list(scores[score].values()))) for score in _ALL_SCORES)])
+        for arm, scores in _scores(result).items()
+    ]
 
 
 def pooled_rows(results: Sequence[str], arms: Sequence[str]) -> list[str]:
