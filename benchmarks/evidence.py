@@ -1,4 +1,4 @@
-"""The tables of README.md, docs/evidence.md and docs/experiments.md, made from the committed results of `benchmarks.distillation`.
+"""The tables of the evidence in README.md and docs, made from the committed results of `benchmarks.distillation`.
 
     python -m benchmarks.evidence
 
