@@ -20,7 +20,16 @@ import yaml
 from benchmarks.distillation_table import format_difference, format_mean
 from benchmarks.statistics import paired_difference, summarise
 
-__all__ = ["beyond_chance", "change_rows", "class_rows", "glance_rows", "mean_rows", "method_rows", "pooled_rows"]
+__all__ = [
+    "aim_rows",
+    "beyond_chance",
+    "change_rows",
+    "class_rows",
+    "glance_rows",
+    "mean_rows",
+    "method_rows",
+    "pooled_rows",
+]
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = Path(__file__).with_suffix(".yaml")
@@ -39,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = yaml.safe_load(ROWS.read_text(encoding="utf-8"))
     for title, lines in (
         ("README.md, methods", method_rows(rows["methods"])),
+        *((title, aim_rows(results)) for title, results in rows["aims"].items()),
         *((title, mean_rows(result)) for title, result in rows["means"].items()),
         *((title, pooled_rows(**of)) for title, of in rows["pooled"].items()),
         *((title, change_rows(of)) for title, of in rows["changes"].items()),
@@ -62,6 +72,35 @@ def method_rows(results: Sequence[str]) -> list[str]:
         ]
         lines.append(_row([f"**{arm}**" if arm == "brd" else arm, *cells]))
     return lines
+
+
+def aim_rows(results: Sequence[str]) -> list[str]:
+    """Return a row an aim: what `brd` has over the others in every result, and whether that reaches the aim."""
+    tables = [_scores(name) for name in results]
+    peers = [arm for arm in tables[0] if arm not in ("none", "kd", "brd")]
+    aims = [
+        ("mIoU over `none`", "miou", "none", 0.0275, "+2.75"),
+        ("Boundary IoU over `none`", "boundary_iou", "none", 0.03, "+3.0"),
+        ("connectivity error", "connectivity_error", "none", -0.1, "-10 %"),
+        ("mIoU over `kd`", "miou", "kd", 0.01, "+1.0"),
+        *((f"mIoU over `{peer}`", "miou", peer, 0.0, "ahead") for peer in peers),
+    ]
+    return [
+        _row([row, text, *(_reached(table["brd"][score], table[arm][score], score, aim) for table in tables)])
+        for row, score, arm, aim, text in aims
+    ]
+
+
+def _reached(values: Mapping[int, float], control: Mapping[int, float], score: str, aim: float) -> str:
+    """Return a difference and whether its mean reaches an aim; of connectivity errors it is relative to the control."""
+    found = paired_difference(values, control)
+    assert found is not None, "no seed in common"
+    text, mean, reached = format_difference(found), found["mean"], found["mean"] > aim
+    if score == "connectivity_error":
+        change = mean / (sum(control[seed] for seed in found["seeds"]) / len(found["seeds"]))
+        text, reached = f"{100 * change:+.1f} % ({text})", change <= aim
+    by_chance = reached and found["low"] is not None and found["low"] <= 0 <= found["high"]
+    return f"{text} {'reached' if reached else '**missed**'}{', within chance' if by_chance else ''}"
 
 
 def mean_rows(result: str) -> list[str]:

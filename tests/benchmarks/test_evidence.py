@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEADERS = {
     "README.md, methods": "| | validation: mIoU | Boundary IoU | connectivity error | held out: mIoU |",
+    "docs/evidence.md, aims": "| what `brd` has | aim |",
     "docs/evidence.md, recipe, validation, means": "| validation split, mean ± deviation |",
     "docs/evidence.md, recipe, held out, means": "| held-out sequence, mean ± deviation |",
     "docs/experiments.md, six seeds": "| six seeds | mIoU |",
