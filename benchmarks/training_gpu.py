@@ -29,7 +29,7 @@ import torch
 
 from benchmarks import argument_types
 from benchmarks.output import output_file
-from brd_edge.distill.objective import METHODS
+from brd_edge.distill.methods import METHODS
 from brd_edge.environment import describe_environment
 from brd_edge.recipe import load_recipe
 from brd_edge.runtime.errors import BrdEdgeError

@@ -41,3 +41,21 @@ def test_a_heading_that_is_not_there_is_no_anchor(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# Title\n\n## Why `brd`: it's *small*\n", encoding="utf-8")
     assert _anchors(page) == {"title", "why-brd-its-small"}
+
+
+def test_every_result_is_listed_with_what_it_is_of() -> None:
+    text = (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
+    names = {path.stem for path in (ROOT / "benchmarks/results").glob("*.json")}
+
+    # a table's row names the validation split's result, and by `H` that the held-out sequence has one too
+    assert not {name for name in names if name not in text and name.removesuffix("-0001TP") not in text}
+
+
+def test_a_teacher_that_is_taken_over_is_one_that_a_command_of_the_page_trains() -> None:
+    text = (ROOT / "docs/experiments.md").read_text(encoding="utf-8")
+    trained = set(re.findall(r"--directory (runs/distillation/[\w-]+)", text))
+    trained |= {f"runs/distillation/{path.stem}" for path in (ROOT / "benchmarks").glob("*.yaml") if path.stem in text}
+
+    taken = re.findall(r"teacher\.checkpoint=(runs/distillation/[\w-]+)/teacher/teacher/model", text)
+    assert len(taken) > 3
+    assert set(taken) <= trained
