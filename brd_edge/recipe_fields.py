@@ -61,5 +61,5 @@ def require_known(what: str, name: str, known: Sequence[str]) -> str:
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise ValueError(f"unknown {what} {name!r}; {hint}There are {', '.join(known)}")
+        raise ValueError(f"unknown {what} {name!r}; {hint}there are {', '.join(known)}")
     return name

@@ -161,7 +161,7 @@ class DistillSection(Section):
     boundary_kernel: Literal[0, 3, 5, 7, 9] = 3
     """Side of the window in which boundaries of features are read, in grid cells; 0 is the whole image (not for
     `neighbours`)."""
-    boundary_strides: tuple[Literal["auto", 2, 4, 8, 16, 32], ...] = ("auto",)
+    boundary_strides: Annotated[tuple[Literal["auto", 2, 4, 8, 16, 32], ...], Field(min_length=1)] = ("auto",)
     """Which backbone stages give boundaries, by stride: of these, all that both backbones have; at least one. `auto` is
     16, or where one has no such stage the deepest that both have."""
     band_weight: NotNegative = 4.0
@@ -195,6 +195,18 @@ class DistillSection(Section):
     """Pixels of `unlabelled` whose class has a lower probability with the teacher (0 to 1) get no label."""
     train: TrainSection
     """How the student is trained."""
+
+    @model_validator(mode="after")
+    def _something_is_distilled(self) -> DistillSection:
+        from brd_edge.distill.methods import METHODS
+
+        weights = [f"lambda_{term}" for term in METHODS[self.method]]
+        if weights and not any(getattr(self, weight) for weight in weights):
+            raise ValueError(
+                f"method `{self.method}` distils nothing with {' = '.join(weights)} = 0; "
+                "make one larger, or take method: none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _neighbours_have_a_distance(self) -> DistillSection:

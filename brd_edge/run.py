@@ -12,12 +12,13 @@ import hashlib
 import json
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from brd_edge.runtime.errors import RunError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
@@ -129,7 +130,7 @@ def open_run(directory: Path) -> Iterator[Run]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _require_run_directory(directory)
-        lock = (directory / _LOCK).open("w")
+        lock = (directory / _LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         reason = "it is a file" if directory.is_file() else error.strerror
         raise RunError(f"{directory}: cannot be used as a run directory: {reason}; choose another --run-dir") from None
@@ -137,8 +138,26 @@ def open_run(directory: Path) -> Iterator[Run]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise RunError(f"{directory}: another process works in this run directory; wait or stop it") from None
+            raise RunError(
+                f"{directory}: another process{_holder(lock)} works in this run directory; wait or stop it"
+            ) from None
+        _sign(lock)
         yield Run(directory.resolve())
+
+
+def _sign(lock: IO[str]) -> None:
+    """Write into a lock who holds it, for the message of those who come later."""
+    with suppress(OSError):
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+
+
+def _holder(lock: IO[str]) -> str:
+    """Return who holds a lock, to go on with after "another process", as far as it is known."""
+    lock.seek(0)
+    holder = lock.read().strip()
+    return f" ({holder})" if holder else ""
 
 
 def is_run_directory(directory: Path) -> bool:

@@ -443,6 +443,19 @@ def test_a_plan_tells_what_would_be_refused_before_the_data_are_prepared(
     assert "refused" not in capsys.readouterr().out
 
 
+def test_a_plan_refuses_models_that_cannot_be_matched_and_names_the_terms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["distill.relation_layers=[32]", "distill.lambda_boundary=0", "distill.lambda_relation=0.25"]
+
+    assert main(_arguments(tmp_path / "run", "--plan", settings=settings)) == 0
+
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "with brd (boundary_classes 6, relation 0.25)" in printed
+    assert "refused: distill.relation_layers: [32] are not stages of both backbones" in printed
+    assert "student encoder.16: stride 16" in printed
+
+
 def test_data_that_are_refused_cost_no_recipe(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(finished), str(run)], check=True)

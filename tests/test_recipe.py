@@ -118,7 +118,7 @@ def test_all_errors_are_shown_together_with_their_paths() -> None:
     assert "distil: unknown key; did you mean distill?" in message
     assert "distill.lamda_kd: unknown key; did you mean lambda_kd?" in message
     assert "distill.train.epochs: expected greater than or equal to 1, got 0" in message
-    assert "data.layout: unknown layout 'camvidd'; did you mean camvid? There are scenes, ade20k, camvid" in message
+    assert "data.layout: unknown layout 'camvidd'; did you mean camvid? there are scenes, ade20k, camvid" in message
     assert "data.size.1: missing" in message
     assert "data.mean: expected a list in brackets (Mean per RGB channel, on the scale 0 to 1), got 0.5" in message
     assert "unknown target 'toaster'" in message
@@ -286,6 +286,25 @@ def test_bad_overrides_are_named(override: str, message: str) -> None:
         load_recipe(QUICKSTART, overrides=[override])
 
     assert f"--set {override}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["distill.boundary_strides=[]"], "distill.boundary_strides: expected at least 1 item, got []"),
+        (
+            ["distill.method=skd", "distill.lambda_kd=0", "distill.lambda_skd=0"],
+            "distill: method `skd` distils nothing with lambda_kd = lambda_skd = 0; make one larger, or take method: n",
+        ),
+    ],
+)
+def test_a_distillation_of_nothing_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(QUICKSTART, overrides=overrides)
+
+    assert f"1 error\n  {message}" in str(caught.value)
+    plain = load_recipe(QUICKSTART, overrides=["distill.method=none", "distill.lambda_kd=0"])
+    assert plain.distill.method == "none"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,8 @@ def test_a_run_directory_belongs_to_one_process(tmp_path: Path) -> None:
     code = "import sys, pathlib, brd_edge.run as r\nwith r.open_run(pathlib.Path(sys.argv[1])): pass"
     with open_run(tmp_path):
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
-        assert "another process works in this run directory" in other.stderr
+        holder = f"{os.getpid()} on {socket.gethostname()}"
+        assert f"another process ({holder}) works in this run directory" in other.stderr
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 

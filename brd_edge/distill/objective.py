@@ -31,13 +31,14 @@ from brd_edge.distill.matching import (
     pair_up,
     pick_layer,
 )
+from brd_edge.distill.methods import METHODS
 from brd_edge.distill.overlap import boundary_overlap_loss
 from brd_edge.distill.peers import PixelMemory, channel_wise_loss, cross_image_loss, memory_losses, pair_wise_loss
 from brd_edge.distill.prototypes import class_relation_loss
 from brd_edge.distill.relation import relation_loss
 from brd_edge.models.segmentation import Features, forward_features, stays_on_device
 
-__all__ = ["CURRICULA", "METHODS", "DistillSettings", "Objective", "Supervised", "Term", "distillation", "supervised"]
+__all__ = ["CURRICULA", "DistillSettings", "Objective", "Supervised", "Term", "distillation", "supervised"]
 
 Supervised = Callable[[Tensor, Tensor], Tensor]
 """Logits (N, K, H, W) and labels (N, H, W) to a scalar."""
@@ -47,19 +48,6 @@ Term = Callable[[Features, Features, Tensor], Tensor]
 
 StudentView = Callable[[Tensor, Tensor], Tensor]
 """Images (N, 3, H, W) and the jitter of their colours (N, 4) to images."""
-
-METHODS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "kd": ("kd",),
-    "skd": ("kd", "skd"),
-    "cwd": ("cwd",),
-    "cirkd": ("kd", "cirkd_batch", "cirkd_memory"),
-    "boundary": ("boundary", "boundary_classes"),
-    "relation": ("relation",),
-    "brd": ("boundary", "boundary_classes", "relation"),
-    "brd_kd": ("kd", "boundary", "boundary_classes", "relation"),
-}
-"""Which terms join the cross-entropy under each method; SKD is without its adversarial term."""
 
 _PIXELS, _REGIONS = 20_000, 2_000
 """How many pixels and regions of every class CIRKD remembers: its authors' sizes, for each class as there."""

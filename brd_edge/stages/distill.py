@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from brd_edge.recipe import Recipe
+from brd_edge.recipe_training import DistillSection
 from brd_edge.stages.context import (
     Context,
     Outcome,
@@ -68,9 +69,18 @@ def _notes(recipe: Recipe) -> list[str]:
 
 def _plan(recipe: Recipe) -> str:
     student, distill = recipe.student, recipe.distill
-    how = "without distillation" if distill.method == "none" else f"with {distill.method}"
     more = unlabelled_plan(recipe)
-    return f"train {student.arch} / {student.encoder} for {counted(distill.train.epochs, 'epoch')} {how}{more}"
+    epochs = counted(distill.train.epochs, "epoch")
+    return f"train {student.arch} / {student.encoder} for {epochs} {_method(distill)}{more}"
+
+
+def _method(distill: DistillSection) -> str:
+    """Return the method with the terms that it has and their weights."""
+    from brd_edge.distill.methods import METHODS
+
+    weights = {term: getattr(distill, f"lambda_{term}") for term in METHODS[distill.method]}
+    terms = ", ".join(f"{term} {weight:g}" for term, weight in weights.items() if weight)
+    return f"with {distill.method} ({terms})" if terms else "without distillation"
 
 
 def _accepts(context: Context) -> None:

@@ -39,7 +39,6 @@ def check_models(recipe: Recipe, dataset: Dataset, *, given: nn.Module | None = 
         ModelError: A model cannot be built, does not take the frames or crops, its first weights do not fit or cannot
             be had, a batch is larger than the train split, or both models cannot be matched.
     """
-    from brd_edge.distill.objective import distillation
     from brd_edge.models.segmentation import build_model
 
     teacher = given
@@ -52,17 +51,8 @@ def check_models(recipe: Recipe, dataset: Dataset, *, given: nn.Module | None = 
     student = build_model(model_spec(recipe.student, dataset), encoder_weights=weights, seed=recipe.seed)
     check_training("student", student, recipe.distill.train, input_contract(recipe))
     _require_enough("student", recipe.distill.train, len(dataset.train) + unlabelled_count(recipe))
-    if teacher is None:
-        return
-    distillation(
-        teacher,
-        student,
-        distill_settings(recipe.distill),
-        supervised_loss(recipe.distill.train, None),
-        classes=len(dataset.classes),
-        teacher_scale=recipe.teacher.scale,
-        size=training_size(recipe),
-    )
+    if teacher is not None:
+        _require_match(recipe, teacher, student, classes=len(dataset.classes))
 
 
 def model_problems(recipe: Recipe) -> list[str]:
@@ -70,6 +60,7 @@ def model_problems(recipe: Recipe) -> list[str]:
     from brd_edge.models.segmentation import ModelSpec, build_model
 
     teacher, found = recipe.teacher, list[str]()
+    models: dict[str, nn.Module] = {}
     students = ("student", recipe.student, recipe.distill.train, input_contract(recipe), 1)
     teachers = ("teacher", teacher, teacher.train, teacher_contract(recipe), teacher.scale)
     for name, section, train, contract, scale in (teachers, students):
@@ -80,9 +71,30 @@ def model_problems(recipe: Recipe) -> list[str]:
             spec = ModelSpec(section.arch, section.encoder, classes=2, options=dict(section.options))
             model = build_model(spec, encoder_weights=None, seed=0)
             check_training(name, model, train, contract, scale=scale)
+            models[name] = model
         except ModelError as error:
             found.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
+    if len(models) == len((teachers, students)):
+        try:
+            _require_match(recipe, models["teacher"], models["student"], classes=2)
+        except ModelError as error:
+            found.append(str(error))
     return found
+
+
+def _require_match(recipe: Recipe, teacher: nn.Module, student: nn.Module, *, classes: int) -> None:
+    """Refuse a teacher and a student that the recipe's distillation cannot match."""
+    from brd_edge.distill.objective import distillation
+
+    distillation(
+        teacher,
+        student,
+        distill_settings(recipe.distill),
+        supervised_loss(recipe.distill.train, None),
+        classes=classes,
+        teacher_scale=recipe.teacher.scale,
+        size=training_size(recipe),
+    )
 
 
 def check_training(

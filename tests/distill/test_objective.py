@@ -19,7 +19,8 @@ from brd_edge.distill.boundary import (
 )
 from brd_edge.distill.logits import logit_loss
 from brd_edge.distill.matching import layer_channels, pick_layer
-from brd_edge.distill.objective import CURRICULA, METHODS, DistillSettings, Term, distillation
+from brd_edge.distill.methods import METHODS
+from brd_edge.distill.objective import CURRICULA, DistillSettings, Term, distillation
 from brd_edge.distill.overlap import boundary_overlap_loss
 from brd_edge.distill.peers import PixelMemory, channel_wise_loss, cross_image_loss, memory_losses, pair_wise_loss
 from brd_edge.distill.prototypes import class_relation_loss
