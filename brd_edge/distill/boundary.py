@@ -14,8 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from brd_edge.distill.balance import balanced_share
+from brd_edge.distill.boundary_operators import OPERATORS, boundary_map, boundary_residual, neighbour_map
+from brd_edge.distill.checks import (
+    check_labels,
+    check_maps,
+    check_number,
+    check_same_classes,
+    check_stages,
+    check_temperature,
+)
 from brd_edge.distill.distributed import global_mean, sum_over_processes
-from brd_edge.distill.grid import IGNORE, full_precision, known_cells, known_share, on_coarser_grid, transitions, wide
+from brd_edge.distill.grid import IGNORE, known_cells, known_share, on_coarser_grid, transitions, wide
 
 __all__ = [
     "OPERATORS",
@@ -30,91 +39,9 @@ __all__ = [
     "projected_boundary_loss",
 ]
 
-_EPSILON = 1e-6
 _TINY = 1e-12
 _FAINT = 1e-2
 _NOWHERE = -1e4
-
-
-def boundary_residual(features: Tensor, kernel: int, known: Tensor | None = None) -> Tensor:
-    """Return what an average over the neighbourhood cannot explain: `B(F) = F - AvgPool_k(F)`.
-
-    Args:
-        features: (N, C, H, W), floating point.
-        kernel: Odd side of the averaging window, borders being padded by reflection; or 0: the whole image, of
-            which all regions stand out that are not like its mean, not their edges alone.
-        known: (N, 1, H, W), 1 for the cells that the average is taken over and 0 for the others; all when not given.
-
-    Returns:
-        (N, C, H, W); zero where the features are locally constant. What lies in cells that are not known changes
-        nothing in those that are.
-    """
-    if known is None:
-        return features - (_average(features, kernel) if kernel else features.mean((2, 3), keepdim=True))
-    known = known.to(features.dtype)
-    inside = features * known
-    if kernel == 0:
-        return features - inside.sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True).clamp_min(1)
-    # a window that holds a known cell has at least 1 / kernel^2 of them
-    return features - _average(inside, kernel) / _average(known, kernel).clamp_min(0.5 / kernel**2)
-
-
-def boundary_map(features: Tensor, kernel: int, known: Tensor | None = None) -> Tensor:
-    """Return an explicit boundary map of a feature map, comparable between unlike networks.
-
-    `b = sqrt(mean_c B(F)^2 + eps)`, divided by its mean over the image's known cells: the channel
-    energy needs no match of channels, and the division makes the map invariant to the features' scale.
-
-    Args:
-        features: (N, C, H, W), floating point.
-        kernel: Odd side of the averaging window.
-        known: (N, 1, H, W), 1 for the cells that averages are taken over and 0 for the others; all when not given.
-
-    Returns:
-        (N, 1, H, W), not negative, mean 1 over the known cells of every image.
-    """
-    energy = boundary_residual(features, kernel, known).square().mean(1, keepdim=True)
-    weight = torch.ones_like(energy) if known is None else known.to(energy.dtype)
-    # an image without any known cell counts nowhere; its divisor must only not be 0
-    weight = weight / weight.sum((2, 3), keepdim=True).clamp_min(1)
-    floor = _EPSILON * (energy * weight).sum((2, 3), keepdim=True)
-    magnitude = (energy + floor + _TINY).sqrt()
-    return magnitude / (magnitude * weight).sum((2, 3), keepdim=True).clamp_min(_TINY)
-
-
-def neighbour_map(features: Tensor, kernel: int, known: Tensor | None = None) -> Tensor:
-    """Return how unlike each pixel is to its neighbours at distance `kernel // 2`, in eight directions.
-
-    `b_d(p) = 1 - cos(F(p), F(p + d))`: unlike `boundary_map` it also says on which side the
-    boundary lies. Invariant to the scale of every pixel's feature; needs no match of channels.
-
-    Args:
-        features: (N, C, H, W), floating point.
-        kernel: Odd side of the window whose corners and side centres are the neighbours.
-        known: (N, 1, H, W), 1 for the cells to be compared with and 0 for the others; all when not given.
-
-    Returns:
-        (N, 8, H, W), 0 to 2, and 0 towards a neighbour that is not known; borders are padded by reflection.
-    """
-    reach = kernel // 2
-    unit = F.normalize(features, dim=1, eps=1e-6)
-    height, width = features.shape[-2:]
-    steps = (0, reach, 2 * reach)
-    shifts = [(top, left) for top in steps for left in steps if (top, left) != (reach, reach)]
-
-    def neighbours(values: Tensor) -> list[Tensor]:
-        padded = _pad(values, reach)
-        return [padded[..., top : top + height, left : left + width] for top, left in shifts]
-
-    found = torch.stack([1 - (unit * other).sum(1) for other in neighbours(unit)], dim=1)
-    return found if known is None else found * torch.cat(neighbours(known.to(found.dtype)), dim=1)
-
-
-OPERATORS: dict[str, Callable[[Tensor, int, Tensor], Tensor]] = {
-    "residual": boundary_map,
-    "neighbours": neighbour_map,
-}
-"""How boundaries are read from features, the window's side and the known cells."""
 
 
 def boundary_feature_loss(
@@ -138,12 +65,26 @@ def boundary_feature_loss(
         labels: (N, h, w) int64 class ids, 255 ignored.
         strides: Which stages to compare; each stands in both mappings.
         operator: A key of `OPERATORS`.
-        kernel: Odd side of the boundary operator's window.
-        band_weight: How much more cells on a label boundary count.
+        kernel: Odd side of the boundary operator's window, at least 3; for `residual` also 0, the whole image.
+        band_weight: How much more cells on a label boundary count; not negative.
 
     Returns:
         A scalar; 0 when the student's boundary maps equal the teacher's.
+
+    Raises:
+        ValueError: A stride without a map of both, maps or labels that are not of the same N images, an unknown
+            operator, a kernel that it cannot take, or a negative `band_weight`.
+
+    Example:
+        >>> teacher, student = torch.randn(2, 64, 16, 24), torch.randn(2, 16, 16, 24, requires_grad=True)
+        >>> labels = torch.randint(0, 5, (2, 64, 96))
+        >>> boundary_feature_loss({4: teacher}, {4: student}, labels, strides=(4,)).backward()
+        >>> student.grad.shape
+        torch.Size([2, 16, 16, 24])
     """
+    if operator not in OPERATORS:
+        raise ValueError(f"operator must be one of {list(OPERATORS)}, got {operator!r}")
+    _check_stages(teacher, student, strides, labels, band_weight)
     extract = OPERATORS[operator]
     cells = _cells(labels, band_weight)
     losses = []
@@ -160,6 +101,10 @@ def boundary_projections(channels: Mapping[int, tuple[int, int]]) -> nn.ModuleDi
 
     Args:
         channels: Stride to the channels of the teacher and of the student.
+
+    Example:
+        >>> boundary_projections({16: (48, 24)})["16"](torch.randn(2, 24, 8, 12)).shape
+        torch.Size([2, 48, 8, 12])
     """
     layers = nn.ModuleDict()
     with torch.random.fork_rng(devices=[]):
@@ -190,16 +135,33 @@ def projected_boundary_loss(
         student: Stride to features of the student; C, H and W may differ from the teacher's.
         labels: (N, h, w) int64 class ids, 255 ignored.
         projections: By stride, student's channels to teacher's; `boundary_projections` makes them.
-        kernel: Odd side of the boundary operator's window.
-        band_weight: How much more cells on a label boundary count.
+        kernel: Odd side of the boundary operator's window, at least 3, or 0: the whole image.
+        band_weight: How much more cells on a label boundary count; not negative.
 
     Returns:
         A scalar; 0 when the projected student has the teacher's boundaries, about 1 when it has none.
+
+    Raises:
+        ValueError: A stride without a map of both, maps or labels that are not of the same N images, a projection to
+            other channels than the teacher's, an even kernel, or a negative `band_weight`.
+
+    Example:
+        >>> teacher, student = torch.randn(2, 48, 16, 24), torch.randn(2, 24, 16, 24)
+        >>> labels, layers = torch.randint(0, 5, (2, 64, 96)), boundary_projections({4: (48, 24)})
+        >>> projected_boundary_loss({4: teacher}, {4: student}, labels, projections=layers).backward()
+        >>> layers["4"][0].weight.grad.shape  # these layers are trained with the student
+        torch.Size([48, 24, 1, 1])
     """
+    _check_stages(teacher, student, [int(name) for name in projections], labels, band_weight)
     cells = _cells(labels, band_weight)
     losses = []
     for name, project in projections.items():
         theirs, mine = on_coarser_grid(wide(teacher[int(name)].detach()), wide(project(student[int(name)])))
+        if theirs.shape[1] != mine.shape[1]:
+            raise ValueError(
+                f"projections must end in the teacher's channels, {theirs.shape[1]} at stride {name}, got "
+                f"{mine.shape[1]}: make them with boundary_projections"
+            )
         known, weight = cells(*mine.shape[-2:])
         theirs, mine = boundary_residual(theirs, kernel, known), boundary_residual(mine, kernel, known)
         distance = (mine - theirs * _channel_power(theirs, known).rsqrt()).square().mean(1, keepdim=True)
@@ -225,13 +187,25 @@ def boundary_class_loss(
         teacher_logits: (N, K, H, W); no gradient is taken.
         student_logits: (N, K, H', W'); both are compared on the coarser grid.
         labels: (N, h, w) int64 class ids, 255 ignored.
-        kernel: Odd side of the boundary operator's window.
-        band_weight: How much more pixels on a label boundary count.
+        kernel: Odd side of the boundary operator's window, at least 3, or 0: the whole image.
+        band_weight: How much more pixels on a label boundary count; not negative.
         class_balance: How far rare classes count more, 0 to 1; see `brd_edge.distill.balance.rarity`.
 
     Returns:
         A scalar; 0 when the logits are equal.
+
+    Raises:
+        ValueError: Logits or labels that are not of the same N images, logits of unlike numbers of classes, an even
+            kernel, a negative `band_weight`, or a `class_balance` beyond 0 to 1.
+
+    Example:
+        >>> teacher, student = torch.randn(2, 5, 16, 24), torch.randn(2, 5, 16, 24, requires_grad=True)
+        >>> labels = torch.randint(0, 5, (2, 64, 96))
+        >>> boundary_class_loss(teacher, student, labels).backward()
+        >>> student.grad.shape
+        torch.Size([2, 5, 16, 24])
     """
+    _check_logits(teacher_logits, student_logits, labels, band_weight, class_balance)
     theirs, mine = on_coarser_grid(wide(teacher_logits.detach()).softmax(1), wide(student_logits).softmax(1))
     known = known_cells(labels, *mine.shape[-2:])
     distance = boundary_residual(theirs - mine, kernel, known).abs().sum(1, keepdim=True)
@@ -257,14 +231,26 @@ def boundary_logit_loss(
         teacher_logits: (N, K, H, W); no gradient is taken.
         student_logits: (N, K, H', W'); both are compared on the coarser grid.
         labels: (N, h, w) int64 class ids, 255 ignored.
-        kernel: Odd side of the boundary operator's window, or 0.
-        band_weight: How much more pixels on a label boundary count.
+        kernel: Odd side of the boundary operator's window, at least 3, or 0: the whole image.
+        band_weight: How much more pixels on a label boundary count; not negative.
         class_balance: How far rare classes count more, 0 to 1; see `brd_edge.distill.balance.rarity`.
 
     Returns:
         A scalar; 0 when the logits are equal up to a constant per image and class, about 1 when the student has no
         boundaries.
+
+    Raises:
+        ValueError: Logits or labels that are not of the same N images, logits of unlike numbers of classes, an even
+            kernel, a negative `band_weight`, or a `class_balance` beyond 0 to 1.
+
+    Example:
+        >>> teacher, student = torch.randn(2, 5, 16, 24), torch.randn(2, 5, 16, 24, requires_grad=True)
+        >>> labels = torch.randint(0, 5, (2, 64, 96))
+        >>> boundary_logit_loss(teacher, student, labels).backward()
+        >>> student.grad.shape
+        torch.Size([2, 5, 16, 24])
     """
+    _check_logits(teacher_logits, student_logits, labels, band_weight, class_balance)
     theirs, mine = on_coarser_grid(wide(teacher_logits.detach()), wide(student_logits))
     known = known_cells(labels, *mine.shape[-2:])
     theirs, mine = boundary_residual(theirs, kernel, known), boundary_residual(mine, kernel, known)
@@ -287,12 +273,25 @@ def boundary_place_loss(
         teacher_logits: (N, K, H, W); no gradient is taken.
         student_logits: (N, K, H', W'); both are compared on the coarser grid.
         labels: (N, h, w) int64 class ids, 255 unknown.
-        kernel: Odd side of the boundary operator's window, or 0.
+        kernel: Odd side of the boundary operator's window, at least 3, or 0: the whole image.
         temperature: t, above 0.
 
     Returns:
         A scalar, not negative; 0 when the logits are equal up to a constant per image and class.
+
+    Raises:
+        ValueError: Logits or labels that are not of the same N images, logits of unlike numbers of classes, an even
+            kernel, or a temperature that is not above 0.
+
+    Example:
+        >>> teacher, student = torch.randn(2, 5, 16, 24), torch.randn(2, 5, 16, 24, requires_grad=True)
+        >>> labels = torch.randint(0, 5, (2, 64, 96))
+        >>> boundary_place_loss(teacher, student, labels).backward()
+        >>> student.grad.shape
+        torch.Size([2, 5, 16, 24])
     """
+    _check_logits(teacher_logits, student_logits, labels)
+    check_temperature(temperature)
     theirs, mine = on_coarser_grid(wide(teacher_logits.detach()), wide(student_logits))
     known = known_cells(labels, *mine.shape[-2:])
     target, found = (_log_places(boundary_residual(part, kernel, known), known, temperature) for part in (theirs, mine))
@@ -301,28 +300,32 @@ def boundary_place_loss(
     return global_mean((divergence * labelled).sum(), labelled.sum()) * temperature**2
 
 
+def _check_stages(
+    teacher: Mapping[int, Tensor],
+    student: Mapping[int, Tensor],
+    strides: Sequence[int],
+    labels: Tensor,
+    band_weight: float,
+) -> None:
+    check_stages(teacher, student, strides)
+    check_labels(labels, student[strides[0]])
+    check_number("band_weight", band_weight, 0)
+
+
+def _check_logits(
+    teacher: Tensor, student: Tensor, labels: Tensor, band_weight: float = 0.0, class_balance: float = 0.0
+) -> None:
+    check_maps(teacher, student)
+    check_same_classes(teacher, student)
+    check_labels(labels, student)
+    check_number("band_weight", band_weight, 0)
+    check_number("class_balance", class_balance, 0, 1)
+
+
 def _log_places(boundaries: Tensor, known: Tensor, temperature: float) -> Tensor:
     """Return the logarithm of each class's distribution over the known cells, (N, K, cells)."""
     # not minus infinity: the difference of two would be no number
     return (boundaries / temperature).masked_fill(known == 0, _NOWHERE).flatten(2).log_softmax(2)
-
-
-def _average(features: Tensor, kernel: int) -> Tensor:
-    """Return the mean of the window around every cell, (N, C, H, W)."""
-    padded = _pad(features, kernel // 2)
-    if features.is_cuda:
-        return F.avg_pool2d(padded, kernel, stride=1)
-    # on a CPU, a convolution with equal weights takes a fifth of the pooling's time
-    channels = features.shape[1]
-    weight = features.new_full((channels, 1, kernel, kernel), 1 / kernel**2)
-    with full_precision(features):
-        return F.conv2d(padded, weight, groups=channels)
-
-
-def _pad(features: Tensor, reach: int) -> Tensor:
-    # reflection needs more rows than it reflects; tiny grids are padded by replication
-    mode = "reflect" if min(features.shape[-2:]) > reach else "replicate"
-    return F.pad(features, (reach, reach, reach, reach), mode=mode)
 
 
 def _channel_power(features: Tensor, known: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+
+from brd_edge.distill.derivatives import first_derivative_only
 
 __all__ = ["FastDepthwise", "depthwise_convolution", "fast_depthwise"]
 
@@ -84,6 +85,7 @@ def depthwise_convolution(
 
     Returns:
         (N, C, H + 2 padding - dilation (k - 1), W + …), equal to `conv2d` up to rounding, as its gradients are.
+        It can be differentiated once; `backward` with `create_graph=True` raises a RuntimeError.
     """
     (rows, columns), (row_step, column_step) = padding, dilation
     weight, rows = _within_reach(weight, 2, image.shape[2], rows, row_step)
@@ -117,7 +119,7 @@ class _Depthwise(torch.autograd.Function):
         return F.conv2d(image, weight, None, 1, padding, dilation, weight.shape[0])
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("depthwise_convolution, which FastDepthwise puts in place of conv2d,")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         image, weight = ctx.saved_tensors
         of_image, of_weight = ctx.needs_input_grad[:2]

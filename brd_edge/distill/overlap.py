@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from brd_edge.distill.boundary import boundary_residual
+from brd_edge.distill.boundary_operators import boundary_residual
+from brd_edge.distill.checks import check_labels, check_maps, check_same_classes
 from brd_edge.distill.distributed import shared_sum, sum_over_processes
 from brd_edge.distill.grid import IGNORE, known_cells, on_coarser_grid, to_grid, wide
 
@@ -31,11 +32,25 @@ def boundary_overlap_loss(theirs: Tensor, mine: Tensor, labels: Tensor, *, kerne
         theirs: (N, K, H, W) the teacher's probabilities, 0 to 1; no gradient is taken.
         mine: (N, K, H', W') the student's probabilities; both are compared on the coarser grid.
         labels: (N, h, w) int64 class ids, 255 unknown.
-        kernel: Odd side of the boundary operator's window, or 0.
+        kernel: Odd side of the boundary operator's window, at least 3, or 0: the whole image.
 
     Returns:
         A scalar, 0 to 1; 0 when the probabilities are equal, 1 when nothing overlaps.
+
+    Raises:
+        ValueError: Probabilities or labels that are not of the same N images, probabilities of unlike numbers of
+            classes, or an even kernel.
+
+    Example:
+        >>> teacher, student = torch.randn(2, 5, 16, 24).softmax(1), torch.randn(2, 5, 16, 24, requires_grad=True)
+        >>> labels = torch.randint(0, 5, (2, 64, 96))
+        >>> boundary_overlap_loss(teacher, student.softmax(1), labels).backward()
+        >>> student.grad.shape
+        torch.Size([2, 5, 16, 24])
     """
+    check_maps(theirs, mine)
+    check_same_classes(theirs, mine)
+    check_labels(labels, mine)
     theirs, mine = on_coarser_grid(wide(theirs.detach()), wide(mine))
     known = known_cells(labels, *mine.shape[-2:])
     # before the window reaches from a known cell into an unknown one
@@ -62,7 +77,17 @@ def label_overlap_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         A scalar, 0 to 1.
+
+    Raises:
+        ValueError: `labels` are not one map of the logits' height and width an image.
+
+    Example:
+        >>> logits, labels = torch.randn(2, 5, 64, 96, requires_grad=True), torch.randint(0, 5, (2, 64, 96))
+        >>> label_overlap_loss(logits, labels).backward()
+        >>> logits.grad.shape
+        torch.Size([2, 5, 64, 96])
     """
+    check_labels(labels, logits, same_size=True)
     height, width = (-(-side // _CELL) for side in labels.shape[1:])
     # class by class: softmax and averaging are several times as fast as with the classes side by side
     mine = to_grid(wide(logits).contiguous().softmax(1), height, width)

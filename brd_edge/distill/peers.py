@@ -6,6 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from brd_edge.distill.checks import (
+    COLDEST,
+    check_labels,
+    check_maps,
+    check_number,
+    check_same_classes,
+    check_temperature,
+)
 from brd_edge.distill.distributed import global_mean
 from brd_edge.distill.grid import IGNORE, full_precision, known_cells, on_coarser_grid, wide
 from brd_edge.distill.similarities import similarity_divergence
@@ -24,11 +32,22 @@ def pair_wise_loss(teacher: Tensor, student: Tensor, *, patch: int = 2) -> Tenso
     Args:
         teacher: (N, C_T, H, W) features, in the paper those before the classifier; no gradient is taken.
         student: (N, C_S, H', W'); both are compared on the coarser grid.
-        patch: Side of the pooled patches, in cells.
+        patch: Side of the pooled patches, in cells; at least 1.
 
     Returns:
         A scalar, 0 when the similarities are equal.
+
+    Raises:
+        ValueError: Maps that are not of the same N images, or a patch below 1.
+
+    Example:
+        >>> teacher, student = torch.randn(2, 64, 16, 24), torch.randn(2, 16, 8, 12, requires_grad=True)
+        >>> pair_wise_loss(teacher, student).backward()
+        >>> student.grad.shape
+        torch.Size([2, 16, 8, 12])
     """
+    check_maps(teacher, student)
+    check_number("patch", patch, 1)
     theirs, mine = on_coarser_grid(wide(teacher.detach()), wide(student))
 
     def similarities(features: Tensor) -> Tensor:
@@ -54,7 +73,20 @@ def channel_wise_loss(teacher: Tensor, student: Tensor, *, temperature: float = 
 
     Returns:
         A scalar, not negative; 0 when the logits are equal up to a constant per channel.
+
+    Raises:
+        ValueError: Logits that are not of the same N images or have unlike numbers of classes, or a temperature that
+            is not above 0.
+
+    Example:
+        >>> teacher, student = torch.randn(2, 5, 16, 24), torch.randn(2, 5, 16, 24, requires_grad=True)
+        >>> channel_wise_loss(teacher, student).backward()
+        >>> student.grad.shape
+        torch.Size([2, 5, 16, 24])
     """
+    check_maps(teacher, student)
+    check_same_classes(teacher, student)
+    check_temperature(temperature)
     theirs, mine = on_coarser_grid(wide(teacher.detach()), wide(student))
     target = (theirs.flatten(2) / temperature).log_softmax(2)
     found = (mine.flatten(2) / temperature).log_softmax(2)
@@ -74,8 +106,20 @@ def cross_image_loss(teacher: Tensor, student: Tensor, *, temperature: float = 0
         temperature: t, at least 0.02.
 
     Returns:
-        A scalar, not negative; 0 when the similarities are equal.
+        A scalar, not negative; 0 when the similarities are equal. It can be differentiated once; `backward` with
+        `create_graph=True` raises a RuntimeError.
+
+    Raises:
+        ValueError: Maps that are not of the same N images, or a temperature below 0.02.
+
+    Example:
+        >>> teacher, student = torch.randn(2, 64, 16, 24), torch.randn(2, 16, 8, 12, requires_grad=True)
+        >>> cross_image_loss(teacher, student).backward()
+        >>> student.grad.shape
+        torch.Size([2, 16, 8, 12])
     """
+    check_maps(teacher, student)
+    check_temperature(temperature, least=COLDEST)
     theirs, mine = on_coarser_grid(wide(teacher.detach()), wide(student))
 
     def pixels(features: Tensor) -> Tensor:
@@ -119,10 +163,15 @@ class PixelMemory(nn.Module):
             classes: Number of classes K.
             teacher_channels: Channels of the teacher's features.
             student_channels: Channels of the student's features.
-            pixel_slots: Pixel embeddings kept per class.
-            region_slots: Region embeddings kept per class.
+            pixel_slots: Pixel embeddings kept per class, at least 1.
+            region_slots: Region embeddings kept per class, at least 1.
+
+        Raises:
+            ValueError: A queue without a slot.
         """
         super().__init__()
+        check_number("pixel_slots", pixel_slots, 1)
+        check_number("region_slots", region_slots, 1)
         self.project = nn.Sequential(
             nn.Conv2d(student_channels, teacher_channels, 1, bias=False),
             nn.BatchNorm2d(teacher_channels),
@@ -196,8 +245,33 @@ def memory_losses(
         regions: Remembered regions to compare with, likewise.
 
     Returns:
-        The loss over pixels and the loss over regions; 0 while the queues are empty.
+        The loss over pixels and the loss over regions; 0 while the queues are empty. They can be differentiated once;
+        `backward` with `create_graph=True` raises a RuntimeError.
+
+    Raises:
+        ValueError: Maps or labels that are not of the same N images, a teacher of other channels than the memory's, a
+            temperature below 0.02, or nothing to compare with (`pixels` or `regions` below 1).
+
+    Example:
+        >>> memory = PixelMemory(5, 64, 16, pixel_slots=100, region_slots=10)
+        >>> teacher, student = torch.randn(2, 64, 16, 24), torch.randn(2, 16, 8, 12, requires_grad=True)
+        >>> labels = torch.randint(0, 5, (2, 64, 96))
+        >>> for _ in range(2):  # nothing is remembered before the first batch
+        ...     pixels, regions = memory_losses(memory, teacher, student, labels)
+        >>> (pixels + regions).backward()
+        >>> student.grad.shape
+        torch.Size([2, 16, 8, 12])
     """
+    check_maps(teacher, student)
+    check_labels(labels, student)
+    if teacher.shape[1] != memory.pixels.shape[2]:
+        raise ValueError(
+            f"teacher must have the {memory.pixels.shape[2]} channels of the memory, got {teacher.shape[1]} in "
+            f"{tuple(teacher.shape)}: make a PixelMemory with these teacher_channels"
+        )
+    check_temperature(temperature, least=COLDEST)
+    check_number("pixels", pixels, 1)
+    check_number("regions", regions, 1)
     theirs, mine = on_coarser_grid(wide(teacher.detach()), wide(student))
     height, width = theirs.shape[-2:]
     theirs, mine = (

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from brd_edge.distill.balance import known_pixels, rarity
+from brd_edge.distill.checks import check_labels, check_maps, check_number, check_temperature
+from brd_edge.distill.derivatives import first_derivative_only
 from brd_edge.distill.distributed import global_mean, sum_over_processes
 from brd_edge.distill.grid import IGNORE, full_precision, on_coarser_grid, wide
 
@@ -46,11 +47,28 @@ def class_relation_loss(
         labels: (N, h, w) int64 class ids, 255 unknown; a cell is of the class at its centre.
         temperature: t, above 0.
         class_balance: How far rare classes count more, 0 to 1.
-        classes: All ids in `labels` but 255 are below it; on a GPU fewer of them are less work.
+        classes: All ids in `labels` but 255 are below it; on a GPU fewer of them are less work. At least 1.
 
     Returns:
-        A scalar, not negative; 0 when both relate alike, or where no pixel is known.
+        A scalar, not negative; 0 when both relate alike, or where no pixel is known. It can be differentiated once;
+        `backward` with `create_graph=True` raises a RuntimeError.
+
+    Raises:
+        ValueError: Maps or labels that are not of the same N images, a temperature that is not above 0, a
+            `class_balance` beyond 0 to 1, or no classes.
+
+    Example:
+        >>> teacher, student = torch.randn(2, 64, 16, 24), torch.randn(2, 16, 8, 12, requires_grad=True)
+        >>> labels = torch.randint(0, 5, (2, 64, 96))
+        >>> class_relation_loss(teacher, student, labels, classes=5).backward()
+        >>> student.grad.shape
+        torch.Size([2, 16, 8, 12])
     """
+    check_maps(teacher, student)
+    check_labels(labels, student)
+    check_temperature(temperature)
+    check_number("class_balance", class_balance, 0, 1)
+    check_number("classes", classes, 1)
     theirs, mine = on_coarser_grid(wide(teacher.detach()), wide(student))
     centres = F.interpolate(labels.unsqueeze(1).to(mine.dtype), mine.shape[-2:], mode="nearest-exact")
     truth = centres.flatten().long()
@@ -108,7 +126,7 @@ class _LogRelation(torch.autograd.Function):
         return relation
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("class_relation_loss")
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         cells, members, absent, scale, length, prototypes, reach, cosines, relation = ctx.saved_tensors
         with full_precision(cells):

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from brd_edge.distill.checks import COLDEST, check_labels, check_maps, check_number, check_rows, check_temperature
+from brd_edge.distill.derivatives import first_derivative_only
 from brd_edge.distill.distributed import global_mean
 from brd_edge.distill.grid import known_cells, to_grid, wide
 from brd_edge.distill.relation_tiles import OPERATIONS, TileOperations
@@ -44,7 +45,19 @@ def relation_pixels(features: Tensor, height: int, width: int) -> Tensor:
 
     Returns:
         (N, height * width, C) with unit rows; float32, or float64 if the features are.
+
+    Raises:
+        ValueError: The features are no map, or the grid is finer than theirs.
+
+    Example:
+        >>> relation_pixels(torch.randn(2, 16, 8, 12), 4, 6).shape
+        torch.Size([2, 24, 16])
     """
+    if features.ndim != 4 or not (1 <= height <= features.shape[2] and 1 <= width <= features.shape[3]):
+        raise ValueError(
+            f"features must be a map (N, C, H, W) of at least the grid's {height} x {width} cells, got "
+            f"{tuple(features.shape)}: ask for a coarser grid"
+        )
     return F.normalize(to_grid(wide(features), height, width).flatten(2).transpose(1, 2), dim=2, eps=1e-6)
 
 
@@ -71,12 +84,31 @@ def relation_loss(
         labels: (N, h, w) int64 class ids, 255 unknown; all cells take part when not given.
         temperature: t, at least 0.02.
         across_images: Whether a pixel is related to the pixels of all images of the batch.
-        cells_max: Most cells that are related to each other; finer grids are averaged down to it.
-        block: Side of the tiles that are held at a time; see `streamed_relation`.
+        cells_max: Most cells that are related to each other, at least 2; finer grids are averaged down to it.
+        block: Side of the tiles that are held at a time, at least 1; see `streamed_relation`.
 
     Returns:
-        A scalar, not negative; 0 when both have the same self-relation.
+        A scalar, not negative; 0 when both have the same self-relation. It can be differentiated once; `backward` with
+        `create_graph=True` raises a RuntimeError.
+
+    Raises:
+        ValueError: Maps or labels that are not of the same N images, maps of which one alone is float64, a temperature
+            below 0.02, `cells_max` below 2, or a block below 1.
+
+    Example:
+        >>> teacher, student = torch.randn(2, 64, 16, 24), torch.randn(2, 16, 8, 12, requires_grad=True)
+        >>> labels = torch.randint(0, 5, (2, 64, 96))
+        >>> relation_loss(teacher, student, labels).backward()
+        >>> student.grad.shape
+        torch.Size([2, 16, 8, 12])
     """
+    check_maps(teacher, student)
+    if labels is not None:
+        check_labels(labels, student)
+    check_temperature(temperature, least=COLDEST)
+    check_number("cells_max", cells_max, 2)
+    if block is not None:
+        check_number("block", block, 1)
     height = min(teacher.shape[-2], student.shape[-2])
     width = min(teacher.shape[-1], student.shape[-1])
     images = len(student) if across_images else 1
@@ -112,19 +144,34 @@ def streamed_relation(
     """Return the relation loss of N pixels, in O(block^2 + N C) memory.
 
     Args:
-        teacher: (N, C_T) unit rows; no gradient is taken.
+        teacher: (N, C_T) unit rows, N at least 1; no gradient is taken. That rows are of length 1 is not checked, for
+            which a GPU would be waited for: where `|row|^2 / temperature` of either is above 88, float32 overflows and
+            the loss is no number. `relation_pixels` and `torch.nn.functional.normalize` make unit rows.
         student: (N, C_S) unit rows of the same dtype, float32 or float64.
         temperature: At least 0.02, so that float32 holds `exp(1 / temperature)`.
-        block: Side of the tiles of the two N x N relations that are held at a time; it changes the rounding only. Not
-            given: 512 on the CPU, whose caches hold that much, and up to 3072 on a GPU, which a tile should keep busy
-            for longer than it takes to launch the work.
+        block: Side of the tiles of the two N x N relations that are held at a time, at least 1; it changes the rounding
+            only. Not given: 512 on the CPU, whose caches hold that much, and up to 3072 on a GPU, which a tile should
+            keep busy for longer than it takes to launch the work.
         operations: How the tiles are worked on. Not given: Triton kernels for float32 on a GPU where Triton is
             installed, as it is with PyTorch's CUDA packages for Linux, and works, and PyTorch elsewhere; the two differ
             in rounding only.
 
     Returns:
-        A scalar that can be differentiated once.
+        A scalar that can be differentiated once; `backward` with `create_graph=True` raises a RuntimeError.
+
+    Raises:
+        ValueError: Rows that are not of the same N pixels or the same dtype, a temperature below 0.02, or a block
+            below 1.
+
+    Example:
+        >>> teacher, student = (relation_pixels(torch.randn(1, channels, 16, 24), 16, 24)[0] for channels in (64, 16))
+        >>> bool(streamed_relation(teacher, student, temperature=0.1) > 0)
+        True
     """
+    check_rows(teacher, student)
+    check_temperature(temperature, least=COLDEST)
+    if block is not None:
+        check_number("block", block, 1)
     side = block if block is not None else _tile_side(len(student), student.device)
     side = min(side, len(student), _TILE_MAX)
     return _StreamedRelation.apply(  # type: ignore[no-any-return]
@@ -200,7 +247,7 @@ class _StreamedRelation(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("relation_loss, as streamed_relation,")
     def backward(ctx: Any, *gradients: Any) -> tuple[None, Tensor, None, None, None]:
         return None, ctx.gradient * gradients[0], None, None, None
 

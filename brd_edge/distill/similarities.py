@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from brd_edge.distill.checks import COLDEST, check_number, check_rows, check_temperature
+from brd_edge.distill.derivatives import first_derivative_only
 
 __all__ = ["similarity_divergence"]
 
@@ -32,11 +34,30 @@ def similarity_divergence(
         student: Rows (N, C_S) and keys (M, C_S) of the same dtype, float32 or float64.
         weights: (N,), what each row counts; no gradient is taken.
         temperature: t, at least 0.02, so that float32 holds `exp(1 / t)`.
-        block: Rows that are held at a time; it changes the rounding only. Not given: as many as suit the device.
+        block: Rows that are held at a time, at least 1; it changes the rounding only. Not given: as many as suit the
+            device.
 
     Returns:
-        A scalar that can be differentiated once, by the student's rows and keys.
+        A scalar that can be differentiated once, by the student's rows and keys; `backward` with `create_graph=True`
+        raises a RuntimeError.
+
+    Raises:
+        ValueError: Rows, keys or weights that do not belong together or are not of the student's dtype, a temperature
+            below 0.02, or a block below 1.
+
+    Example:
+        >>> rows, keys = (torch.nn.functional.normalize(torch.randn(count, 8), dim=1) for count in (100, 7))
+        >>> mine = torch.nn.functional.normalize(torch.randn(100, 8), dim=1)
+        >>> bool(similarity_divergence((rows, keys), (mine, keys), torch.ones(100), temperature=0.1) > 0)
+        True
     """
+    check_rows(teacher[0], student[0])
+    check_rows(teacher[1], student[1], what="keys")
+    if weights.shape != student[0].shape[:1]:
+        raise ValueError(f"weights must be one number a row, ({len(student[0])},), got {tuple(weights.shape)}")
+    check_temperature(temperature, least=COLDEST)
+    if block is not None:
+        check_number("block", block, 1)
     held = block if block is not None else max(1, _BLOCK["cuda" if weights.is_cuda else "cpu"] // len(student[1]))
     teacher_rows, teacher_keys = (values.detach() for values in teacher)
     return _Divergence.apply(  # type: ignore[no-any-return]
@@ -78,7 +99,7 @@ class _Divergence(torch.autograd.Function):
         return total.to(rows.dtype)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("similarity_divergence, which cross_image_loss and memory_losses are made of,")
     def backward(ctx: Any, *outer: Any) -> tuple[Tensor | None, ...]:
         found = (None if gradient is None else gradient * outer[0] for gradient in ctx.gradients)
         return (*found, None, None, None, None, None)

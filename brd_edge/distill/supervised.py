@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from brd_edge.distill.checks import check_labels, check_number
 from brd_edge.distill.distributed import global_mean
 from brd_edge.distill.grid import IGNORE, wide
 
@@ -21,7 +22,12 @@ def class_weights(pixels: Sequence[int], kind: str) -> Tensor | None:
         pixels: Pixels of each class in the train split.
         kind: `none` gives nothing; `log_frequency` gives `1 / ln(1.1 + share of pixels)`, divided
             by its mean (Paszke et al., ENet, arXiv 1606.02147, section 5.2, with their 1.02 as 1.1).
+
+    Raises:
+        ValueError: `kind` is neither.
     """
+    if kind not in ("none", "log_frequency"):
+        raise ValueError(f"kind must be none or log_frequency, got {kind!r}")
     if kind == "none":
         return None
     share = torch.tensor(pixels, dtype=torch.float64) / max(1, sum(pixels))
@@ -39,7 +45,16 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Ten
 
     Returns:
         A scalar; 0 for a batch without a known pixel.
+
+    Raises:
+        ValueError: `labels` are not one map of the logits' height and width an image, or `weights` not one a class.
+
+    Example:
+        >>> logits, labels = torch.zeros(2, 4, 64, 96), torch.randint(0, 4, (2, 64, 96))
+        >>> round(cross_entropy(logits, labels, None).item(), 3)  # ln 4
+        1.386
     """
+    _check(logits, labels, weights)
     total = F.cross_entropy(wide(logits), labels, weight=weights, ignore_index=IGNORE, reduction="sum")
     return global_mean(total, _pixel_weights(labels, weights).sum())
 
@@ -63,7 +78,19 @@ def hard_cross_entropy(
 
     Returns:
         A scalar; 0 for a batch without a known pixel.
+
+    Raises:
+        ValueError: `labels` are not one map of the logits' height and width an image, `weights` not one a class, or
+            `probability` or `kept_min` are beyond 0 to 1.
+
+    Example:
+        >>> logits, labels = torch.randn(2, 4, 64, 96), torch.randint(0, 4, (2, 64, 96))
+        >>> bool(hard_cross_entropy(logits, labels, None) >= cross_entropy(logits, labels, None))
+        True
     """
+    _check(logits, labels, weights)
+    check_number("probability", probability, 0, 1)
+    check_number("kept_min", kept_min, 0, 1)
     known = labels != IGNORE
     losses = F.cross_entropy(wide(logits), labels, ignore_index=IGNORE, reduction="none")[known]
     weight = _pixel_weights(labels, weights)[known]
@@ -74,6 +101,14 @@ def hard_cross_entropy(
         limit = torch.minimum(floor, losses.detach().topk(least).values[-1])
         weight = weight * (losses.detach() >= limit)
     return global_mean((losses * weight).sum(), weight.sum())
+
+
+def _check(logits: Tensor, labels: Tensor, weights: Tensor | None) -> None:
+    check_labels(labels, logits, same_size=True)
+    if weights is not None and weights.shape != logits.shape[1:2]:
+        raise ValueError(
+            f"weights must be one number a class, ({logits.shape[1]},), got {tuple(weights.shape)}: see class_weights"
+        )
 
 
 def _pixel_weights(labels: Tensor, weights: Tensor | None) -> Tensor:
