@@ -5,10 +5,10 @@
 One teacher is trained; then every method trains the recipe's student once per seed, from the same
 initial weights and in the same order of data as the other methods with that seed. A cell that is done
 is not done again, and an interrupted one goes on from its checkpoint, so the command can be stopped
-and repeated; `--finished` writes the table of what is done so far. A table may also be made in parts, on
-several machines: `--reuse FILE` takes cells from an earlier result, where settings, teacher, code and data
-are the same. `--hold-out PATTERN` trains and validates on other parts of the train split; `--arms FILE`
-compares settings instead of methods (name to a list of KEY=VALUE).
+and repeated; `--finished` writes the table of what is done so far, and names what is not. A table may also
+be made in parts, on several machines: `--reuse FILE` takes cells from an earlier result, where settings,
+teacher, code and data are the same. `--hold-out PATTERN` trains and validates on other parts of the train
+split; `--arms FILE` compares settings instead of methods (name to a list of KEY=VALUE).
 
 The epoch of each training is chosen on the split that is scored, for all arms alike.
 
@@ -18,31 +18,43 @@ Written are a JSON file with every cell, and beside it a Markdown table.
 from __future__ import annotations
 
 import argparse
-import signal
+import json
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from benchmarks.argument_types import count, override
-from benchmarks.distillation_cells import SCORES, Cell, cells_of, is_scored, kept_scores, score, score_teacher
-from benchmarks.distillation_table import format_table
-from benchmarks.output import output_file
-from benchmarks.pipeline_runs import (
+from benchmarks.distillation_cells import (
+    SCORES,
+    Cell,
+    EarlierResult,
+    cells_of,
+    check_cells,
+    is_scored,
+    kept_scores,
+    read_result,
+    score,
+    score_teacher,
+)
+from benchmarks.distillation_runs import (
     TRAINING_LOG,
     PipelineRunError,
     PipelineRuns,
     pipeline_runs,
+    scoring_workers,
 )
+from benchmarks.distillation_table import format_table
+from benchmarks.output import output_file
 from benchmarks.statistics import paired_difference, summarise
-from brd_edge.distill.objective import METHODS
+from brd_edge.distill.methods import METHODS
 from brd_edge.environment import describe_environment
 from brd_edge.recipe import load_recipe
 from brd_edge.run import digest
@@ -53,36 +65,29 @@ from brd_edge.unique_yaml import parse_yaml
 CONTROLS = ("none", "kd")
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be done; `shared` are the overrides of the teacher and every cell."""
+
+    recipe: Path
+    shared: tuple[str, ...]
+    directory: Path
+    arms: Mapping[str, Sequence[str]]
+    cells: Sequence[Cell]
+    earlier: Sequence[EarlierResult]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.only and options.arms is None:
         parser.error("--only chooses among --arms, which is not given; --methods names methods")
+    if options.methods and options.arms is not None:
+        parser.error("--methods: --arms compares settings instead of methods; leave one out (--only chooses --arms)")
     try:
-        arms = _arms(options)
-        held = [] if options.hold_out is None else [override("data.hold_out", options.hold_out)]
-        shared = [*options.set, *held]
-        recipe = load_recipe(options.recipe, overrides=shared)
-        where = options.directory or Path("runs") / "distillation" / (
-            recipe.name + ("" if options.hold_out is None else "-" + digest(options.hold_out)[:6])
-        )
-        if not options.finished:
-            with pipeline_runs() as runs:
-                runs.run(options.recipe, shared, where / "teacher", "teacher")
-        model = (where / "teacher" / "teacher" / "model").resolve()
-        teacher = [override("teacher.checkpoint", str(model)), "teacher.train=null"]
-        cells = [
-            Cell(arm, seed, where / f"{arm}-{seed}", (*shared, *teacher, f"seed={seed}", *settings))
-            for seed in options.seeds
-            for arm, settings in arms.items()
-        ]
-        reused = _reused(options, cells, where / "teacher")
-        if options.finished:
-            cells = _finished(options.recipe, cells, reused)
-        with pipeline_runs() as runs:
-            _train_cells(options.recipe, [cell for cell in cells if cell not in reused], options.jobs, runs)
-        scores = score_teacher(options.recipe, shared, where / "teacher")
+        plan = _planned(options)
+        result = _carried_out(plan, options)
     except BrdEdgeError as error:
         print(f"benchmarks.distillation: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -92,10 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("benchmarks.distillation: interrupted; run it again to go on", file=sys.stderr)
         return 130
-    done = {arm: settings for arm, settings in arms.items() if any(cell.arm == arm for cell in cells)}
-    result = _result(options, done, [reused.get(cell) or kept_scores(cell) for cell in cells], scores)
     compared = "distillation" if options.arms is None else options.arms.stem
-    output = options.output or Path("benchmarks") / "results" / f"{compared}_{where.name}.json"
+    output = options.output or Path("benchmarks") / "results" / f"{compared}_{plan.directory.name}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(output, result)
     table = format_table(result)
@@ -104,19 +107,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _names(text: str) -> list[str]:
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected one name or more, separated by commas, came {text!r}")
+    return _once(found)
+
+
+def _seeds(text: str) -> list[int]:
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found or not all(part.isdecimal() for part in found):
+        raise argparse.ArgumentTypeError(f"expected whole numbers such as 0,1,2, came {text!r}")
+    # 0 and 00 are one seed
+    return [int(part) for part in _once([str(int(part)) for part in found])]
+
+
+def _once(found: list[str]) -> list[str]:
+    if twice := sorted({part for part in found if found.count(part) > 1}):
+        raise argparse.ArgumentTypeError(f"every one stands once, but twice stands {', '.join(twice)}")
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
-    def names(text: str) -> list[str]:
-        found = [part for part in text.split(",") if part]
-        if twice := sorted({part for part in found if found.count(part) > 1}):
-            raise argparse.ArgumentTypeError(f"every one stands once, but twice stands {', '.join(twice)}")
-        return found
-
-    def seeds(text: str) -> list[int]:
-        if not all(part.isdecimal() for part in names(text)) or not names(text):
-            raise argparse.ArgumentTypeError(f"expected whole numbers such as 0,1,2, came {text!r}")
-        # 0 and 00 are one seed
-        return [int(part) for part in names(",".join(str(int(part)) for part in names(text)))]
-
     summary, _example, *details = (__doc__ or "").split("\n\n")
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.distillation",
@@ -125,10 +137,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--methods", type=names, default=list(METHODS), help=f"of {','.join(METHODS)} (all)")
+    parser.add_argument("--methods", type=_names, help=f"of {','.join(METHODS)} (all)")
     parser.add_argument("--arms", type=Path, metavar="FILE", help="YAML of settings to compare instead of methods")
-    parser.add_argument("--only", type=names, metavar="NAMES", help="only these of --arms")
-    parser.add_argument("--seeds", type=seeds, default=[0, 1, 2], help="comma-separated (0,1,2)")
+    parser.add_argument("--only", type=_names, metavar="NAMES", help="only these of --arms")
+    parser.add_argument("--seeds", type=_seeds, default=[0, 1, 2], help="comma-separated (0,1,2)")
     parser.add_argument("--hold-out", metavar="PATTERN", help="validate on the train images of these names")
     parser.add_argument(
         "--set",
@@ -156,28 +168,86 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _planned(options: argparse.Namespace) -> _Plan:
+    """Return what the command line asks for, once all of it is known to be right: a teacher takes its time.
+
+    Raises:
+        RecipeError: Something is wrong.
+        RunError: What a cell is trained from is not there.
+    """
+    arms = _arms(options)
+    held = [] if options.hold_out is None else [override("data.hold_out", options.hold_out)]
+    shared = (*options.set, *held)
+    recipe = load_recipe(options.recipe, overrides=shared)
+    where = options.directory or Path("runs") / "distillation" / (
+        recipe.name + ("" if options.hold_out is None else "-" + digest(options.hold_out)[:6])
+    )
+    model = (where / "teacher" / "teacher" / "model").resolve()
+    teacher = [override("teacher.checkpoint", str(model)), "teacher.train=null"]
+    cells = [
+        Cell(arm, seed, where / f"{arm}-{seed}", (*shared, *teacher, f"seed={seed}", *settings))
+        for seed in options.seeds
+        for arm, settings in arms.items()
+    ]
+    check_cells(options.recipe, cells, source=options.arms, trains=not options.finished)
+    return _Plan(options.recipe, shared, where, arms, cells, [read_result(file) for file in options.reuse])
+
+
 def _arms(options: argparse.Namespace) -> dict[str, list[str]]:
     if options.arms is None:
-        unknown = [name for name in options.methods if name not in METHODS]
+        methods = options.methods or list(METHODS)
+        unknown = [name for name in methods if name not in METHODS]
         if unknown:
             raise RecipeError(f"--methods: unknown {', '.join(unknown)}; there are {', '.join(METHODS)}")
-        return {name: [f"distill.method={name}"] for name in options.methods}
-    try:
-        found = parse_yaml(options.arms.read_text(encoding="utf-8"))
-        arms = {str(name): [str(setting) for setting in settings] for name, settings in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{options.arms}: expected a mapping of names to lists of KEY=VALUE ({error})") from None
+        return {name: [f"distill.method={name}"] for name in methods}
+    arms = _read_arms(options.arms)
     unknown = [name for name in options.only or [] if name not in arms]
     if unknown:
         raise RecipeError(f"--only: unknown {', '.join(unknown)}; {options.arms} has {', '.join(arms)}")
     return {name: settings for name, settings in arms.items() if not options.only or name in options.only}
 
 
-def _reused(options: argparse.Namespace, cells: Sequence[Cell], teacher: Path) -> dict[Cell, dict[str, Any]]:
+def _read_arms(file: Path) -> dict[str, list[str]]:
+    expected = f"{file}: expected a mapping of names to lists of KEY=VALUE, such as `kd: [distill.method=kd]`"
+    try:
+        found = parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise RecipeError(f"{expected} ({error})") from None
+    if not isinstance(found, dict) or not found:
+        raise RecipeError(f"{expected}, came {found!r}")
+    for name, settings in found.items():
+        if not isinstance(settings, list) or not all(isinstance(setting, str) for setting in settings):
+            # quoted, as a value may be a list itself
+            right = json.dumps([settings] if isinstance(settings, str) else ["distill.method=kd"], ensure_ascii=False)
+            raise RecipeError(
+                f"{file}: {name}: expected a list of KEY=VALUE, such as `{name}: {right}` "
+                f"(`{name}: []` changes nothing), came {settings!r}"
+            )
+    return {str(name): settings for name, settings in found.items()}
+
+
+def _carried_out(plan: _Plan, options: argparse.Namespace) -> dict[str, Any]:
+    """Train and score what is not done yet, and return the result."""
+    directory = plan.directory / "teacher"
+    if not options.finished:
+        with pipeline_runs() as runs:
+            runs.run(plan.recipe, plan.shared, directory, "teacher", name="the teacher")
+    reused = _reused(plan)
+    cells = _finished(plan.recipe, plan.cells, reused) if options.finished else plan.cells
+    with pipeline_runs() as runs:
+        _train_cells(plan.recipe, [cell for cell in cells if cell not in reused], options.jobs, runs)
+    teacher = score_teacher(plan.recipe, plan.shared, directory)
+    done = {arm: settings for arm, settings in plan.arms.items() if any(cell.arm == arm for cell in cells)}
+    result = _result(options, done, [reused.get(cell) or kept_scores(cell) for cell in cells], teacher)
+    return {**result, "not_done": [{"arm": cell.arm, "seed": cell.seed} for cell in plan.cells if cell not in cells]}
+
+
+def _reused(plan: _Plan) -> dict[Cell, dict[str, Any]]:
     found: dict[Cell, dict[str, Any]] = {}
-    for file in options.reuse:
-        held, why = cells_of(file, options.recipe, cells, teacher)
-        _say(f"{file}: {len(held)} of {len(cells)} cells are taken from it" + ("" if why is None else f" ({why})"))
+    for earlier in plan.earlier:
+        held, why = cells_of(earlier, plan.recipe, plan.cells, plan.directory / "teacher")
+        taken = f"{len(held)} of {len(plan.cells)} cells are taken from it"
+        _say(f"{earlier.file}: {taken}" + ("" if why is None else f" ({why})"))
         found = held | found
     return found
 
@@ -206,9 +276,9 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int, runs: PipelineR
         if failed.is_set() or is_scored(recipe, cell):
             return
         steps = "" if jobs == 1 else f" (steps: {cell.directory / TRAINING_LOG})"
-        _say(f"{cell.arm}, seed {cell.seed}: training{steps}")
+        _say(f"{cell.name}: training{steps}")
         try:
-            runs.run(recipe, cell.overrides, cell.directory, "distill", jobs=jobs)
+            runs.run(recipe, cell.overrides, cell.directory, "distill", name=cell.name, jobs=jobs)
         except BaseException:
             failed.set()
             raise
@@ -223,15 +293,12 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int, runs: PipelineR
             left = sum(not other.score_file.exists() for other in cells)
             each_s = (time.monotonic() - start) / trained
         _say(
-            f"{cell.arm}, seed {cell.seed}: mIoU {100 * scores['miou']:.1f}; "
+            f"{cell.name}: mIoU {100 * scores['miou']:.1f}; "
             f"{len(cells) - left} of {len(cells)} cells done, about {left * each_s / 60:.0f} min left"
         )
 
-    # threads that score side by side would wait for each other; workers start when the first cell is scored, and
-    # leave it to this process to be interrupted
-    ignore = (signal.SIGINT, signal.SIG_IGN)
-    scorers = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=signal.signal, initargs=ignore)
-    with scorers, ThreadPoolExecutor(jobs) as executor:
+    # the workers start when the first cell is scored
+    with scoring_workers(jobs) as scorers, ThreadPoolExecutor(jobs) as executor:
         for future in [executor.submit(train, cell) for cell in cells]:
             future.result()
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from brd_edge.distill.objective import METHODS
+from brd_edge.distill.methods import METHODS
 from brd_edge.environment import describe_environment
+from brd_edge.models.encoders import encoder_problem
 from brd_edge.recipe import Recipe, load_recipe
 from brd_edge.run import Run, code_digest, digest
-from brd_edge.runtime.errors import RecipeError
+from brd_edge.runtime.errors import RecipeError, RunError
 from brd_edge.runtime.files import sha256_file, write_json_atomic
 from brd_edge.stages import STAGES
 from brd_edge.stages.training import deciding_settings
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 __all__ = [
     "SCORES",
     "Cell",
+    "EarlierResult",
     "cells_of",
+    "check_cells",
     "decides",
     "is_scored",
     "kept_scores",
+    "read_result",
     "score",
     "score_teacher",
     "validations",
@@ -53,9 +57,55 @@ class Cell:
     overrides: tuple[str, ...]
 
     @property
+    def name(self) -> str:
+        """What people are told."""
+        return f"{self.arm}, seed {self.seed}"
+
+    @property
     def score_file(self) -> Path:
         """Where the finished cell's scores lie."""
         return self.directory / "scores.json"
+
+
+@dataclass(frozen=True)
+class EarlierResult:
+    """An earlier result of this benchmark, of this machine or another.
+
+    Attributes:
+        file: Where it was read.
+        made_from: Digests of the content of the data set, the code and the teacher's weights.
+        cells: The scores of its cells by the digest of their settings.
+    """
+
+    file: Path
+    made_from: Mapping[str, str]
+    cells: Mapping[str, Mapping[str, Any]]
+
+
+def check_cells(recipe: Path, cells: Sequence[Cell], *, source: Path | None, trains: bool) -> None:
+    """Refuse now, before a teacher is trained, settings with which a cell could not be.
+
+    Args:
+        recipe: The recipe.
+        cells: All cells.
+        source: The file that the arms' settings stand in, if they do.
+        trains: Whether cells are trained: else the files that they are trained from may lie elsewhere.
+
+    Raises:
+        RecipeError: An arm's settings are wrong.
+        RunError: What an arm is trained from is not there.
+    """
+    # the cells of an arm differ in a number alone, the seed: the largest stands for all
+    for cell in {cell.arm: cell for cell in sorted(cells, key=lambda cell: cell.seed)}.values():
+        where = f"{cell.arm}: " if source is None else f"{source}: {cell.arm}: "
+        try:
+            resolved = load_recipe(recipe, overrides=cell.overrides)
+        except RecipeError as error:
+            raise RecipeError(where + str(error)) from None
+        if (problem := encoder_problem(resolved.student.encoder)) is not None:
+            raise RecipeError(f"{where}student.encoder: {problem}")
+        if trains and (missing := STAGES["distill"].missing(resolved)):
+            raise RunError(where + "\n".join(missing))
 
 
 def is_scored(recipe: Path, cell: Cell) -> bool:
@@ -76,23 +126,8 @@ def kept_scores(cell: Cell) -> dict[str, Any]:
     return {**scores, "validations": validations(cell)}
 
 
-def cells_of(
-    file: Path, recipe: Path, cells: Sequence[Cell], teacher: Path
-) -> tuple[dict[Cell, dict[str, Any]], str | None]:
-    """Find cells in an earlier result of this benchmark, of this machine or another.
-
-    A cell of it counts where everything that decides a training is the same: settings, seed, teacher, code, other
-    files, and the content of the data set, whose own files may lie elsewhere.
-
-    Args:
-        file: The earlier result's JSON file.
-        recipe: The recipe.
-        cells: What is looked for; their names in the file may be others.
-        teacher: Run directory of the teacher.
-
-    Returns:
-        The scores of those that it holds, as `kept_scores` returns them, and why others may be missing, if that is of
-        all cells alike.
+def read_result(file: Path) -> EarlierResult:
+    """Read an earlier result of this benchmark.
 
     Raises:
         RecipeError: The file is none of this benchmark, or does not tell what its cells were made from.
@@ -102,11 +137,32 @@ def cells_of(
         if found["benchmark"] != "distillation":
             raise ValueError(f"it is of the benchmark {found['benchmark']}")
         made_from = {name: found["teacher"][name] for name in ("data_set", "code", "weights")}
-        entries = {entry["settings"]: entry for entry in found["cells"]}
+        return EarlierResult(file, made_from, {entry["settings"]: entry for entry in found["cells"]})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(
             f"--reuse {file}: expected a result of benchmarks.distillation that tells what it was made from ({error!r})"
         ) from None
+
+
+def cells_of(
+    earlier: EarlierResult, recipe: Path, cells: Sequence[Cell], teacher: Path
+) -> tuple[dict[Cell, dict[str, Any]], str | None]:
+    """Find cells in an earlier result.
+
+    A cell of it counts where everything that decides a training is the same: settings, seed, teacher, code, other
+    files, and the content of the data set, whose own files may lie elsewhere.
+
+    Args:
+        earlier: The earlier result.
+        recipe: The recipe.
+        cells: What is looked for; their names in the earlier result may be others.
+        teacher: Run directory of the teacher.
+
+    Returns:
+        The scores of those that it holds, as `kept_scores` returns them, and why others may be missing, if that is of
+        all cells alike.
+    """
+    made_from = earlier.made_from
     run = Run(teacher.resolve())
     prepared, place = run.artifact("prepare"), _recorded_files(run).get(_DATA_SET)
     if prepared is None or run.artifact("teacher") is None:
@@ -118,7 +174,7 @@ def cells_of(
         # of the data set the content is compared, which is known if its files are still those that were prepared
         if prepared.content != made_from["data_set"] or now.get(_DATA_SET) != place:
             return {}, "its data set is another"
-        entry = entries.get(_settings(resolved))
+        entry = earlier.cells.get(_settings(resolved))
         if entry is not None and _others(entry.get("files", {})) == _others(now):
             reused[cell] = {**entry, "arm": cell.arm}
     if made_from["code"] != code_digest(STAGES["distill"].code):

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from tiny import TINY
 from benchmarks import distillation, distillation_cells
 from benchmarks.distillation_table import format_table
 from brd_edge.data.scenes import CLASSES, draw_scene
-from brd_edge.distill.objective import METHODS
+from brd_edge.distill.methods import METHODS
 from brd_edge.models.segmentation import ModelSpec, build_model
 from brd_edge.recipe import load_recipe
 from brd_edge.recipe_training import DistillSection
@@ -96,7 +97,13 @@ def test_cells_share_the_teacher_and_are_not_done_twice(tmp_path: Path, capfd: p
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert distillation.main(_arguments(tmp_path, "--methods", "none,kd,cwd", "--seeds", "0,1,2", "--finished")) == 0
     assert "training" not in capfd.readouterr().err
-    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["cells"] == result["cells"]
+    finished = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert (finished["cells"], result["not_done"]) == (result["cells"], [])
+    left = [("cwd", 0), ("cwd", 1), ("none", 2), ("kd", 2), ("cwd", 2)]
+    assert [(cell["arm"], cell["seed"]) for cell in finished["not_done"]] == left
+    table = (tmp_path / "result.md").read_text(encoding="utf-8")
+    assert "\nNot done yet: cwd, seeds 0, 1, 2; none, seed 2; kd, seed 2.\n" in table
+    assert "in place of the recipe's own: `data.size=[64, 96]`, " in table
     assert result["cells"][0] == first["cells"][0]
     assert [(cell["arm"], cell["seed"]) for cell in result["cells"]] == [("none", 0), ("kd", 0), ("none", 1), ("kd", 1)]
     assert all(cell["images"] == 3 for cell in result["cells"])
@@ -110,8 +117,7 @@ def test_cells_share_the_teacher_and_are_not_done_twice(tmp_path: Path, capfd: p
     differences = [scores["kd", seed] - scores["none", seed] for seed in (0, 1)]
     assert scores["none", 0] != scores["none", 1], "each seed trains a student of its own"
     assert against["mean"] == pytest.approx(sum(differences) / 2)
-    table = (tmp_path / "result.md").read_text(encoding="utf-8")
-    assert table == format_table(result)
+    assert table == format_table(finished)
     result["summary"]["kd"]["miou"]["count"] = 1
     assert "\n| kd (1 of 2 seeds) |" in format_table(result)
     assert "Difference to `none`, paired by seed" in table
@@ -262,10 +268,6 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--methods: unknown magic; there are none, kd, skd" in capsys.readouterr().err
     assert distillation.main(_arguments(tmp_path, "--methods", "none", "--seeds", "0", "--finished")) == 2
     assert "--finished: none of the 1 cells is done" in capsys.readouterr().err
-    bad = tmp_path / "arms.yaml"
-    bad.write_text("[1, 2]", encoding="utf-8")
-    assert distillation.main(_arguments(tmp_path, "--arms", str(bad))) == 2
-    assert "expected a mapping of names to lists of KEY=VALUE" in capsys.readouterr().err
     for pattern in ("abc*", "*_L", "[ab]*", "0001", "yes", "\N{GRINNING FACE}: *"):
         assert distillation.main(_arguments(tmp_path, "--hold-out", pattern)) == 2
         assert "drawn scenes have no sequences to hold out" in capsys.readouterr().err, pattern
@@ -273,11 +275,64 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture
         (("--only", "brd"), "--only chooses among --arms, which is not given"),
         (("--jobs", "0"), "argument --jobs: expected a whole number from 1, got '0'"),
         (("--seeds", "0,a"), "expected whole numbers such as 0,1,2, came '0,a'"),
+        (("--seeds", ","), "expected whole numbers such as 0,1,2, came ','"),
+        (("--methods", ""), "argument --methods: expected one name or more, separated by commas, came ''"),
+        (("--methods", ","), "argument --methods: expected one name or more, separated by commas, came ','"),
+        (("--arms", "a.yaml", "--only", ","), "argument --only: expected one name or more, separated by commas"),
+        (("--arms", "a.yaml", "--methods", "kd"), "--methods: --arms compares settings instead of methods"),
     ):
         with pytest.raises(SystemExit, match="2"):
             distillation.main(_arguments(tmp_path, *wrong))
         assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists(), "what cannot work leaves nothing behind"
+
+
+@pytest.mark.usefixtures("in_root")
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ("[1, 2]", "expected a mapping of names to lists of KEY=VALUE, such as `kd: [distill.method=kd]`, came [1, 2]"),
+        ("{}", "expected a mapping of names to lists of KEY=VALUE, such as `kd: [distill.method=kd]`, came {}"),
+        ("{a: [}", "expected a mapping of names to lists of KEY=VALUE, such as `kd: [distill.method=kd]` ("),
+        ("mine: distill.method=kd", 'mine: expected a list of KEY=VALUE, such as `mine: ["distill.method=kd"]` ('),
+        (
+            "mine:",
+            'mine: expected a list of KEY=VALUE, such as `mine: ["distill.method=kd"]` (`mine: []` changes nothing',
+        ),
+        ("mine: [distill.method: kd]", "came [{'distill.method': 'kd'}]"),
+        ("{good: [], mine: [distill.metod=kd]}", "mine: pipelines/quickstart.yaml: 1 error\n  distill.metod: "),
+        ("mine: [distill.train.epochs=none]", "mine: pipelines/quickstart.yaml: 1 error\n  distill.train.epochs: "),
+        ("mine: [distill.method]", "mine: --set distill.method: expected key=value"),
+        ("mine: [student.encoder=resnet81]", "mine: student.encoder: "),
+    ],
+)
+def test_wrong_arms_are_found_before_a_teacher_is_trained(
+    arms: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "arms.yaml"
+    file.write_text(arms, encoding="utf-8")
+    arguments = ["pipelines/quickstart.yaml", "--arms", str(file), "--directory", str(tmp_path / "runs")]
+    assert distillation.main([*arguments, "--output", str(tmp_path / "result.json")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"benchmarks.distillation: error: {file}: ") and message in told, told
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("in_root")
+def test_what_else_cells_lack_is_found_before_a_teacher_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.json"
+    other.write_text('{"benchmark": "loader"}', encoding="utf-8")
+    for given, code, message in (
+        (("--reuse", str(tmp_path / "none.json")), 2, "none.json: expected a result of benchmarks.distillation"),
+        (("--reuse", str(other)), 2, "other.json: expected a result of benchmarks.distillation"),
+        (("--seeds", "0,2147483648"), 2, "  seed: "),
+        (("--set", "student.encoder_weights=nowhere.safetensors"), 1, "there is no file nowhere.safetensors"),
+    ):
+        assert distillation.main(_arguments(tmp_path, "--methods", "none", *given)) == code
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.usefixtures("in_root")
@@ -291,45 +346,67 @@ def test_an_interruption_saves_the_training_and_is_one_line(
 
     Another process waits for cells to score.
     """
-    arms = tmp_path / "arms.yaml"
-    arms.write_text("{short: [distill.method=none], long: [distill.method=kd, distill.train.epochs=9999]}")
-    arguments = _arguments(tmp_path, "--arms", str(arms), "--seeds", "0", "--set", "distill.train.checkpoint_s=1")
-    # whoever runs the tests in the background lets them ignore the signal, and a program inherits that
-    heeding = (
-        "import os, signal, sys; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)]; "
-        "os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", heeding, sys.executable, "-m", "benchmarks.distillation", *arguments]
     training = tmp_path / "runs" / "long-0"
-    with (
-        (tmp_path / "stderr").open("w") as stderr,
-        subprocess.Popen(command, stderr=stderr, start_new_session=True) as running,
-    ):
-        try:
-            _wait_for((training / "distill" / "checkpoint.safetensors").exists, running)
-            pipelines = _pipelines_in(training)
-            send(running.pid, number)
-            code = running.wait(timeout=120)
-            left = _pipelines_in(training)
-        finally:
-            for process in _pipelines_in(training):
-                os.kill(process, signal.SIGKILL)
+    with _long_training(tmp_path) as running:
+        pipelines = _pipelines_in(training)
+        send(running.pid, number)
+        code = running.wait(timeout=120)
+        left = _pipelines_in(training)
     told = (tmp_path / "stderr").read_text(encoding="utf-8")
     assert code == 130, told
     assert len(pipelines) == 1
     assert left == []
     assert "Traceback" not in told, told
     assert re.search(r"stopped (at step \d+ of 19998|while validating); run it again to go on", told), told
-    assert told.endswith("benchmarks.distillation: long-0 was interrupted; run it again to go on\n"), told
+    assert told.endswith("benchmarks.distillation: long, seed 0 was interrupted; run it again to go on\n"), told
     assert (tmp_path / "runs" / "short-0" / "scores.json").exists()
     assert not (training / "scores.json").exists()
 
 
-def _wait_for(there: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+@pytest.mark.usefixtures("in_root")
+def test_nothing_goes_on_when_the_command_is_killed(tmp_path: Path) -> None:
+    """The training saves what it has, and lets go of the run directory."""
+    with _long_training(tmp_path) as running:
+        assert len(_in_session(running.pid)) > 2, (
+            "the command, the training, and a worker that waits for cells to score"
+        )
+        running.kill()
+        running.wait()
+        _wait_for(lambda: not _in_session(running.pid))
+    told = (tmp_path / "stderr").read_text(encoding="utf-8")
+    assert "Traceback" not in told, told
+    assert re.search(r"stopped (at step \d+ of 19998|while validating); run it again to go on\n\Z", told), told
+
+
+@contextmanager
+def _long_training(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the command until one cell is scored and the next one, of many epochs, has a checkpoint."""
+    arms, training = directory / "arms.yaml", directory / "runs" / "long-0"
+    arms.write_text("{short: [distill.method=none], long: [distill.method=kd, distill.train.epochs=9999]}")
+    arguments = _arguments(directory, "--arms", str(arms), "--seeds", "0", "--set", "distill.train.checkpoint_s=1")
+    # whoever runs the tests in the background lets them ignore the signal, and a program inherits that
+    heeding = (
+        "import os, signal, sys; [signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)]; "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", heeding, sys.executable, "-m", "benchmarks.distillation", *arguments]
+    with (
+        (directory / "stderr").open("w") as stderr,
+        subprocess.Popen(command, stderr=stderr, start_new_session=True) as running,
+    ):
+        try:
+            _wait_for((training / "distill" / "checkpoint.safetensors").exists, running)
+            yield running
+        finally:
+            for process in _in_session(running.pid):
+                os.kill(process, signal.SIGKILL)
+
+
+def _wait_for(there: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
     deadline = time.monotonic() + 240
     while not there():
         assert time.monotonic() < deadline, "it did not come so far"
-        assert process.poll() is None, "it has ended"
+        assert process is None or process.poll() is None, "it has ended"
         time.sleep(0.05)
 
 
@@ -342,5 +419,18 @@ def _pipelines_in(directory: Path) -> list[int]:
         except OSError:  # it has ended
             continue
         if b"brd_edge.pipeline" in words and str(directory).encode() in words:
+            found.append(int(process.name))
+    return found
+
+
+def _in_session(leader: int) -> list[int]:
+    """Return the processes of a session that go on: what an orphan leaves until somebody asks for it does not."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _parent, _group, session = (process / "stat").read_text().rsplit(")", 1)[1].split()[:4]
+        except OSError:  # it has ended
+            continue
+        if int(session) == leader and state != "Z":
             found.append(int(process.name))
     return found

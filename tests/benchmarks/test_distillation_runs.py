@@ -1,0 +1,91 @@
+"""A killed process can tell its children nothing: they end all the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from tiny import TINY
+
+ROOT = Path(__file__).parents[2]
+
+TRAINING = """
+import sys
+from pathlib import Path
+from benchmarks.distillation_runs import pipeline_runs
+with pipeline_runs() as runs:
+    runs.run(Path("pipelines/quickstart.yaml"), sys.argv[2:], Path(sys.argv[1]), "distill", name="a training")
+"""
+SCORING = """
+import os, time
+from benchmarks.distillation_runs import scoring_workers
+with scoring_workers(1) as workers:
+    print(workers.submit(os.getpid).result(), flush=True)
+    time.sleep(999)
+"""
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads process states from /proc")
+
+
+def test_a_training_is_told_once_to_end(tmp_path: Path) -> None:
+    run, told = tmp_path / "run", tmp_path / "stderr"
+    command = [sys.executable, "-c", TRAINING, str(run), *TINY, "teacher.train.epochs=9999"]
+    with told.open("w") as stderr, subprocess.Popen(command, cwd=ROOT, stderr=stderr) as parent:
+        # from then on it listens
+        assert _comes_true((run / "run.log").exists)
+        children = _children(parent.pid)
+        parent.kill()
+    try:
+        assert len(children) == 2, "the training and the watcher"
+        assert _comes_true(lambda: not any(map(_goes_on, children)))
+    finally:
+        _kill(children)
+    said = told.read_text(encoding="utf-8")
+    assert said.count("run it again to go on") == 1, said
+    assert "Traceback" not in said, said
+
+
+def test_a_scoring_worker_ends_with_its_parent() -> None:
+    with subprocess.Popen([sys.executable, "-c", SCORING], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        children = _children(parent.pid)
+        parent.kill()
+    try:
+        assert worker in children
+        assert _comes_true(lambda: not any(map(_goes_on, children)))
+    finally:
+        _kill(children)
+
+
+def _comes_true(there: Callable[[], bool], seconds: float = 120) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (found := there()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def _children(parent: int) -> list[int]:
+    lists = Path(f"/proc/{parent}/task").glob("*/children")
+    return [int(child) for text in lists for child in text.read_text().split()]
+
+
+def _goes_on(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    # of an orphan that has ended, until somebody asks
+    return state != "Z"
+
+
+def _kill(processes: list[int]) -> None:
+    for process in filter(_goes_on, processes):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
