@@ -86,13 +86,16 @@ def aim_rows(results: Sequence[str]) -> list[str]:
         *((f"mIoU over `{peer}`", "miou", peer, 0.0, "ahead") for peer in peers),
     ]
     return [
-        _row([row, text, *(_reached(table["brd"][score], table[arm][score], score, aim) for table in tables)])
+        _row([row, text, *(_reached(table, arm, score, aim) for table in tables)])
         for row, score, arm, aim, text in aims
     ]
 
 
-def _reached(values: Mapping[int, float], control: Mapping[int, float], score: str, aim: float) -> str:
-    """Return a difference and whether its mean reaches an aim; of connectivity errors it is relative to the control."""
+def _reached(table: Mapping[str, Mapping[str, Mapping[int, float]]], arm: str, score: str, aim: float) -> str:
+    """Return what `brd` has over an arm and whether the mean reaches an aim; of connectivity errors it is relative."""
+    if arm not in table:
+        return "n. t."
+    values, control = table["brd"][score], table[arm][score]
     found = paired_difference(values, control)
     assert found is not None, "no seed in common"
     text, mean, reached = format_difference(found), found["mean"], found["mean"] > aim
