@@ -171,6 +171,10 @@ def _run(run: Run, recipe: Recipe, stages: Sequence[str], stop: Stop, options: a
         with tracked(run, recipe, _say) as tracking:
             artifacts = _run_stages(run, recipe, stages, stop, options, command, tracking)
             return _conclude(run, artifacts)
+    except (InterruptedRunError, KeyboardInterrupt):
+        # where it was does not matter to anybody
+        log.info("not finished: interrupted")
+        raise
     except BaseException:
         log.info("not finished", exc_info=True)
         raise

@@ -729,7 +729,9 @@ def test_an_interrupted_benchmark_is_not_a_failed_engine(finished: Path, tmp_pat
     _, error = process.communicate(timeout=60)
 
     assert process.returncode == 130, error
-    assert "Traceback" not in error
+    log = (run / "run.log").read_text(encoding="utf-8")
+    assert "not finished: interrupted" in log
+    assert "Traceback" not in error + log
     assert not (run / "stages" / "benchmark.json").exists()
     assert not (run / "report.html").exists(), "no report of another benchmark stays"
 
