@@ -49,11 +49,11 @@ from benchmarks.distillation_runs import (
     PipelineRunError,
     PipelineRuns,
     pipeline_runs,
-    scoring_workers,
 )
 from benchmarks.distillation_table import format_table
 from benchmarks.output import output_file
 from benchmarks.statistics import paired_difference, summarise
+from brd_edge.data._workers import open_processes
 from brd_edge.distill.methods import METHODS
 from brd_edge.environment import describe_environment
 from brd_edge.recipe import load_recipe
@@ -297,8 +297,8 @@ def _train_cells(recipe: Path, cells: Sequence[Cell], jobs: int, runs: PipelineR
             f"{len(cells) - left} of {len(cells)} cells done, about {left * each_s / 60:.0f} min left"
         )
 
-    # the workers start when the first cell is scored
-    with scoring_workers(jobs) as scorers, ThreadPoolExecutor(jobs) as executor:
+    # threads that score side by side would wait for each other; the workers start when the first cell is scored
+    with open_processes(jobs) as scorers, ThreadPoolExecutor(jobs) as executor:
         for future in [executor.submit(train, cell) for cell in cells]:
             future.result()
 

@@ -1,7 +1,6 @@
-"""The processes of `benchmarks.distillation`: runs of the pipeline, and workers that score.
+"""The runs of the pipeline that `benchmarks.distillation` starts: none outlives the command.
 
-None outlives the command. Told to end, it tells the runs; where it is killed and can tell nothing (SIGKILL, out of
-memory), a watcher does, and the workers end by themselves.
+Told to end, it tells the runs; where it is killed and can tell nothing (SIGKILL, out of memory), a watcher does.
 """
 
 from __future__ import annotations
@@ -10,18 +9,15 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 from brd_edge.interrupt import handle_signals
 
-__all__ = ["TRAINING_LOG", "PipelineRunError", "PipelineRuns", "pipeline_runs", "scoring_workers"]
+__all__ = ["TRAINING_LOG", "PipelineRunError", "PipelineRuns", "pipeline_runs"]
 
 TRAINING_LOG = "training.log"
 _INTERRUPTED = 130
@@ -150,24 +146,6 @@ def _watcher() -> Iterator[IO[bytes]]:
     ) as process:
         assert process.stdin is not None, "it is a pipe"
         yield process.stdin
-
-
-def scoring_workers(jobs: int) -> ProcessPoolExecutor:
-    """Return processes that score cells: threads that score side by side would wait for each other."""
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_follow_parent)
-
-
-def _follow_parent() -> None:
-    """Leave Ctrl-C to the parent, and end with it even when it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-
-    def end() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=end, daemon=True).start()
 
 
 def _environment(jobs: int) -> dict[str, str]:

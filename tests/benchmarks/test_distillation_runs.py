@@ -23,13 +23,6 @@ from benchmarks.distillation_runs import pipeline_runs
 with pipeline_runs() as runs:
     runs.run(Path("pipelines/quickstart.yaml"), sys.argv[2:], Path(sys.argv[1]), "distill", name="a training")
 """
-SCORING = """
-import os, time
-from benchmarks.distillation_runs import scoring_workers
-with scoring_workers(1) as workers:
-    print(workers.submit(os.getpid).result(), flush=True)
-    time.sleep(999)
-"""
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads process states from /proc")
 
 
@@ -49,19 +42,6 @@ def test_a_training_is_told_once_to_end(tmp_path: Path) -> None:
     said = told.read_text(encoding="utf-8")
     assert said.count("run it again to go on") == 1, said
     assert "Traceback" not in said, said
-
-
-def test_a_scoring_worker_ends_with_its_parent() -> None:
-    with subprocess.Popen([sys.executable, "-c", SCORING], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        worker = int(parent.stdout.readline())
-        children = _children(parent.pid)
-        parent.kill()
-    try:
-        assert worker in children
-        assert _comes_true(lambda: not any(map(_goes_on, children)))
-    finally:
-        _kill(children)
 
 
 def _comes_true(there: Callable[[], bool], seconds: float = 120) -> bool:
