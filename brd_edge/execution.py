@@ -23,7 +23,15 @@ from brd_edge.environment import describe_environment
 from brd_edge.following import follow, is_follower, is_follower_lost, leading
 from brd_edge.interrupt import Stop, listen_for_stop
 from brd_edge.models.encoders import encoder_problem
-from brd_edge.planning import format_plan, missing_for, next_artifact, plan, reason_to_run
+from brd_edge.planning import (
+    format_plan,
+    missing_for,
+    next_artifact,
+    plan,
+    reason_to_run,
+    require_another_run,
+    require_same_recipe,
+)
 from brd_edge.recipe import Recipe, load_recipe
 from brd_edge.recipe_yaml import apply_override, read_yaml, used_variables
 from brd_edge.run import Artifact, Run, code_digest, open_run
@@ -37,7 +45,7 @@ from brd_edge.runtime.errors import (
     RunError,
     explain_error,
 )
-from brd_edge.runtime.files import expand_home, write_json_atomic, write_text_atomic
+from brd_edge.runtime.files import write_json_atomic, write_text_atomic
 from brd_edge.runtime.signature import SIGNATURE_NAME
 from brd_edge.stages import STAGES
 from brd_edge.stages.context import Context, Stage
@@ -73,7 +81,8 @@ def execute(given: Sequence[str]) -> int:
         directory = options.run_dir or Path("runs") / recipe.name
         if options.plan:
             run = Run(directory.resolve())
-            print(format_plan(plan(run, recipe, stages, first=options.first, force=options.force), recipe, stages))
+            steps = plan(run, recipe, stages, first=options.first, force=options.force)
+            print(format_plan(run, steps, recipe, stages))
             print(describe_tracking(run, recipe), end="")
             return 0
         if is_follower():
@@ -159,8 +168,8 @@ def _command(options: argparse.Namespace, given: Sequence[str]) -> str:
 
 
 def _run(run: Run, recipe: Recipe, stages: Sequence[str], stop: Stop, options: argparse.Namespace, command: str) -> int:
-    _require_same_recipe(run, recipe)
-    _require_another_run(run, recipe)
+    require_same_recipe(run, recipe)
+    require_another_run(run, recipe)
     missing = missing_for(recipe, stages)
     if missing:
         raise RunError("\n".join(missing))
@@ -178,30 +187,6 @@ def _run(run: Run, recipe: Recipe, stages: Sequence[str], stop: Stop, options: a
     except BaseException:
         log.info("not finished", exc_info=True)
         raise
-
-
-def _require_same_recipe(run: Run, recipe: Recipe) -> None:
-    """Keep one recipe from overwriting the trained models of another."""
-    path = run.path("recipe.yaml")
-    try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))["name"]
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-        return
-    if before != recipe.name:
-        raise RunError(
-            f"{run.directory}: holds a run of the recipe {before!r}, this is {recipe.name!r}; "
-            "choose another --run-dir, or delete that one"
-        )
-
-
-def _require_another_run(run: Run, recipe: Recipe) -> None:
-    """Refuse to compare a run with itself, whose results it is about to replace."""
-    compared = recipe.benchmark.compare_run
-    if compared is not None and expand_home(compared).resolve() == run.directory:
-        raise RecipeError(
-            f"benchmark.compare_run: {compared} is the run directory itself; give that of another run, "
-            "or this one another --run-dir"
-        )
 
 
 def _describe_run(run: Run, recipe: Recipe) -> None:

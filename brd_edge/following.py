@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from brd_edge.interrupt import Stop
-from brd_edge.processes import is_follower, started_processes
+from brd_edge.processes import end_with_launcher, is_follower, started_processes
 from brd_edge.recipe import Recipe
 from brd_edge.run import Run
 from brd_edge.runtime.errors import EngineError, GateError, RunError
@@ -46,6 +46,7 @@ def leading(recipe: Recipe) -> Iterator[None]:
         return
     from brd_edge.distill.distributed import broadcast_object, process_group
 
+    end_with_launcher()
     with process_group(training_device(recipe)):
         try:
             yield
@@ -70,6 +71,7 @@ def follow(recipe: Recipe, directory: Path, stop: Stop) -> int:
     from brd_edge.distill.distributed import broadcast_object, process_group
 
     run = Run(directory.resolve())
+    end_with_launcher()
     with process_group(training_device(recipe)):
         while (order := broadcast_object()) is not None:
             context = Context(recipe, run, {}, stop, lambda _text: None, "", order["key"])

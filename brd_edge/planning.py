@@ -4,14 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import yaml
+
+from brd_edge.data.index import load_dataset
 from brd_edge.recipe import Recipe
-from brd_edge.run import Artifact, Run, changed_inputs, changed_settings, code_digest, digest
+from brd_edge.run import (
+    Artifact,
+    Run,
+    changed_inputs,
+    changed_settings,
+    code_digest,
+    digest,
+    require_run_directory,
+)
+from brd_edge.runtime.errors import BrdEdgeError, RecipeError, RunError
+from brd_edge.runtime.files import expand_home
 from brd_edge.stages import STAGES
 from brd_edge.stages.context import Stage
 from brd_edge.tracking import missing_for_tracking
 
-__all__ = ["Step", "format_plan", "missing_for", "next_artifact", "plan", "reason_to_run"]
+__all__ = [
+    "Step",
+    "format_plan",
+    "missing_for",
+    "next_artifact",
+    "plan",
+    "reason_to_run",
+    "require_another_run",
+    "require_same_recipe",
+]
 
 
 @dataclass(frozen=True)
@@ -86,8 +109,40 @@ def missing_for(recipe: Recipe, stages: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def format_plan(steps: Sequence[Step], recipe: Recipe, stages: Sequence[str]) -> str:
-    """Return a plan as text: the stages, then what is missing."""
+def require_same_recipe(run: Run, recipe: Recipe) -> None:
+    """Keep one recipe from overwriting the trained models of another.
+
+    Raises:
+        RunError: The directory holds a run of another recipe.
+    """
+    path = run.path("recipe.yaml")
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return
+    if before != recipe.name:
+        raise RunError(
+            f"{run.directory}: holds a run of the recipe {before!r}, this is {recipe.name!r}; "
+            "choose another --run-dir, or delete that one"
+        )
+
+
+def require_another_run(run: Run, recipe: Recipe) -> None:
+    """Refuse to compare a run with itself, whose results it is about to replace.
+
+    Raises:
+        RecipeError: `benchmark.compare_run` is the run directory.
+    """
+    compared = recipe.benchmark.compare_run
+    if compared is not None and expand_home(compared).resolve() == run.directory:
+        raise RecipeError(
+            f"benchmark.compare_run: {compared} is the run directory itself; give that of another run, "
+            "or this one another --run-dir"
+        )
+
+
+def format_plan(run: Run, steps: Sequence[Step], recipe: Recipe, stages: Sequence[str]) -> str:
+    """Return a plan as text: the stages, then what is missing and what would be refused."""
     from tabulate import tabulate
 
     rows = [[step.stage.name, step.action, step.stage.plan(recipe), step.reason] for step in steps]
@@ -95,22 +150,46 @@ def format_plan(steps: Sequence[Step], recipe: Recipe, stages: Sequence[str]) ->
         rows, headers=["stage", "action", "would", "why"], tablefmt="simple", maxcolwidths=[None, None, 60, 40]
     )
     missing = [f"missing: {problem}" for problem in missing_for(recipe, stages)]
-    missing += [f"refused: {problem}" for problem in _model_problems(steps, recipe)]
+    refused = [*_run_problems(run, recipe), *_model_problems(run, steps, recipe)]
+    missing += [f"refused: {problem}" for problem in refused]
     notes = [f"note: {note}" for name in stages for note in STAGES[name].notes(recipe)]
     return "\n".join([table, *missing, *notes] if missing or notes else [table, "nothing is missing"])
 
 
-def _model_problems(steps: Sequence[Step], recipe: Recipe) -> list[str]:
+def _run_problems(run: Run, recipe: Recipe) -> list[str]:
+    """Return why the run directory cannot take a run of this recipe."""
+    checks = (
+        partial(require_run_directory, run.directory),
+        partial(require_same_recipe, run, recipe),
+        partial(require_another_run, run, recipe),
+    )
+    found = []
+    for check in checks:
+        try:
+            check()
+        except (BrdEdgeError, OSError) as error:
+            found.append(str(error))
+    return found
+
+
+def _model_problems(run: Run, steps: Sequence[Step], recipe: Recipe) -> list[str]:
     """Return why what would be trained cannot be; a second or two are little against finding out after the data."""
     if not any(step.action == "run" and step.stage.name in ("teacher", "distill") for step in steps):
         return []
     try:
         from brd_edge.stages.model_checks import model_problems
 
-        return model_problems(recipe)
+        return model_problems(recipe, classes=_prepared_classes(run, steps))
     except ImportError:
         # a plan can be made where nothing can be trained
         return []
+
+
+def _prepared_classes(run: Run, steps: Sequence[Step]) -> int | None:
+    """Return how many classes the data have, where they are prepared."""
+    if not any(step.stage.name == "prepare" and step.action in ("cached", "kept") for step in steps):
+        return None
+    return len(load_dataset(run.path("data")).classes)
 
 
 def _step(

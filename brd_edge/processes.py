@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Mapping
 
 from brd_edge.runtime.errors import RunError
 
-__all__ = ["is_follower", "local_processes", "local_rank", "started_processes"]
+__all__ = ["end_with_launcher", "is_follower", "local_processes", "local_rank", "started_processes"]
+
+_LOOK_S = 1.0
 
 
 def started_processes(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
@@ -64,6 +69,22 @@ def is_follower() -> bool:
     except RunError:  # said by the process that trains, or tries to
         return False
     return rank > 0
+
+
+def end_with_launcher() -> None:
+    """Tell this process to end (SIGTERM) when the one that started it, `torchrun`, is gone.
+
+    Torchrun tells its processes to end when it is told to; killed, it tells nobody, and they would train to the last
+    step in a run directory that nobody else can take.
+    """
+    launcher = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_LOOK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=look, name="end with the launcher", daemon=True).start()
 
 
 _WAY_OUT = "start several processes with torchrun, or unset {} to train in one"

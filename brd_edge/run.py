@@ -32,6 +32,7 @@ __all__ = [
     "digest",
     "is_run_directory",
     "open_run",
+    "require_run_directory",
     "stat_digest",
     "tree_files",
 ]
@@ -129,7 +130,7 @@ def open_run(directory: Path) -> Iterator[Run]:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _require_run_directory(directory)
+        require_run_directory(directory)
         lock = (directory / _LOCK).open("a+", encoding="utf-8")
     except OSError as error:
         reason = "it is a file" if directory.is_file() else error.strerror
@@ -165,8 +166,17 @@ def is_run_directory(directory: Path) -> bool:
     return (directory / _LOCK).is_file()
 
 
-def _require_run_directory(directory: Path) -> None:
-    """Refuse a directory of something else, in which a run would replace what has the names of its results."""
+def require_run_directory(directory: Path) -> None:
+    """Refuse a directory of something else, in which a run would replace what has the names of its results.
+
+    Raises:
+        RunError: It is a file, or holds what no run has made; one that is not there is taken.
+        OSError: It cannot be read.
+    """
+    if not directory.exists():
+        return
+    if directory.is_file():
+        raise RunError(f"{directory}: cannot be used as a run directory: it is a file; choose another --run-dir")
     others = sorted(path.name for path in directory.iterdir() if path.suffix != ".log")
     # a copy of a run may lack hidden files
     if others and not is_run_directory(directory) and not (directory / "stages").is_dir():

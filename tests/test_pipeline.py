@@ -456,6 +456,38 @@ def test_a_plan_refuses_models_that_cannot_be_matched_and_names_the_terms(
     assert "student encoder.16: stride 16" in printed
 
 
+def test_a_plan_refuses_a_teacher_of_other_classes_than_the_prepared_data(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = ModelSpec("FPN", "resnet18", classes=19)
+    save_model(build_model(spec, encoder_weights=None, seed=0), spec, tmp_path)
+    settings = ["teacher.train=null", f"teacher.checkpoint={tmp_path}"]
+
+    assert main(_arguments(finished, "--plan", settings=settings)) == 0
+
+    (refused,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("refused: "))
+    assert f"{tmp_path}: the teacher has 19 classes, the data set has 9" in refused
+
+
+def test_a_plan_refuses_a_directory_that_the_run_would_refuse(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.tex").touch()
+    itself = f"benchmark.compare_run={finished}"
+    for directory, settings, why in (
+        (tmp_path, [], "is no run directory, and holds something else (thesis.tex)"),
+        (tmp_path / "thesis.tex", [], "cannot be used as a run directory: it is a file"),
+        (finished, ["name=other"], "holds a run of the recipe 'quickstart', this is 'other'"),
+        (finished, [itself], "is the run directory itself"),
+    ):
+        assert main(_arguments(directory, "--plan", settings=settings)) == 0
+        refused = [line for line in capsys.readouterr().out.splitlines() if line.startswith("refused: ")]
+        assert [why in line for line in refused] == [True], (why, refused)
+        assert main(_arguments(directory, settings=settings)) in (1, 2)
+        assert why in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_data_that_are_refused_cost_no_recipe(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", str(finished), str(run)], check=True)

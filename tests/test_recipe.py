@@ -27,7 +27,8 @@ def test_every_recipe_is_valid_and_can_be_planned(path: Path, tmp_path: Path, mo
     recipe = load_recipe(path, environment={})
 
     assert recipe.name == path.stem, "the run directory is named after the recipe"
-    text = format_plan(plan(Run(tmp_path), recipe, list(STAGES), first=None, force=False), recipe, list(STAGES))
+    run = Run(tmp_path)
+    text = format_plan(run, plan(run, recipe, list(STAGES), first=None, force=False), recipe, list(STAGES))
     for name in STAGES:
         assert name in text
     if recipe.data.layout != "scenes":

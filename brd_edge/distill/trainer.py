@@ -163,6 +163,8 @@ def fit(
     """
     training = _prepare(model, objective, loader, settings, directory, key, seed, device)
     total = settings.epochs * loader.steps_per_epoch
+    if training.state.step:
+        say(f"      {title}: goes on at step {training.state.step} of {total}")
     with stop.cooperative(), _writing(training, total, title) as (bar, records):
         while _between_steps(training, settings, evaluate, records, bar, stop, title, total):
             _step(training, settings, names, device, records, bar, total)

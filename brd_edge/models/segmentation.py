@@ -26,7 +26,7 @@ from brd_edge.models.features import (
     trains_on_one_image,
 )
 from brd_edge.models.spec import ARCHITECTURES, Architecture, ModelSpec
-from brd_edge.models.storage import load_model, require_contract, save_model
+from brd_edge.models.storage import load_model, read_spec, require_contract, save_model
 
 __all__ = [
     "ARCHITECTURES",
@@ -42,6 +42,7 @@ __all__ = [
     "feature_table",
     "forward_features",
     "load_model",
+    "read_spec",
     "require_contract",
     "required_multiple",
     "save_model",

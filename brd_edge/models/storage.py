@@ -95,13 +95,8 @@ def load_model(directory: Path) -> tuple[nn.Module, ModelSpec]:
         ModelError: A file is missing or damaged, or the weights do not fit; the message names the
             file and the key.
     """
-    config_path, weights_path, sidecar = directory / _CONFIG, directory / _WEIGHTS, directory / _SIDECAR
-    if not directory.is_dir():
-        raise ModelError(f"{directory}: no such directory; a model is a directory with {_CONFIG} and {_WEIGHTS}")
-    if sidecar.exists():
-        spec = _spec_from_sidecar(sidecar, weights_path)
-    else:
-        spec = _spec_from_config(_read_object(config_path), config_path)
+    config_path, weights_path = directory / _CONFIG, directory / _WEIGHTS
+    spec = read_spec(directory)
     state = read_safetensors(weights_path)
     try:
         model = build_model(spec, encoder_weights=None, seed=0)
@@ -110,6 +105,23 @@ def load_model(directory: Path) -> tuple[nn.Module, ModelSpec]:
     state = {key: tensor for key, tensor in state.items() if not key.startswith("classification_head.")}
     load_strictly(model, state, f"{weights_path}: weights of {spec.arch} with encoder {spec.encoder!r}")
     return model.eval(), spec
+
+
+def read_spec(directory: Path) -> ModelSpec:
+    """Read what a saved model is, without its weights.
+
+    Args:
+        directory: As for `load_model`.
+
+    Raises:
+        ModelError: A file is missing or damaged; the message names the file and the key.
+    """
+    config_path, sidecar = directory / _CONFIG, directory / _SIDECAR
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: no such directory; a model is a directory with {_CONFIG} and {_WEIGHTS}")
+    if sidecar.exists():
+        return _spec_from_sidecar(sidecar, directory / _WEIGHTS)
+    return _spec_from_config(_read_object(config_path), config_path)
 
 
 def require_contract(directory: Path, contract: InputContract) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from brd_edge.data.dataset import Dataset
@@ -11,6 +12,7 @@ from brd_edge.recipe import Recipe
 from brd_edge.recipe_training import TrainSection
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import ModelError
+from brd_edge.runtime.files import expand_home
 from brd_edge.stages.context import input_contract, teacher_contract
 from brd_edge.stages.training import (
     distill_settings,
@@ -24,7 +26,9 @@ from brd_edge.stages.unlabelled import unlabelled_count
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["check_models", "model_problems", "require_takes"]
+    from brd_edge.models.segmentation import ModelSpec
+
+__all__ = ["check_models", "model_problems", "require_same_classes", "require_takes"]
 
 
 def check_models(recipe: Recipe, dataset: Dataset, *, given: nn.Module | None = None) -> None:
@@ -55,8 +59,26 @@ def check_models(recipe: Recipe, dataset: Dataset, *, given: nn.Module | None = 
         _require_match(recipe, teacher, student, classes=len(dataset.classes))
 
 
-def model_problems(recipe: Recipe) -> list[str]:
-    """Return why models of a recipe cannot be trained, as far as that can be told without data: for a plan."""
+def require_same_classes(checkpoint: Path, spec: ModelSpec, classes: int) -> None:
+    """Refuse a given teacher that tells other classes apart than the data have.
+
+    Raises:
+        ModelError: Their numbers differ.
+    """
+    if spec.classes != classes:
+        raise ModelError(
+            f"{checkpoint}: the teacher has {spec.classes} classes, the data set has {classes}; "
+            "give a teacher that was trained on the same classes, or leave out teacher.checkpoint to train one"
+        )
+
+
+def model_problems(recipe: Recipe, *, classes: int | None) -> list[str]:
+    """Return why models of a recipe cannot be trained, as far as that can be told without data: for a plan.
+
+    Args:
+        recipe: The recipe.
+        classes: How many classes the data have, where that is known.
+    """
     from brd_edge.models.segmentation import ModelSpec, build_model
 
     teacher, found = recipe.teacher, list[str]()
@@ -67,8 +89,8 @@ def model_problems(recipe: Recipe) -> list[str]:
         if train is None:
             continue
         try:
-            # how many classes the data have is not known yet, and matters to nothing here
-            spec = ModelSpec(section.arch, section.encoder, classes=2, options=dict(section.options))
+            # where the number of classes is not known yet, it matters to nothing here
+            spec = ModelSpec(section.arch, section.encoder, classes=classes or 2, options=dict(section.options))
             model = build_model(spec, encoder_weights=None, seed=0)
             check_training(name, model, train, contract, scale=scale)
             models[name] = model
@@ -76,10 +98,24 @@ def model_problems(recipe: Recipe) -> list[str]:
             found.append(str(error) if str(error).startswith(name) else f"{name}: {error}")
     if len(models) == len((teachers, students)):
         try:
-            _require_match(recipe, models["teacher"], models["student"], classes=2)
+            _require_match(recipe, models["teacher"], models["student"], classes=classes or 2)
         except ModelError as error:
             found.append(str(error))
-    return found
+    return [*found, *_given_problems(recipe, classes)]
+
+
+def _given_problems(recipe: Recipe, classes: int | None) -> list[str]:
+    """Return why a given teacher is none for data of so many classes; that there is none is said elsewhere."""
+    from brd_edge.models.segmentation import read_spec
+
+    checkpoint = None if recipe.teacher.checkpoint is None else expand_home(recipe.teacher.checkpoint).absolute()
+    if checkpoint is None or classes is None or not (checkpoint / "config.json").is_file():
+        return []
+    try:
+        require_same_classes(checkpoint, read_spec(checkpoint), classes)
+    except ModelError as error:
+        return [str(error)]
+    return []
 
 
 def _require_match(recipe: Recipe, teacher: nn.Module, student: nn.Module, *, classes: int) -> None:

@@ -20,7 +20,7 @@ from brd_edge.stages.context import (
     teacher_contract,
     training_device,
 )
-from brd_edge.stages.model_checks import check_models, require_takes
+from brd_edge.stages.model_checks import check_models, require_same_classes, require_takes
 from brd_edge.stages.training import (
     TRAINING_CODE,
     encoder_weights,
@@ -157,11 +157,7 @@ def _given(context: Context) -> tuple[nn.Module, ModelSpec]:
     model, spec = load_model(checkpoint)
     contract = teacher_contract(context.recipe)
     require_contract(checkpoint, contract)
-    if spec.classes != len(dataset.classes):
-        raise ModelError(
-            f"{checkpoint}: the teacher has {spec.classes} classes, the data set has {len(dataset.classes)}; "
-            "give a teacher that was trained on the same classes, or leave out teacher.checkpoint to train one"
-        )
+    require_same_classes(checkpoint, spec, len(dataset.classes))
     for name, values in model.state_dict().items():
         if not values.isfinite().all():
             raise ModelError(f"{checkpoint}: the weights {name} are not finite; export the teacher again")
@@ -184,8 +180,8 @@ def _load(context: Context) -> Outcome:
     miou = validation_miou(context, model, contract)
     if miou < _POOR_MIOU:
         context.say(
-            f"note: a teacher of {100 * miou:.1f} % mIoU has little to teach: is the order of its classes that of the "
-            "data set, and are data.mean and data.std what it was trained with?"
+            f"note: a teacher of {100 * miou:.1f} % mIoU has little to teach. Unless it was trained briefly: is the "
+            "order of its classes that of the data set, and are data.mean and data.std what it was trained with?"
         )
     summary = f"{spec.arch} / {spec.encoder} from {checkpoint}, validation mIoU {100 * miou:.1f} %"
     # no result: what later stages depend on is the model

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from running import in_session, pipelines_in, wait_for
 from safetensors.torch import save_file
 from tiny import TINY
 
@@ -348,10 +348,10 @@ def test_an_interruption_saves_the_training_and_is_one_line(
     """
     training = tmp_path / "runs" / "long-0"
     with _long_training(tmp_path) as running:
-        pipelines = _pipelines_in(training)
+        pipelines = pipelines_in(training)
         send(running.pid, number)
         code = running.wait(timeout=120)
-        left = _pipelines_in(training)
+        left = pipelines_in(training)
     told = (tmp_path / "stderr").read_text(encoding="utf-8")
     assert code == 130, told
     assert len(pipelines) == 1
@@ -367,12 +367,10 @@ def test_an_interruption_saves_the_training_and_is_one_line(
 def test_nothing_goes_on_when_the_command_is_killed(tmp_path: Path) -> None:
     """The training saves what it has, and lets go of the run directory."""
     with _long_training(tmp_path) as running:
-        assert len(_in_session(running.pid)) > 2, (
-            "the command, the training, and a worker that waits for cells to score"
-        )
+        assert len(in_session(running.pid)) > 2, "the command, the training, and a worker that waits for cells to score"
         running.kill()
         running.wait()
-        _wait_for(lambda: not _in_session(running.pid))
+        wait_for(lambda: not in_session(running.pid))
     told = (tmp_path / "stderr").read_text(encoding="utf-8")
     assert "Traceback" not in told, told
     assert re.search(r"stopped (at step \d+ of 19998|while validating); run it again to go on", told), told
@@ -395,42 +393,8 @@ def _long_training(directory: Path) -> Iterator[subprocess.Popen[bytes]]:
         subprocess.Popen(command, stderr=stderr, start_new_session=True) as running,
     ):
         try:
-            _wait_for((training / "distill" / "checkpoint.safetensors").exists, running)
+            wait_for((training / "distill" / "checkpoint.safetensors").exists, running)
             yield running
         finally:
-            for process in _in_session(running.pid):
+            for process in in_session(running.pid):
                 os.kill(process, signal.SIGKILL)
-
-
-def _wait_for(there: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + 240
-    while not there():
-        assert time.monotonic() < deadline, "it did not come so far"
-        assert process is None or process.poll() is None, "it has ended"
-        time.sleep(0.05)
-
-
-def _pipelines_in(directory: Path) -> list[int]:
-    """Return the processes of pipelines with this run directory."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-        except OSError:  # it has ended
-            continue
-        if b"brd_edge.pipeline" in words and str(directory).encode() in words:
-            found.append(int(process.name))
-    return found
-
-
-def _in_session(leader: int) -> list[int]:
-    """Return the processes of a session that go on: what an orphan leaves until somebody asks for it does not."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _parent, _group, session = (process / "stat").read_text().rsplit(")", 1)[1].split()[:4]
-        except OSError:  # it has ended
-            continue
-        if int(session) == leader and state != "Z":
-            found.append(int(process.name))
-    return found

@@ -256,7 +256,8 @@ def test_all_offenders_are_listed_together(root: Path, tmp_path: Path) -> None:
         f"{images / 'empty.png'}: the image cannot be read",
         f"{images / 'short.png'}: the image cannot be read",
         f"{labels / 'size.png'}: 64x63 pixels, but its image size.png has 64x64",
-        f"{labels / 'ids.png'}: unknown id 7 in 4096 of 4096 pixels; expected 0-1 and 255 (ignored)",
+        f"{labels / 'ids.png'}: unknown id 7 in 4096 of 4096 pixels; expected 0-1 and 255 (ignored); "
+        "what is void stands under `ignore` in classes.yaml",
         f"{images / 'both.png'}: the image cannot be read",
         f"{labels / 'both.png'}: the label cannot be read",
         f"{images / 'text.png'}: the image cannot be read",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from running import pipelines_in, wait_for
 from safetensors.numpy import load_file
+from tiny import TINY
 
 ROOT = Path(__file__).parents[2]
 WORKER = str(Path(__file__).parent / "training_worker.py")
@@ -19,13 +22,19 @@ UNREAD_WORKER = str(Path(__file__).parent / "unread_worker.py")
 MEMORY_WORKER = str(Path(__file__).parent / "memory_worker.py")
 
 
-def _run(processes: int, *arguments: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _command(processes: int, *arguments: str) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return [sys.executable, *launcher, *arguments]
+
+
+def _run(processes: int, *arguments: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, *launcher, *arguments],
+        _command(processes, *arguments),
         cwd=ROOT,
-        env=environment,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=seconds,
@@ -100,6 +109,36 @@ def test_a_process_that_remembers_nothing_yet_keeps_no_other_waiting() -> None:
 
 def test_a_stage_that_nothing_reads_is_not_waited_for() -> None:
     assert _run(2, UNREAD_WORKER, seconds=200).stdout.count("done") == 2
+
+
+def test_processes_end_with_a_torchrun_that_is_killed_and_one_goes_on(tmp_path: Path) -> None:
+    """Killed, torchrun tells nobody; its processes save what they have and let go of the run directory."""
+    run, stderr = tmp_path / "run", tmp_path / "stderr"
+    settings = (*TINY, "teacher.train.epochs=9999", "teacher.train.checkpoint_s=0.3")
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    arguments = ["-m", "brd_edge.pipeline", "pipelines/quickstart.yaml", "--run-dir", str(run), "--until", "teacher"]
+    with (
+        stderr.open("w") as file,
+        subprocess.Popen(_command(2, *arguments, *overrides), cwd=ROOT, env=ENVIRONMENT, stderr=file) as launcher,
+    ):
+        try:
+            wait_for((run / "teacher" / "checkpoint.safetensors").exists, launcher)
+        finally:
+            launcher.kill()
+    wait_for(lambda: not pipelines_in(run))
+    told = stderr.read_text(encoding="utf-8")
+    assert re.search(r"stopped (at step \d+ of 19998|while validating); run it again to go on", told), told
+
+    goes_on = re.compile(r"teacher: goes on at step [1-9]\d* of 19998")
+    with (
+        stderr.open("w") as file,
+        subprocess.Popen(_command(1, *arguments, *overrides), cwd=ROOT, env=ENVIRONMENT, stderr=file) as alone,
+    ):
+        try:
+            wait_for(lambda: goes_on.search(stderr.read_text(encoding="utf-8")) is not None, alone)
+        finally:
+            alone.terminate()
+    assert alone.returncode == 130
 
 
 def test_the_pipeline_under_torchrun(tmp_path: Path) -> None:

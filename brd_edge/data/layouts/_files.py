@@ -234,13 +234,14 @@ def _grey_scale(content: bytes) -> int:
     return {2: 85, 4: 17}.get(content[24], 1) if is_grey_png else 1
 
 
-def map_ids(ids: NDArray[Any], table: Mapping[int, int], path: Path) -> NDArray[np.uint8]:
+def map_ids(ids: NDArray[Any], table: Mapping[int, int], path: Path, *, remedy: str = "") -> NDArray[np.uint8]:
     """Replace ids by train ids.
 
     Args:
         ids: Integer array of any shape.
         table: Train id (or 255) by id; ids are 0 to 65535.
         path: File that the ids come from, for the message.
+        remedy: What to do about ids that are not in the table, where the user can, for the message.
 
     Returns:
         uint8 array of the same shape.
@@ -260,7 +261,7 @@ def map_ids(ids: NDArray[Any], table: Mapping[int, int], path: Path) -> NDArray[
     mapped: NDArray[np.int16] = lookup[small]
     unknown = mapped == _UNKNOWN
     if unknown.any():
-        raise DataError(f"{path}: {_describe_unknown(ids, unknown, table)}")
+        raise DataError(f"{path}: {_describe_unknown(ids, unknown, table)}{remedy and f'; {remedy}'}")
     return mapped.astype(np.uint8)
 
 

@@ -168,7 +168,8 @@ def _read_label(path: Path, *, classes: _Classes) -> NDArray[np.uint8]:
         mapped = _map_greys(image, table, classes, path)
     if mapped is not None:
         return mapped
-    return map_ids(read_ids(path), {**dict.fromkeys(classes.ignored, IGNORE_ID), **numbers}, path)
+    remedy = "what is void stands under `ignore` in classes.yaml"
+    return map_ids(read_ids(path), {**dict.fromkeys(classes.ignored, IGNORE_ID), **numbers}, path, remedy=remedy)
 
 
 def _map_palette(

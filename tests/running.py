@@ -1,0 +1,43 @@
+"""Processes that tests start and kill: which of them go on."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def wait_for(there: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
+    """Wait until something is there, while a process that has to make it runs."""
+    deadline = time.monotonic() + 240
+    while not there():
+        assert time.monotonic() < deadline, "it did not come so far"
+        assert process is None or process.poll() is None, "it has ended"
+        time.sleep(0.05)
+
+
+def pipelines_in(directory: Path) -> list[int]:
+    """Return the processes of pipelines with this run directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if b"brd_edge.pipeline" in words and str(directory).encode() in words:
+            found.append(int(process.name))
+    return found
+
+
+def in_session(leader: int) -> list[int]:
+    """Return the processes of a session that go on: what an orphan leaves until somebody asks for it does not."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _parent, _group, session = (process / "stat").read_text().rsplit(")", 1)[1].split()[:4]
+        except OSError:  # it has ended
+            continue
+        if int(session) == leader and state != "Z":
+            found.append(int(process.name))
+    return found
