@@ -75,8 +75,11 @@ def end_with_launcher() -> None:
     """Tell this process to end (SIGTERM) when the one that started it, `torchrun`, is gone.
 
     Torchrun tells its processes to end when it is told to; killed, it tells nobody, and they would train to the last
-    step in a run directory that nobody else can take.
+    step in a run directory that nobody else can take. Processes that were started otherwise, by a shell that may be
+    closed, stay as they are.
     """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
     launcher = os.getppid()
 
     def look() -> None:
