@@ -53,7 +53,7 @@ from benchmarks.distillation_runs import (
 from benchmarks.distillation_table import format_table
 from benchmarks.output import output_file
 from benchmarks.statistics import paired_difference, summarise
-from brd_edge.data._workers import open_processes
+from brd_edge.data.workers import open_processes
 from brd_edge.distill.methods import METHODS
 from brd_edge.environment import describe_environment
 from brd_edge.recipe import load_recipe

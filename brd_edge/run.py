@@ -129,12 +129,13 @@ def open_run(directory: Path) -> Iterator[Run]:
         RunError: Another process works in it, it cannot be written, or it holds something else.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         require_run_directory(directory)
+        directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / _LOCK).open("a+", encoding="utf-8")
     except OSError as error:
-        reason = "it is a file" if directory.is_file() else error.strerror
-        raise RunError(f"{directory}: cannot be used as a run directory: {reason}; choose another --run-dir") from None
+        raise RunError(
+            f"{directory}: cannot be used as a run directory: {error.strerror}; choose another --run-dir"
+        ) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,13 +31,24 @@ def pipelines_in(directory: Path) -> list[int]:
 
 
 def in_session(leader: int) -> list[int]:
-    """Return the processes of a session that go on: what an orphan leaves until somebody asks for it does not."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            state, _parent, _group, session = (process / "stat").read_text().rsplit(")", 1)[1].split()[:4]
-        except OSError:  # it has ended
-            continue
-        if int(session) == leader and state != "Z":
-            found.append(int(process.name))
-    return found
+    """Return the processes of a session that go on."""
+    return [
+        int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        if (fields := _fields(int(process.name))) is not None and int(fields[3]) == leader
+    ]
+
+
+def goes_on(process: int) -> bool:
+    """Return whether a process goes on."""
+    return _fields(process) is not None
+
+
+def _fields(process: int) -> list[str] | None:
+    """Return state, parent, group, session and more of a process, if it goes on."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()
+    except OSError:
+        return None
+    # what an orphan that has ended leaves until somebody asks for it
+    return None if fields[0] == "Z" else fields

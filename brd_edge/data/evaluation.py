@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from brd_edge.data._workers import work_ahead
 from brd_edge.data.dataset import Sample, read_input, read_label
 from brd_edge.data.loader import Backend, choose_backend
+from brd_edge.data.workers import work_ahead
 from brd_edge.runtime.contract import InputContract
 from brd_edge.runtime.errors import DataError
 

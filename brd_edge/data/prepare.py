@@ -16,11 +16,11 @@ from PIL import Image
 from brd_edge.data._convert import Job, cannot_convert, convert, write_file
 from brd_edge.data._images import encode_png
 from brd_edge.data._journal import Converted, open_journal, read_journal
-from brd_edge.data._workers import closing_pool, drain, open_processes, run_jobs
 from brd_edge.data.dataset import Dataset, Sample, find_class_pixels, hold_out_split, require_hold_out
 from brd_edge.data.findings import SKIPPED_NAME, Findings, describe_problems, find_repeated, save_skipped
 from brd_edge.data.index import INDEX_NAME, save_index
 from brd_edge.data.layouts.base import Content, Layout, Source, find_base, find_layout_problem
+from brd_edge.data.workers import closing_pool, drain, open_processes, run_jobs
 from brd_edge.runtime.errors import DataError
 
 __all__ = ["JOURNAL_NAME", "prepare", "prepare_scenes"]

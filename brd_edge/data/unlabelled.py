@@ -21,10 +21,10 @@ from PIL import Image
 from brd_edge.data._convert import cannot_convert, is_intact, is_naming, write_file
 from brd_edge.data._images import check_image, encode_png
 from brd_edge.data._journal import Converted, open_journal, read_journal
-from brd_edge.data._workers import work_ahead
 from brd_edge.data.dataset import Sample, find_class_pixels
 from brd_edge.data.findings import Skipped, SkippedSample, describe_problems, save_skipped
 from brd_edge.data.layouts._files import IMAGE_SUFFIXES, as_text, walk_files
+from brd_edge.data.workers import work_ahead
 from brd_edge.runtime.errors import DataError
 from brd_edge.runtime.files import sha256_file
 from brd_edge.runtime.frames import read_image, resize_class_map

@@ -190,7 +190,7 @@ STAGE = Stage(
         "data/_convert.py",
         "data/_images.py",
         "data/_journal.py",
-        "data/_workers.py",
+        "data/workers.py",
         "data/dataset.py",
         "data/findings.py",
         "data/index.py",

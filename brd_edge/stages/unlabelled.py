@@ -49,7 +49,7 @@ UNLABELLED_CODE = (
     "data/_convert.py",
     "data/_images.py",
     "data/_journal.py",
-    "data/_workers.py",
+    "data/workers.py",
     "data/layouts/_files.py",
     "stages/unlabelled.py",
 )

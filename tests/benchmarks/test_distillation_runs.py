@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from running import goes_on, wait_for
 from tiny import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +30,12 @@ def test_a_training_is_told_once_to_end(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TRAINING, str(run), *TINY, "teacher.train.epochs=9999"]
     with told.open("w") as stderr, subprocess.Popen(command, cwd=ROOT, stderr=stderr) as parent:
         # from then on it listens
-        assert _comes_true((run / "run.log").exists)
+        wait_for((run / "run.log").exists, parent)
         children = _children(parent.pid)
         parent.kill()
     try:
         assert len(children) == 2, "the training and the watcher"
-        assert _comes_true(lambda: not any(map(_goes_on, children)))
+        wait_for(lambda: not any(map(goes_on, children)))
     finally:
         _kill(children)
     said = told.read_text(encoding="utf-8")
@@ -44,28 +43,12 @@ def test_a_training_is_told_once_to_end(tmp_path: Path) -> None:
     assert "Traceback" not in said, said
 
 
-def _comes_true(there: Callable[[], bool], seconds: float = 120) -> bool:
-    deadline = time.monotonic() + seconds
-    while not (found := there()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return found
-
-
 def _children(parent: int) -> list[int]:
     lists = Path(f"/proc/{parent}/task").glob("*/children")
     return [int(child) for text in lists for child in text.read_text().split()]
 
 
-def _goes_on(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    # of an orphan that has ended, until somebody asks
-    return state != "Z"
-
-
 def _kill(processes: list[int]) -> None:
-    for process in filter(_goes_on, processes):
+    for process in filter(goes_on, processes):
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)

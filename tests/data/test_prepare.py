@@ -10,7 +10,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -23,8 +22,9 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from running import goes_on, wait_for
 
-from brd_edge.data import _workers
+from brd_edge.data import workers as pools
 from brd_edge.data._convert import cannot_convert
 from brd_edge.data.dataset import Dataset, read_label
 from brd_edge.data.findings import SKIPPED_NAME, load_skipped
@@ -454,14 +454,6 @@ def test_many_scenes_are_drawn_by_processes_as_here(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_label(sample), label)
 
 
-def is_running(process_id: int) -> bool:
-    try:
-        state = Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads process states from /proc")
 def test_drawing_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = (
@@ -476,10 +468,7 @@ def test_drawing_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
         children = [int(i) for i in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
         parent.kill()
     assert len(children) >= 2
-    deadline = time.monotonic() + 20
-    while any(map(is_running, children)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(is_running, children))
+    wait_for(lambda: not any(map(goes_on, children)))
     assert not (tmp_path / "index.json").exists()
 
 
@@ -704,12 +693,12 @@ def test_processes_give_what_threads_give(root: Path, tmp_path: Path, monkeypatc
 
     def open_processes(workers: int) -> Any:
         opened.append(workers)
-        return _workers.ProcessPoolExecutor(workers, mp_context=_workers.get_context("spawn"))
+        return pools.ProcessPoolExecutor(workers, mp_context=pools.get_context("spawn"))
 
-    monkeypatch.setattr(_workers, "open_processes", open_processes)
+    monkeypatch.setattr(pools, "open_processes", open_processes)
     many = run(root, tmp_path / "processes", skip_bad=True)
     assert opened == [2]
-    monkeypatch.setattr(_workers, "_FEW_JOBS", 1000)
+    monkeypatch.setattr(pools, "_FEW_JOBS", 1000)
     few = run(root, tmp_path / "threads", skip_bad=True)
     assert opened == [2]
     assert len(many.train) == len(few.train) == 68

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from brd_edge.data._workers import run_jobs
+from brd_edge.data.workers import run_jobs
 
 JOBS = 70
 
